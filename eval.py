@@ -1,0 +1,62 @@
+"""Evaluate a checkpoint, caption photographs, or score a file of captions.
+
+python eval.py --config FILE --checkpoint PATH [--split test] [key=value ...]
+python eval.py --config FILE --checkpoint PATH --images PATH...
+python eval.py --config FILE --captions FILE [--split test]
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from src.environment import prepare_environment, run_program
+from src.errors import InputError
+
+
+def main() -> None:
+    """Parse the command line and print a table, or one line per photograph."""
+    parser = argparse.ArgumentParser(description="Evaluate a checkpoint, or score captions.")
+    parser.add_argument("--config", required=True, help="the YAML file that the checkpoint was trained with")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path, help="a checkpoint, for example outputs/demo-grpo/checkpoints/best")
+    source.add_argument("--captions", type=Path, help="a COCO results file to score instead")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"))
+    parser.add_argument("--images", type=Path, nargs="+", help="photographs to caption; they need no ground truth")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    arguments = parser.parse_intermixed_args()
+    if arguments.images:  # --images takes all that follows it, overrides too
+        settings = [path for path in arguments.images if "=" in path.name and not path.exists()]
+        arguments.overrides += map(str, settings)
+        arguments.images = [path for path in arguments.images if path not in settings]
+    prepare_environment()
+
+    from src.config import load_config
+    from src.data.dataset import load_dataset
+    from src.device import setup_device
+    from src.evaluation.caption_metrics import load_captions
+    from src.evaluation.evaluate import caption_images, evaluate, scored
+    from src.evaluation.report import metrics_table
+
+    config = load_config(arguments.config, arguments.overrides)
+    if arguments.captions is not None:
+        captions = load_captions(arguments.captions)
+        result = scored(captions, load_dataset(config), arguments.split, "file")
+        print(metrics_table({arguments.captions.name: result}), result["signature"], json.dumps(result), sep="\n")
+        return
+    setup_device(config)
+    if arguments.images is not None:
+        captions, broken = caption_images(config, arguments.checkpoint, arguments.images)
+        for path, caption in captions.items():
+            print(f"{path}\t{caption}")
+        for path, reason in broken.items():
+            print(f"error: {path}: {reason}", file=sys.stderr)
+        if not captions:
+            raise InputError("no image could be captioned")
+        return
+    result = evaluate(config, load_dataset(config), arguments.checkpoint, arguments.split)
+    print(metrics_table({str(arguments.checkpoint): result}), result["signature"], sep="\n")
+
+
+if __name__ == "__main__":
+    run_program(main)

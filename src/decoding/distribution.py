@@ -1,0 +1,45 @@
+"""The one distribution that tokens are drawn from and scored under.
+
+Letters: R any leading shape of rows or rows and tokens, V vocabulary.
+"""
+
+import mindspore.common.dtype as mstype
+from mindspore import Tensor, ops
+
+from src.models.layers import MASKED
+
+
+def policy_logits(logits: Tensor, temperature: float, top_k: int, tokens: Tensor | None = None) -> Tensor:
+    """Logits [R, V] of the sampled distribution: divided by the temperature, and MASKED outside the top k.
+
+    top_k 0 keeps all. `tokens` int32 [R] stay inside, so that a token sampled by an older policy has a finite
+    log-prob when it has left the current top k.
+    """
+    if temperature != 1.0:
+        logits = logits / temperature
+    if top_k > 0:
+        threshold = ops.topk(logits, top_k)[0][..., -1:]
+        kept = logits >= threshold
+        if tokens is not None:
+            kept = ops.logical_or(kept, ops.expand_dims(tokens, -1) == ops.arange(logits.shape[-1]))
+        logits = ops.where(kept, logits, MASKED)
+    return logits
+
+
+def inverse_cdf(logits: Tensor, uniforms: Tensor, last: int) -> Tensor:
+    """Draw one token a row by inverse transform sampling: int32 [M] from logits [M, V] and uniforms [M].
+
+    The index is the number of cumulative sums <= u * (last cumulative sum), so that rounding of the sum does not
+    matter; it is clipped to `last`, the last id that may be drawn.
+    """
+    weights = ops.exp(logits - ops.stop_gradient(ops.amax(logits, -1, keepdims=True)))
+    cumulative = ops.cumsum(weights, -1)
+    threshold = ops.expand_dims(uniforms, -1) * cumulative[:, -1:]
+    index = ops.reduce_sum(ops.cast(cumulative <= threshold, mstype.float32), -1)
+    return ops.minimum(ops.cast(index, mstype.int32), last)
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log p(token): logits [R, V] and tokens int32 [R] -> [R]."""
+    chosen = ops.gather_elements(logits, logits.ndim - 1, ops.expand_dims(tokens, -1))
+    return ops.squeeze(chosen, -1) - ops.logsumexp(logits, -1)

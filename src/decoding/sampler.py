@@ -1,0 +1,91 @@
+"""Group sampling and greedy decoding: one graph each, with a static key/value cache and no random operator.
+
+Letters: B images, G group size, M = B*G rows (row = b*G + g), T tokens, D width, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import mindspore.common.dtype as mstype
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.decoding.distribution import inverse_cdf, policy_logits, token_logprobs
+from src.models.captioner import Captioner
+
+
+def generate(
+    captioner: Captioner,
+    inputs: Tensor,
+    rows: int,
+    tokens: int,
+    specials: tuple[int, int, int],
+    choose: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Decode `tokens` steps for `rows` rows; `choose(logits [M, V], t)` returns tokens [M] and log-probs [M].
+
+    specials: ids of PAD, BOS, EOS. Returns completion_ids int32 [M, T] (PAD behind the EOS), completion_mask
+    float32 [M, T] (1 for tokens chosen, up to and including the first EOS), logprobs float32 [M, T] (0 under the mask).
+    """
+    pad_id, bos_id, eos_id = specials
+    decoder = captioner.decoder
+    memory = captioner.memory(inputs)
+    caches = decoder.empty_cache(rows, tokens)
+    token = ops.full((rows,), bos_id, dtype=mstype.int32)
+    alive = ops.ones((rows,), mstype.float32)
+    all_ids, all_masks, all_logprobs = (), (), ()
+    for t in range(tokens):
+        hidden, caches = decoder.step(token, t, memory, caches)
+        chosen, logprob = choose(decoder.logits(hidden), t)
+        token = ops.where(alive > 0, chosen, pad_id)
+        all_ids += (token,)
+        all_masks += (alive,)
+        all_logprobs += (logprob * alive,)
+        alive = alive * ops.cast(token != eos_id, mstype.float32)
+    return ops.stack(all_ids, 1), ops.stack(all_masks, 1), ops.stack(all_logprobs, 1)
+
+
+class GroupSampler(nn.Cell):
+    """Samples G completions per image by inverse CDF: a pure function of parameters, inputs and uniforms.
+
+    Inputs: inputs (pixels [B, 3, H, W] or features [B, N, C]), uniforms float32 [M, T] in [0, 1).
+    Returns completion_ids, completion_mask and old_logprobs, each [M, T], as `generate`.
+    """
+
+    def __init__(
+        self, captioner: Captioner, specials: tuple[int, int, int], allowed: np.ndarray, temperature: float, top_k: int
+    ) -> None:
+        super().__init__()
+        self.captioner = captioner
+        self.specials = specials
+        self.last_allowed = int(np.flatnonzero(allowed)[-1])
+        self.temperature = temperature
+        self.top_k = top_k
+
+    def construct(self, inputs: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def choose(logits, t):
+            logits = policy_logits(logits, self.temperature, self.top_k)
+            token = inverse_cdf(logits, uniforms[:, t], self.last_allowed)
+            return token, token_logprobs(logits, token)
+
+        rows, tokens = uniforms.shape
+        return generate(self.captioner, inputs, rows, tokens, self.specials, choose)
+
+
+class GreedyDecoder(nn.Cell):
+    """The most probable token at every step, one completion per image.
+
+    Inputs: pixels [B, 3, H, W] or features [B, N, C]. Returns completion_ids, completion_mask, logprobs, each [B, T].
+    """
+
+    def __init__(self, captioner: Captioner, specials: tuple[int, int, int], tokens: int) -> None:
+        super().__init__()
+        self.captioner = captioner
+        self.specials = specials
+        self.tokens = tokens
+
+    def construct(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def choose(logits, t):
+            token = ops.cast(ops.argmax(logits, -1), mstype.int32)
+            return token, token_logprobs(logits, token)
+
+        return generate(self.captioner, inputs, inputs.shape[0], self.tokens, self.specials, choose)

@@ -1,0 +1,29 @@
+"""The device of a program: target with fallback, graph or PyNative mode, seeds of the initialisers."""
+
+import mindspore as ms
+from mindformers import build_context
+
+from src.config import Config
+from src.errors import InputError
+
+TARGETS = ("Ascend", "GPU", "CPU")
+
+
+def setup_device(config: Config) -> str:
+    """Choose the device and the mode, and seed the initialisers. Returns the target taken.
+
+    Errors: InputError where `device` names a target that this MindSpore or this machine lacks.
+    """
+    if config.device == "auto":
+        target = next(name for name in TARGETS if ms.hal.is_available(name))
+    elif ms.hal.is_available(config.device):
+        target = config.device
+    else:
+        raise InputError(
+            f"device={config.device}: this MindSpore {ms.__version__} finds no such device; use device=auto, "
+            "or install the MindSpore and the driver that belong together"
+        )
+    mode = ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE
+    build_context({"use_parallel": False, "context": {"mode": mode, "device_target": target}})
+    ms.set_seed(config.seed)
+    return target

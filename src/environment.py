@@ -1,0 +1,46 @@
+"""Environment of a program: set before MindSpore is imported, and restored by nobody."""
+
+import contextlib
+import logging
+import os
+import platform
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+
+from src.errors import ProgramError
+
+
+def prepare_environment() -> None:
+    """Set what MindSpore and MindFormers read at import time. What the user has set wins."""
+    # oneDNN's AVX-512 path falls back to a reference convolution for kernels larger than 1x1: 100 times slower.
+    if platform.machine() in ("x86_64", "AMD64") and "ONEDNN_MAX_CPU_ISA" not in os.environ:
+        os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+        print("environment: ONEDNN_MAX_CPU_ISA=AVX2 (fast convolutions on CPU)", file=sys.stderr)
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore: errors only
+    # MindFormers makes a log folder in the working directory unless it is told where.
+    os.environ.setdefault("LOG_MF_PATH", os.path.join(tempfile.gettempdir(), f"mindformers-log-{os.getuid()}"))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # A user sees this program's lines, not those of the libraries below it; their errors still come through.
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Run `main`, and end the process with the exit status that `src.errors` defines."""
+    try:
+        main()
+    except ProgramError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def quiet_stdout():
+    """Send what libraries print to stdout nowhere (pycocotools and pycocoevalcap print progress)."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield

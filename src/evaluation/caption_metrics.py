@@ -1,0 +1,149 @@
+"""Scores of captions by pycocoevalcap after its PTB tokenizer, and the line that says how a score was made."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
+
+from src.data.ptb import java_failure, ptb_tokenize, put_java_on_path, tokenize_captions
+from src.environment import quiet_stdout
+from src.errors import InputError
+
+
+class CaptionScores(NamedTuple):
+    """`metrics`: Bleu_1..4, METEOR, ROUGE_L, CIDEr on pycocoevalcap's scale. `cider`: CIDEr of each image id."""
+
+    metrics: dict[str, float]
+    cider: dict[int, float]
+
+
+def compute_metrics(
+    captions: Mapping[int, str], ground_truths: Mapping[int, Sequence[str]], *, ptb_done: bool = False
+) -> CaptionScores:
+    """Score one caption per image id against its ground truths; document frequencies are those of `ground_truths`.
+
+    ptb_done: the ground truths (not the captions) come from `ptb_tokenize` already.
+    InputError if the two do not hold the same images, or if Java is missing or fails. METEOR takes 10 s to load.
+    """
+    _check_same_images(captions, ground_truths)
+    truths = {image_id: list(ground_truths[image_id]) for image_id in captions}
+    truths = truths if ptb_done else tokenize_captions(truths, None)
+    lines = ptb_tokenize(list(captions.values()))
+    results = {image_id: [line] for image_id, line in zip(captions, lines, strict=True)}
+    with quiet_stdout():
+        bleu, _ = Bleu(4).compute_score(truths, results, verbose=0)
+        rouge, _ = Rouge().compute_score(truths, results)
+        cider, cider_per_image = Cider().compute_score(truths, results)
+    metrics = {f"Bleu_{n}": float(score) for n, score in enumerate(bleu, start=1)}
+    metrics |= {"METEOR": _meteor(truths, results), "ROUGE_L": float(rouge), "CIDEr": float(cider)}
+    return CaptionScores(metrics, dict(zip(captions, map(float, cider_per_image), strict=True)))
+
+
+def corpus_cider(captions: Mapping[int, str], ground_truths: Mapping[int, Sequence[str]]) -> float:
+    """pycocoevalcap's CIDEr without Java, for validation during training.
+
+    Both sides hold PTB tokens separated by blanks. InputError if they do not hold the same images.
+    """
+    _check_same_images(captions, ground_truths)
+    truths = {image_id: list(ground_truths[image_id]) for image_id in captions}
+    return float(Cider().compute_score(truths, {image_id: [caption] for image_id, caption in captions.items()})[0])
+
+
+def signature(*, document_frequencies: str, decoding: str, num_images: int) -> str:
+    """How the scores of `compute_metrics` were made, in SacreBLEU's manner.
+
+    document_frequencies: the name of the evaluated split, whose ground truths give CIDEr's document frequencies.
+    decoding: for example "greedy", "beam3", or "file" for captions made elsewhere.
+    """
+    parts = f"tok:ptb|df:{document_frequencies}|eos:no|decoding:{decoding}|images:{num_images}"
+    return f"{parts}|pycocoevalcap:{version('pycocoevalcap')}"
+
+
+def load_captions(path: str | Path) -> dict[int, str]:
+    """Read a COCO results file: a list of {"image_id": int, "caption": str}; other keys are not read.
+
+    InputError naming the file and the first wrong entry. An empty caption is a caption.
+    """
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give a COCO results file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON ({error}); write it again") from error
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f'{path}: want a list of {{"image_id": int, "caption": str}} with at least one entry')
+    captions: dict[int, str] = {}
+    for number, entry in enumerate(entries):
+        image_id = entry.get("image_id") if isinstance(entry, dict) else None
+        if type(image_id) is not int:  # not isinstance: True is an int
+            raise InputError(f'{path}: entry {number} has no integer "image_id"; want {{"image_id": 1, "caption": ""}}')
+        if not isinstance(entry.get("caption"), str):
+            raise InputError(f'{path}: entry {number} (image_id {image_id}) has no string "caption"; add it')
+        if image_id in captions:
+            raise InputError(f"{path}: entry {number} repeats image_id {image_id}; keep one caption per image")
+        captions[image_id] = entry["caption"]
+    return captions
+
+
+def _check_same_images(captions: Mapping[int, str], ground_truths: Mapping[int, Sequence[str]]) -> None:
+    if not captions:
+        raise InputError("no captions to score")
+    for missing, what in (
+        (ground_truths.keys() - captions.keys(), "caption"),
+        (captions.keys() - ground_truths.keys(), "ground truth"),
+    ):
+        if missing:
+            raise InputError(f"no {what} for {len(missing)} images (first image_id {min(missing)}): give one for each")
+    empty = [image_id for image_id, rows in ground_truths.items() if not rows]
+    if empty:
+        raise InputError(f"no ground truth for {len(empty)} images (first image_id {empty[0]}): leave them out")
+
+
+def _meteor(truths: Mapping[int, list[str]], results: Mapping[int, list[str]]) -> float:
+    def one_field(
+        texts: list[str],
+    ) -> list[str]:  # ||| separates METEOR's fields, and pycocoevalcap leaves it in truths
+        return [text.replace("|||", " ") for text in texts]
+
+    with _meteor_child() as meteor:
+        score, _ = meteor.compute_score(
+            {image_id: one_field(texts) for image_id, texts in truths.items()},
+            {image_id: one_field(texts) for image_id, texts in results.items()},
+        )
+    return float(score)
+
+
+class _Meteor(Meteor):
+    def __del__(self) -> None:
+        """Meteor's own waits for ever on its lock after a failure; `_meteor_child` ends the process instead."""
+
+
+@contextlib.contextmanager
+def _meteor_child() -> Iterator[Meteor]:
+    """METEOR's Java process, ended on leaving whatever happens; InputError if it breaks."""
+    put_java_on_path()
+    try:
+        meteor = _Meteor()
+    except OSError as error:
+        raise InputError(f"java does not start: {error}") from error
+    child = meteor.meteor_p
+    try:
+        yield meteor
+    except (OSError, ValueError) as error:  # a closed pipe, or a line that is not a number
+        child.kill()
+        raise java_failure("METEOR", child.stderr.read()) from error
+    finally:
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            with contextlib.suppress(OSError):  # what was not written yet
+                pipe.close()

@@ -1,0 +1,91 @@
+"""Caption decoder: a post-norm Transformer over image memory, teacher forced or one cached step at a time.
+
+Letters as in src.models.layers; V is the vocabulary, T the longest caption.
+"""
+
+import mindspore as ms
+import mindspore.common.dtype as mstype
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Normal, initializer
+
+from src.config import DecoderConfig
+from src.models.layers import MASKED, DecoderLayer, attend, dense
+
+Memory = tuple[tuple[Tensor, Tensor], ...]  # per layer: keys and values [B, H, N, d]
+
+
+class Decoder(nn.Cell):
+    """Maps grid features and token ids to logits over the tokens that a caption may hold.
+
+    Args: channels: width of the features; allowed: bool [V], False for tokens that are never produced.
+    """
+
+    def __init__(self, config: DecoderConfig, channels: int, allowed: np.ndarray) -> None:
+        super().__init__()
+        width, vocab_size = config.width, len(allowed)
+        self.width = width
+        self.sites = 1 + 3 * config.layers
+        self.memory_projection = dense(channels, width)
+        self.embedding = Parameter(initializer(Normal(width**-0.5), (vocab_size, width)), name="embedding")
+        self.positions = Parameter(initializer(Normal(width**-0.5), (config.positions, width)), name="positions")
+        self.layers = nn.CellList([DecoderLayer(width, config.heads, config.feed_forward) for _ in range(config.layers)])
+        self.output = dense(width, vocab_size)
+        self.allowed_bias = Tensor(np.where(allowed, 0.0, MASKED), ms.float32)
+        self.future_bias = Tensor(np.triu(np.full((config.positions,) * 2, MASKED), 1), ms.float32)
+
+    def memory(self, features: Tensor) -> Memory:
+        """features [B, N, C], float16 or float32 -> keys and values of every layer, once per image."""
+        memory = self.memory_projection(ops.cast(features, mstype.float32))  # [B, N, D]
+        heads = ()
+        for layer in self.layers:
+            heads += (layer.memory_heads(memory),)
+        return heads
+
+    def hidden(self, inputs: Tensor, memory: Memory, keep: Tensor | None = None) -> Tensor:
+        """Teacher forcing: inputs int32 [M, L] (BOS first) -> hidden states [M, L, D].
+
+        keep: dropout factors [1 + 3*layers, M, L, D] (embedding, then three per layer), or None.
+        """
+        length = inputs.shape[1]
+        x = (ops.gather(self.embedding, inputs, 0) + self.positions[:length]) * self.width**0.5
+        if keep is not None:
+            x = x * keep[0]
+        bias = self.future_bias[:length, :length]
+        for index, layer in enumerate(self.layers):
+            query, key, value = layer.qkv(x)
+            sites = None if keep is None else keep[1 + 3 * index : 4 + 3 * index]
+            x = layer.mix(x, attend(query, key, value, bias), memory[index], sites)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., D] -> logits [..., V], MASKED for tokens that are never produced."""
+        return self.output(hidden) + self.allowed_bias
+
+    def empty_cache(self, rows: int, length: int) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Zero keys and values [M, H, T, d] for every layer."""
+        caches = ()
+        for layer in self.layers:
+            empty = ops.zeros((rows, layer.heads, length, self.width // layer.heads), mstype.float32)
+            caches += ((empty, empty),)
+        return caches
+
+    def step(self, token: Tensor, position: int, memory: Memory, caches: tuple) -> tuple[Tensor, tuple]:
+        """One token per row: token int32 [M] at `position` -> hidden [M, D] and the caches with its key and value."""
+        x = (ops.gather(self.embedding, token, 0) + self.positions[position]) * self.width**0.5
+        x = ops.expand_dims(x, 1)  # [M, 1, D]
+        length = caches[0][0].shape[2]
+        here = self.one_hot(position, length)
+        bias = self.future_bias[position, :length]
+        updated = ()
+        for index, layer in enumerate(self.layers):
+            query, key, value = layer.qkv(x)  # [M, H, 1, d]
+            keys = caches[index][0] + here * key
+            values = caches[index][1] + here * value
+            updated += ((keys, values),)
+            x = layer.mix(x, attend(query, keys, values, bias), memory[index], None)
+        return ops.squeeze(x, 1), updated
+
+    def one_hot(self, position: int, length: int) -> Tensor:
+        """[length, 1], 1 at `position`: a multiplication writes the cache with a static shape on every device."""
+        return ops.cast(ops.arange(length) == position, mstype.float32).reshape(length, 1)

@@ -1,0 +1,112 @@
+"""Load ResNet-50 weights: the original's MindSpore `.ckpt`, or `.safetensors` with torchvision's names.
+
+The file is not trusted: all its parameters are checked before the first one is set.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+from safetensors import SafetensorError, safe_open
+
+from src.errors import InputError
+from src.models.resnet import ResNet50
+
+# A part of a MindSpore name -> the same part of torchvision's.
+_NORM_PARTS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+_BODY = ("conv", "bn", "norm", "layer")  # how a name begins that belongs to the encoder; others are a classifier's
+
+
+def load_encoder_weights(encoder: nn.Cell, path: str) -> None:
+    """Set every parameter of a ResNet-50 from the file at `path`; the classifier in it is ignored.
+
+    Raises InputError, and leaves the encoder as it was, when the file is missing, of another kind, damaged,
+    or not exactly this network: a name that is missing or unknown, another shape, values that are not finite.
+    """
+    if not isinstance(encoder, ResNet50):
+        raise InputError("encoder.checkpoint: only encoder.kind=resnet50 has weights to load; leave it out")
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such weights file; check encoder.checkpoint")
+    suffix = os.path.splitext(path)[1]
+    parameters = {parameter.name: parameter for parameter in encoder.get_parameters()}
+    if suffix == ".safetensors":
+        arrays = _load_safetensors(path)
+        names = {name: _torchvision_name(name) for name in parameters}
+    elif suffix == ".ckpt":
+        arrays = _load_ckpt(path)
+        names = {name: name for name in parameters}
+    else:
+        raise InputError(
+            f"{path}: weights are read from .safetensors (torchvision's names) or MindSpore's .ckpt; "
+            "convert it to .safetensors (.pth and .pt hold pickles, which can run code)"
+        )
+    _check_names(path, arrays, names)
+    values = {name: _checked(path, names[name], arrays[names[name]], parameters[name].shape) for name in parameters}
+    for name, value in values.items():
+        parameters[name].set_data(ms.Tensor(value))
+
+
+def _torchvision_name(name: str) -> str:
+    """`layer1.0.down_sample.1.gamma` -> `layer1.0.downsample.1.weight`, and so on."""
+    cell, part = name.replace("down_sample", "downsample").rsplit(".", 1)
+    if part in _NORM_PARTS:
+        cell = "bn1" if cell == "norm" else cell.replace(".norm", ".bn")
+    return f"{cell}.{_NORM_PARTS.get(part, part)}"
+
+
+def _load_safetensors(path: str) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({_one_line(error)}); copy it again") from error
+
+
+def _load_ckpt(path: str) -> dict[str, np.ndarray]:
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # MindSpore logs what it raises; the one line is ours
+    try:
+        values = ms.load_checkpoint(path)
+        return {name: value.asnumpy() for name, value in values.items() if isinstance(value, ms.Tensor)}
+    except Exception as error:  # MindSpore raises many types for a damaged file
+        raise InputError(f"{path}: not a readable MindSpore checkpoint ({_one_line(error)}); copy it again") from error
+    finally:
+        logging.disable(level)
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _check_names(path: str, found: Mapping[str, np.ndarray], names: Mapping[str, str]) -> None:
+    """All of `names`' values are in the file, and nothing else that could belong to the encoder."""
+    wanted = set(names.values())
+    for name in names.values():
+        if name in found:
+            continue
+        prefixed = next((other for other in found if other.endswith("." + name)), None)
+        if prefixed:
+            mend = f"it has {prefixed}: save the encoder alone, without the prefix {prefixed[: -len(name)]}"
+        else:
+            mend = "use ResNet-50 weights with torchvision's names (.safetensors) or the original's (.ckpt)"
+        raise InputError(f"{path}: {name} is missing; {mend}")
+    for name in found:
+        if name not in wanted and name.startswith(_BODY) and not name.endswith("num_batches_tracked"):
+            raise InputError(f"{path}: {name} is not a parameter of ResNet-50; use ResNet-50 weights")
+
+
+def _checked(path: str, name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if array.shape != tuple(shape):
+        raise InputError(f"{path}: {name} has shape {array.shape}, not {tuple(shape)}; use ResNet-50 weights")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"{path}: {name} has type {array.dtype}, not a float; use unquantised weights")
+    array = np.ascontiguousarray(array, np.float32)
+    variance = name.endswith(("running_var", "moving_variance"))
+    if not np.isfinite(array).all() or (variance and array.min() < 0):
+        raise InputError(f"{path}: {name} has values that are not finite or a negative variance; use other weights")
+    return array

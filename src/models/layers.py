@@ -1,0 +1,88 @@
+"""Layers of the decoder: attention that serves whole sequences and single cached steps alike.
+
+Letters: B images, G group size, M = B*G rows (row = b*G + g), L tokens of a sequence, N image tokens, D width,
+H heads, d = D/H.
+"""
+
+import mindspore.common.dtype as mstype
+from mindspore import Tensor, nn, ops
+
+MASKED = -1e9  # added to a logit that must not count; its exponential is 0 in float32
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[R, L, D] -> [R, H, L, d]."""
+    rows, length, width = x.shape
+    return x.reshape(rows, length, heads, width // heads).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """[R, H, L, d] -> [R, L, D]."""
+    rows, heads, length, size = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(rows, length, heads * size)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention (Vaswani et al. 2017, equation 1), in the dtype of its inputs.
+
+    query [R, H, L, d]; key and value [R, H, K, d]; bias broadcast to [R, H, L, K], MASKED where not to look.
+    Returns [R, H, L, d].
+    """
+    scores = ops.matmul(query, key.swapaxes(-1, -2)) * (query.shape[-1] ** -0.5)
+    if bias is not None:
+        scores = scores + bias
+    return ops.matmul(ops.softmax(scores, -1), value)
+
+
+def dense(channels: int, width: int) -> nn.Dense:
+    """A linear layer with Xavier-uniform weights and no initial bias, in float32."""
+    return nn.Dense(channels, width, weight_init="xavier_uniform", bias_init="zeros", dtype=mstype.float32)
+
+
+class DecoderLayer(nn.Cell):
+    """Post-norm Transformer decoder layer whose memory is shared by the G rows of a group."""
+
+    def __init__(self, width: int, heads: int, feed_forward: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.self_qkv = dense(width, 3 * width)
+        self.self_out = dense(width, width)
+        self.cross_query = dense(width, width)
+        self.cross_kv = dense(width, 2 * width)
+        self.cross_out = dense(width, width)
+        self.expand = dense(width, feed_forward)
+        self.contract = dense(feed_forward, width)
+        self.self_norm = nn.LayerNorm((width,), epsilon=1e-5)
+        self.cross_norm = nn.LayerNorm((width,), epsilon=1e-5)
+        self.out_norm = nn.LayerNorm((width,), epsilon=1e-5)
+
+    def memory_heads(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """memory [B, N, D] -> keys and values, each [B, H, N, d], once per image."""
+        key, value = ops.chunk(self.cross_kv(memory), 2, -1)
+        return split_heads(key, self.heads), split_heads(value, self.heads)
+
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [M, L, D] -> query, key, value of self-attention, each [M, H, L, d]."""
+        query, key, value = ops.chunk(self.self_qkv(x), 3, -1)
+        return split_heads(query, self.heads), split_heads(key, self.heads), split_heads(value, self.heads)
+
+    def cross(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+        """Attention of x [M, L, D] to its image: the G rows of a group are G*L queries on the same keys."""
+        key, value = memory
+        images = key.shape[0]
+        rows, length, width = x.shape
+        query = self.cross_query(x).reshape(images, rows // images * length, width)  # [B, G*L, D]
+        attended = merge_heads(attend(split_heads(query, self.heads), key, value))
+        return self.cross_out(attended).reshape(rows, length, width)
+
+    def mix(self, x: Tensor, attended: Tensor, memory: tuple[Tensor, Tensor], keep: Tensor | None) -> Tensor:
+        """What follows self-attention: residual sums, cross-attention and feed-forward. Returns [M, L, D].
+
+        attended [M, H, L, d]; keep: dropout factors [3, M, L, D] of the three sub-layers, or None.
+        """
+        update = self.self_out(merge_heads(attended))
+        x = self.self_norm(x + (update if keep is None else update * keep[0]))
+        update = self.cross(x, memory)
+        x = self.cross_norm(x + (update if keep is None else update * keep[1]))
+        update = self.contract(ops.relu(self.expand(x)))
+        return self.out_norm(x + (update if keep is None else update * keep[2]))

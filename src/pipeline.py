@@ -1,0 +1,72 @@
+"""What the scripts run: the stages of one configuration in order, each as a process of its own.
+
+python -m src.pipeline ce|grpo|eval [--config FILE] [key=value ...]
+ce: train, evaluate. grpo: CE if it is not complete, GRPO, both evaluated, the table. eval: evaluate the best checkpoint.
+"""
+
+import argparse
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from src.config import Config, load_config, stage_overrides
+from src.environment import run_program
+from src.evaluation.report import owning_folder, write_report
+
+
+def main() -> None:
+    """Run the stages; the first that fails ends the program with its exit status."""
+    parser = argparse.ArgumentParser(description="Train and evaluate the stages of a configuration.")
+    parser.add_argument("goal", choices=("ce", "grpo", "eval"))
+    parser.add_argument("--config", type=Path, help="default: configs/demo/<goal>.yaml, grpo.yaml for eval")
+    parser.add_argument("--checkpoint", type=Path, help="for eval: default is the best of the run")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"))
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="go to every stage")
+    arguments = parser.parse_intermixed_args()
+    file = arguments.config or Path(f"configs/demo/{'grpo' if arguments.goal == 'eval' else arguments.goal}.yaml")
+    config = load_config(file, arguments.overrides)
+    stages = [Stage(file, config, arguments.overrides, arguments.checkpoint)]
+    if config.stage != "ce" and arguments.goal != "eval":
+        overrides = stage_overrides(arguments.overrides) + (["fresh=true"] if config.fresh else [])
+        ce_file = file.parent / config.init_config
+        init = None if config.init_checkpoint is None else Path(config.init_checkpoint)
+        stages.insert(0, Stage(ce_file, load_config(ce_file, overrides), overrides, init))
+
+    for stage in stages:
+        if arguments.goal != "eval" and stage.checkpoint is None:
+            run_program_of(stage, "train.py")
+    for stage in stages:
+        best = stage.config.run_folder / "checkpoints" / "best"
+        run_program_of(stage, "eval.py", "--split", arguments.split, "--checkpoint", str(stage.checkpoint or best))
+    folders = {
+        stage.config.stage.upper(): owning_folder(stage.config, stage.checkpoint) if stage.checkpoint else stage.config.run_folder
+        for stage in stages
+    }
+    print(write_report(folders, stages[-1].config.run_folder, arguments.split))
+
+
+class Stage(NamedTuple):
+    """One stage: its file, what that resolves to, its overrides, and a checkpoint that stands in for its training."""
+
+    file: Path
+    config: Config
+    overrides: list[str]
+    checkpoint: Path | None
+
+
+def run_program_of(stage: Stage, program: str, *arguments: str) -> None:
+    """Run train.py or eval.py in the foreground, hand SIGTERM on to it, and end with its status if not 0."""
+    child = subprocess.Popen([sys.executable, program, "--config", str(stage.file), *arguments, *stage.overrides])
+    signal.signal(signal.SIGTERM, lambda signum, frame: child.send_signal(signum))
+    try:
+        status = child.wait()
+    except KeyboardInterrupt:
+        status = child.wait()
+    if status != 0:
+        sys.exit(status if status > 0 else 128 - status)
+
+
+if __name__ == "__main__":
+    run_program(main)

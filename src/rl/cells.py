@@ -1,0 +1,131 @@
+"""Loss cells and the reference cell: the functions of src.rl.losses on the captioner's log-probs, as graphs.
+
+Letters: B images, M rows, T tokens, D width, V vocabulary.
+"""
+
+import mindspore as ms
+import mindspore.common.dtype as mstype
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.config import Config
+from src.decoding.distribution import policy_logits, token_logprobs
+from src.models.captioner import Captioner
+from src.rl.losses import GRPO_STATS, aggregate, cross_entropy_loss, grpo_loss
+
+
+def shift_right(tokens: Tensor, bos_id: int) -> Tensor:
+    """Decoder inputs int32 [M, T]: BOS, then all tokens but the last."""
+    start = ops.full((tokens.shape[0], 1), bos_id, dtype=mstype.int32)
+    return ops.concat((start, tokens[:, :-1]), 1)
+
+
+def flat_logits(captioner: Captioner, inputs: Tensor, tokens: Tensor, bos_id: int, keep: Tensor | None = None) -> Tensor:
+    """Teacher-forced logits [M*T, V] of tokens int32 [M, T] on the images given as `inputs`."""
+    hidden = captioner.hidden(inputs, shift_right(tokens, bos_id), keep)
+    return captioner.decoder.logits(hidden.reshape(-1, hidden.shape[-1]))
+
+
+class LogprobCell(nn.Cell):
+    """Log-probs of given completions under the sampled distribution: the reference policy of a rollout.
+
+    Inputs: inputs (pixels or features), completion_ids int32 [M, T]. Returns float32 [M, T].
+    """
+
+    def __init__(self, captioner: Captioner, bos_id: int, temperature: float, top_k: int) -> None:
+        super().__init__()
+        self.captioner = captioner
+        self.bos_id = bos_id
+        self.temperature = temperature
+        self.top_k = top_k
+
+    def construct(self, inputs: Tensor, completion_ids: Tensor) -> Tensor:
+        tokens = completion_ids.reshape(-1)
+        logits = flat_logits(self.captioner, inputs, completion_ids, self.bos_id)
+        logits = policy_logits(logits, self.temperature, self.top_k, tokens)
+        return token_logprobs(logits, tokens).reshape(completion_ids.shape)
+
+
+class GRPOLossCell(nn.Cell):
+    """GRPO's loss of a minibatch of whole groups.
+
+    Inputs: inputs (pixels or features of B images), completion_ids int32, completion_mask, old_logprobs, ref_logprobs
+    float32, each [M, T], advantages float32 [M]. Returns the loss and statistics named by STATS.
+    """
+
+    STATS = (*GRPO_STATS, "entropy")
+
+    def __init__(self, captioner: Captioner, bos_id: int, config: Config) -> None:
+        super().__init__()
+        self.captioner = captioner
+        self.bos_id = bos_id
+        self.temperature = config.grpo.temperature
+        self.top_k = config.grpo.top_k
+        self.clip_eps_low = config.grpo.clip_eps_low
+        self.clip_eps_high = config.grpo.clip_eps_high
+        self.kl_coef = config.kl.coef
+        self.importance_weight = config.kl.importance_weight
+        self.aggregation = config.loss.aggregation
+
+    def construct(
+        self,
+        inputs: Tensor,
+        completion_ids: Tensor,
+        mask: Tensor,
+        old_logprobs: Tensor,
+        ref_logprobs: Tensor,
+        advantages: Tensor,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        tokens = completion_ids.reshape(-1)
+        logits = flat_logits(self.captioner, inputs, completion_ids, self.bos_id)
+        logits = policy_logits(logits, self.temperature, self.top_k, tokens)
+        all_logprobs = ops.log_softmax(logits, -1)  # [M*T, V]
+        logprobs = ops.squeeze(ops.gather_elements(all_logprobs, 1, ops.expand_dims(tokens, 1)), 1)
+        loss, stats = grpo_loss(
+            logprobs.reshape(mask.shape),
+            old_logprobs,
+            ref_logprobs,
+            advantages,
+            mask,
+            clip_eps_low=self.clip_eps_low,
+            clip_eps_high=self.clip_eps_high,
+            kl_coef=self.kl_coef,
+            aggregation=self.aggregation,
+            importance_weight=self.importance_weight,
+        )
+        fixed = ops.stop_gradient(all_logprobs)
+        entropy = -ops.reduce_sum(ops.exp(fixed) * fixed, -1).reshape(mask.shape)
+        return loss, (*stats, aggregate(entropy, mask, "token"))
+
+
+class CELossCell(nn.Cell):
+    """Cross-entropy of all captions of an image with one encoding.
+
+    Inputs: inputs (pixels or features of B images), targets int32 [M, T], mask float32 [M, T], keep bool
+    [sites, M, T, D]: dropout masks, of no effect where the rate is 0. Returns the loss and statistics named by STATS.
+    """
+
+    STATS = ("token_accuracy",)
+
+    def __init__(self, captioner: Captioner, bos_id: int, allowed: np.ndarray, dropout: float, smoothing: float) -> None:
+        super().__init__()
+        self.captioner = captioner
+        self.bos_id = bos_id
+        self.allowed_share = Tensor(allowed / allowed.sum(), ms.float32)  # [V]
+        self.dropout = dropout
+        self.smoothing = smoothing
+
+    def construct(self, inputs: Tensor, targets: Tensor, mask: Tensor, keep: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+        factors = None
+        if self.dropout > 0:
+            factors = ops.cast(keep, mstype.float32) * (1.0 / (1.0 - self.dropout))
+        tokens = targets.reshape(-1)
+        logits = flat_logits(self.captioner, inputs, targets, self.bos_id, factors)
+        all_logprobs = ops.log_softmax(logits, -1)  # [M*T, V]
+        logprobs = ops.squeeze(ops.gather_elements(all_logprobs, 1, ops.expand_dims(tokens, 1)), 1).reshape(mask.shape)
+        mean_logprobs = logprobs
+        if self.smoothing > 0:
+            mean_logprobs = ops.reduce_sum(all_logprobs * self.allowed_share, -1).reshape(mask.shape)
+        loss = cross_entropy_loss(logprobs, mean_logprobs, mask, self.smoothing)
+        hits = ops.cast(ops.cast(ops.argmax(logits, -1), mstype.int32) == tokens, mstype.float32).reshape(mask.shape)
+        return loss, (aggregate(hits, mask, "token"),)

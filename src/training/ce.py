@@ -1,0 +1,115 @@
+"""Stage 1: cross-entropy on all captions of an image with one encoding.
+
+Letters: B images, K captions per image, M = B*K rows (row = b*K + k), T tokens.
+"""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from mindspore import Tensor
+from tqdm import tqdm
+
+from src.errors import RunStopped
+from src.rl.cells import CELossCell
+from src.rng import generator, keep_masks, permutation
+from src.training.checkpoint import load_checkpoint, optimizer_parameters
+from src.training.optim import build_optimizer
+from src.training.run import Run
+from src.training.step import TrainStep
+
+
+class CaptionTargets:
+    """Target tokens of all training captions, and the choice of K of them per image and epoch."""
+
+    def __init__(self, run: Run) -> None:
+        truths = run.dataset.ground_truths["train"]
+        config = run.config.ce
+        flat = [caption for captions in truths for caption in captions]
+        self.ids, self.mask, self.cut = run.tokenizer.encode_targets(flat, config.tokens)
+        self.first = np.cumsum([0, *map(len, truths)])
+        self.captions_per_image = config.captions_per_image
+        self.seed = run.config.seed
+
+    def batch(self, images: np.ndarray, real: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """ids int32 and mask float32, each [M, T]; all 0 in the mask for images from `real` on, which are padding."""
+        k = self.captions_per_image
+        ids = np.zeros((len(images), k, self.ids.shape[1]), np.int32)
+        mask = np.zeros(ids.shape, np.float32)
+        for place, image in enumerate(images[:real]):
+            captions = np.arange(self.first[image], self.first[image + 1])
+            if len(captions) > k:
+                captions = generator("captions", self.seed, epoch, int(image)).choice(captions, k, replace=False)
+            ids[place, : len(captions)] = self.ids[captions]
+            mask[place, : len(captions)] = self.mask[captions]
+        return ids.reshape(-1, ids.shape[2]), mask.reshape(-1, ids.shape[2])
+
+
+def run_ce(run: Run) -> None:
+    """Train from the state of `run` to its last epoch, validating and saving after every `eval.every` epochs."""
+    config = run.config
+    ce = config.ce
+    targets = CaptionTargets(run)
+    if targets.cut:
+        print(f"{targets.cut} of {len(targets.ids)} captions are longer than ce.tokens={ce.tokens} and were cut")
+    steps_per_epoch = -(-len(run.dataset.records["train"]) // ce.batch_images)
+    total_steps = ce.epochs * steps_per_epoch
+    optimizer = build_optimizer(run.captioner.trained_parameters(), ce.optimizer, total_steps)
+    optimizer_state = optimizer_parameters(optimizer, run.captioner)
+    last = run.folder / "checkpoints" / "last"
+    if run.state["step"]:
+        load_checkpoint(last, run.captioner, optimizer_state)
+    else:
+        run.save("last", optimizer_state)
+    loss_cell = CELossCell(
+        run.captioner, run.tokenizer.bos_id, run.tokenizer.allowed, config.decoder.dropout, ce.label_smoothing
+    )
+    step_cell = TrainStep(loss_cell, optimizer, ce.optimizer.grad_clip)
+    bar = tqdm(total=total_steps, initial=run.state["step"], desc="CE", unit="step", disable=None, mininterval=1)
+    for epoch in range(run.state["step"] // steps_per_epoch, ce.epochs):
+        first = run.state["step"] - epoch * steps_per_epoch
+        for inputs, ids, mask in _epoch_batches(run, targets, epoch, first):
+            started = time.perf_counter()
+            keep = _dropout(run, len(ids), ids.shape[1])
+            values = step_cell(Tensor(inputs), Tensor(ids), Tensor(mask), Tensor(keep)).asnumpy()
+            if not np.isfinite(values[:2]).all():
+                raise RunStopped(f"the loss is not finite at step {run.state['step'] + 1}; {last} is the last good one")
+            run.state["step"] += 1
+            step = run.state["step"]
+            if step % config.log_every == 0:
+                names = ("train/loss", "train/grad_norm", "train/token_accuracy")
+                logged = dict(zip(names, values)) | {"time/update_s": time.perf_counter() - started}
+                logged["train/lr"] = optimizer.learning_rate(Tensor(step - 1)).asnumpy().item()
+                run.metrics.write(step, logged)
+            bar.set_postfix(loss=f"{values[0]:.3f}", CIDEr=f"{100 * run.state['best_score']:.1f}", refresh=False)
+            bar.update()
+            if run.terminated or (ce.save_steps and step % ce.save_steps == 0):
+                run.save("last", optimizer_state)
+                run.check_terminated(last)
+        if (epoch + 1) % config.eval.every == 0 or epoch + 1 == ce.epochs:
+            scores = run.validate()
+            run.metrics.write(run.state["step"], scores)
+            run.save("last", optimizer_state)
+            tqdm.write(f"CE epoch {epoch + 1}/{ce.epochs}: loss {values[0]:.3f}, val CIDEr {100 * scores['val/CIDEr']:.1f}")
+    bar.close()
+
+
+def _epoch_batches(run: Run, targets: CaptionTargets, epoch: int, first: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """inputs, ids, mask of each step of an epoch from step `first` on; the last batch is padded with masked images."""
+    size = run.config.ce.batch_images
+    order = permutation("data", run.config.seed, (epoch,), len(run.dataset.records["train"]))
+    places = np.minimum(np.arange(-(-len(order) // size) * size), len(order) - 1).reshape(-1, size)[first:]
+    batches = [order[rows] for rows in places]
+    for offset, (images, inputs) in enumerate(zip(batches, run.train_source.batches(batches))):
+        real = min(size, len(order) - (first + offset) * size)
+        yield inputs, *targets.batch(images, real, epoch)
+
+
+def _dropout(run: Run, rows: int, tokens: int) -> np.ndarray:
+    """Dropout masks bool [sites, M, T, D] of this step; a single unread element per site where the rate is 0."""
+    decoder = run.captioner.decoder
+    rate = run.config.decoder.dropout
+    if rate == 0:
+        return np.ones((decoder.sites, 1, 1, 1), bool)
+    keep = keep_masks(run.config.seed, run.state["step"], 0, rows, (decoder.sites, tokens, decoder.width), rate)
+    return np.ascontiguousarray(keep.swapaxes(0, 1))

@@ -1,0 +1,162 @@
+"""Stage 2: GRPO. Sample groups on the device, reward them on the host, update on the device.
+
+Letters: B images, G group size, M = B*G rows (row = b*G + g), T tokens.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor
+from tqdm import tqdm
+
+from src.decoding.sampler import GroupSampler
+from src.errors import RunStopped
+from src.models.captioner import Captioner
+from src.rewards.caption_reward import CaptionReward
+from src.rl.advantage import group_advantages, zero_spread_groups
+from src.rl.cells import GRPOLossCell, LogprobCell
+from src.rl.rollout import Rollout
+from src.rng import permutation, uniforms
+from src.training.checkpoint import load_checkpoint, optimizer_parameters
+from src.training.optim import build_optimizer
+from src.training.run import Run
+from src.training.step import TrainStep
+
+
+class RolloutCollector:
+    """Samples, rewards and scores a rollout of `rollout_images` images in batches of `sample_images`."""
+
+    def __init__(self, run: Run, reference: Captioner) -> None:
+        self.run = run
+        self.config = run.config
+        grpo, tokenizer = run.config.grpo, run.tokenizer
+        self.sampler = GroupSampler(
+            run.captioner, tokenizer.specials, tokenizer.allowed, grpo.temperature, grpo.top_k
+        )
+        self.ref_logprobs = LogprobCell(reference, tokenizer.bos_id, grpo.temperature, grpo.top_k)
+        self.reward = CaptionReward(run.dataset.ground_truths["train"], tokenizer, run.config.reward)
+
+    def collect(self, index: int) -> tuple[Rollout, dict[str, float]]:
+        """Rollout number `index`, a pure function of parameters and configuration, and its statistics."""
+        grpo, seed = self.config.grpo, self.config.seed
+        images = rollout_images(len(self.run.dataset.records["train"]), grpo.rollout_images, seed, index)
+        batches = list(images.reshape(-1, grpo.sample_images))
+        rows = grpo.sample_images * grpo.group_size
+        ids, masks, old, ref = [], [], [], []
+        started = time.perf_counter()
+        for number, inputs in enumerate(self.run.train_source.batches(batches)):
+            draws = Tensor(uniforms(seed, index, number * rows, rows, grpo.tokens))
+            inputs = Tensor(inputs)
+            completion_ids, mask, old_logprobs = self.sampler(inputs, draws)
+            ref.append(self.ref_logprobs(inputs, completion_ids).asnumpy())
+            ids.append(completion_ids.asnumpy())
+            masks.append(mask.asnumpy())
+            old.append(old_logprobs.asnumpy())
+        sampled = time.perf_counter()
+        completion_ids, mask = np.concatenate(ids), np.concatenate(masks)
+        rewards = self.reward(np.repeat(images, grpo.group_size), completion_ids, mask)
+        rewards = rewards.reshape(len(images), grpo.group_size)
+        rewarded = time.perf_counter()
+        rollout = Rollout(
+            image_rows=images,
+            completion_ids=completion_ids,
+            completion_mask=mask,
+            old_logprobs=np.concatenate(old),
+            ref_logprobs=np.concatenate(ref) * mask,
+            rewards=rewards,
+            advantages=group_advantages(rewards, self.config.advantage),
+        )
+        ended = (completion_ids == self.run.tokenizer.eos_id).any(1)
+        return rollout, {
+            "rollout/reward_mean": rewards.mean(),
+            "rollout/reward_std": rewards.std(),
+            "rollout/zero_spread_groups": zero_spread_groups(rewards),
+            "rollout/length_mean": mask.sum(1).mean(),
+            "rollout/truncated": 1.0 - ended.mean(),
+            "time/rollout_s": sampled - started,
+            "time/reward_s": rewarded - sampled,
+        }
+
+
+def rollout_images(rows: int, size: int, seed: int, index: int) -> np.ndarray:
+    """Which training images rollout `index` takes, int64 [size]: epochs are shuffled anew, their rest is dropped."""
+    per_epoch = rows // size
+    epoch, place = divmod(index, per_epoch)
+    return permutation("data", seed, (epoch,), rows)[place * size : (place + 1) * size]
+
+
+def minibatches(images: int, size: int, seed: int, index: int, number: int) -> list[np.ndarray]:
+    """Pass `number` over rollout `index`: a shuffled division of range(images) into arrays of `size`."""
+    return list(permutation("minibatch", seed, (index, number), images).reshape(-1, size))
+
+
+def run_grpo(run: Run, reference: Captioner) -> None:
+    """Train from the state of `run` to its last rollout. Checkpoints are taken between rollouts."""
+    config = run.config
+    grpo = config.grpo
+    updates_per_rollout = grpo.passes * (grpo.rollout_images // grpo.update_images)
+    total_steps = grpo.rollouts * updates_per_rollout
+    optimizer = build_optimizer(run.captioner.trained_parameters(), grpo.optimizer, total_steps)
+    optimizer_state = optimizer_parameters(optimizer, run.captioner)
+    last = run.folder / "checkpoints" / "last"
+    if run.state["step"]:
+        load_checkpoint(last, run.captioner, optimizer_state)
+    else:
+        run.metrics.write(0, run.validate())  # the CE model is the first candidate for `best`
+        run.save("last", optimizer_state)
+    collector = RolloutCollector(run, reference)
+    loss_cell = GRPOLossCell(run.captioner, run.tokenizer.bos_id, config)
+    step_cell = TrainStep(loss_cell, optimizer, grpo.optimizer.grad_clip)
+    bar = tqdm(total=total_steps, initial=run.state["step"], desc="GRPO", unit="update", disable=None, mininterval=1)
+    for index in range(run.state["step"] // updates_per_rollout, grpo.rollouts):
+        rollout, rollout_stats = collector.collect(index)
+        run.check_terminated(last)
+        for number in range(grpo.passes):
+            stats = _pass(run, rollout, rollout_stats, index, number, step_cell, optimizer, bar, last)
+            rollout_stats = {}
+        if (index + 1) % config.eval.every == 0 or index + 1 == grpo.rollouts:
+            scores = run.validate()
+            run.metrics.write(run.state["step"], scores)
+            tqdm.write(
+                f"GRPO rollout {index + 1}/{grpo.rollouts}: reward {rollout.rewards.mean():.3f}, KL {stats['train/kl']:.4f}, "
+                f"val CIDEr {100 * scores['val/CIDEr']:.1f}"
+            )
+        run.save("last", optimizer_state)
+    bar.close()
+
+
+def _pass(
+    run: Run,
+    rollout: Rollout,
+    rollout_stats: dict[str, float],
+    index: int,
+    number: int,
+    step_cell: TrainStep,
+    optimizer,
+    bar: tqdm,
+    last: Path,
+) -> dict[str, float]:
+    """One pass of updates over a rollout; returns the statistics of its last update."""
+    grpo = run.config.grpo
+    parts = [rollout.groups(rows) for rows in minibatches(grpo.rollout_images, grpo.update_images, run.config.seed, index, number)]
+    names = ("train/loss", "train/grad_norm", *(f"train/{name}" for name in GRPOLossCell.STATS))
+    logged: dict[str, float] = {}
+    for part, inputs in zip(parts, run.train_source.batches([part.image_rows for part in parts])):
+        started = time.perf_counter()
+        arrays = (
+            inputs, part.completion_ids, part.completion_mask, part.old_logprobs, part.ref_logprobs, part.advantages
+        )  # fmt: skip
+        values = step_cell(*map(Tensor, arrays)).asnumpy()
+        if not np.isfinite(values[:2]).all():
+            raise RunStopped(f"the loss is not finite at step {run.state['step'] + 1}; {last} is the last good one")
+        logged = dict(zip(names, values)) | {"time/update_s": time.perf_counter() - started}
+        logged["train/lr"] = optimizer.learning_rate(Tensor(run.state["step"])).asnumpy().item()
+        run.state["step"] += 1
+        if run.state["step"] % run.config.log_every == 0 or rollout_stats:
+            run.metrics.write(run.state["step"], rollout_stats | logged)
+            rollout_stats = {}
+        bar.set_postfix(reward=f"{rollout.rewards.mean():.3f}", KL=f"{logged['train/kl']:.4f}", refresh=False)
+        bar.update()
+        run.check_terminated(last)
+    return logged

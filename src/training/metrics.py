@@ -1,0 +1,35 @@
+"""metrics.jsonl: one JSON object per logged step, with `step`, `stage` and slash-separated names."""
+
+import json
+from pathlib import Path
+
+
+class MetricsWriter:
+    """Appends to metrics.jsonl. Lines of steps after `resume_step` are dropped: they will be written again."""
+
+    def __init__(self, folder: Path, stage: str, resume_step: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.stage = stage
+        kept = [line for line in read_lines(self.path) if line["step"] <= resume_step]
+        partial = self.path.with_suffix(".part")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(self.path)
+        self.file = open(self.path, "a", encoding="utf-8")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Add one line; floats keep all their digits."""
+        line = {"step": step, "stage": self.stage} | {key: float(value) for key, value in values.items()}
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+
+
+def read_lines(path: Path) -> list[dict]:
+    """All whole lines of a metrics.jsonl; one cut off by a crash is left out."""
+    lines = []
+    if path.exists():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines

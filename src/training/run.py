@@ -1,0 +1,190 @@
+"""A run: its folder, its parts, what it goes on from, and how it ends."""
+
+import json
+import shutil
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from mindspore import Tensor
+
+from src.config import Config, differing_keys, load_config, resolved, stage_overrides, write_config
+from src.data.dataset import Dataset, build_source, build_tokenizer, load_dataset, padded_batches
+from src.data.features import FeatureSource
+from src.data.images import ImageSource
+from src.data.tokenizer import Tokenizer, load_tokenizer
+from src.decoding.sampler import GreedyDecoder
+from src.errors import InputError, Terminated
+from src.evaluation.caption_metrics import corpus_cider
+from src.models.captioner import Captioner, build_captioner
+from src.training.checkpoint import find_last, load_checkpoint, read_state, save_checkpoint
+from src.training.metrics import MetricsWriter
+
+COMPLETED = "completed"  # a file of this name marks a finished run
+
+
+@dataclass
+class Run:
+    """The parts of a stage. `state` is what a checkpoint keeps beside parameters: step, best_score and the like."""
+
+    config: Config
+    folder: Path
+    dataset: Dataset
+    tokenizer: Tokenizer
+    captioner: Captioner
+    train_source: ImageSource | FeatureSource
+    val_source: ImageSource | FeatureSource
+    state: dict[str, Any]
+    metrics: MetricsWriter
+    greedy: GreedyDecoder
+    terminated: list[int] = field(default_factory=list)
+
+    def save(self, name: str, optimizer_state: dict | None = None) -> Path:
+        """Write checkpoints/<name> with the present parameters and state."""
+        path = self.folder / "checkpoints" / name
+        state = {**self.state, "stage": self.config.stage, "tokenizer": self.tokenizer.fingerprint}
+        save_checkpoint(path, self.captioner, state, optimizer_state)
+        return path
+
+    def validate(self) -> dict[str, float]:
+        """Greedy captions of the validation split, scored by CIDEr; a better score than any before is kept as `best`."""
+        image_ids = [record.image_id for record in self.dataset.records["val"]]
+        captions, lengths = greedy_captions(
+            self.greedy, self.tokenizer, self.val_source, len(image_ids), self.config.eval.batch_images
+        )
+        score = corpus_cider(dict(zip(image_ids, captions)), self.dataset.by_image_id("val"))
+        if score > self.state["best_score"]:
+            self.state.update(best_score=score, best_step=self.state["step"])
+            self.save("best")
+        return {"val/CIDEr": score, "val/length_mean": float(lengths.mean()), "val/distinct": len(set(captions))}
+
+    def check_terminated(self, saved: Path) -> None:
+        """Raise Terminated if SIGTERM has arrived; `saved` is the checkpoint to name."""
+        if self.terminated:
+            raise Terminated(f"SIGTERM at step {self.state['step']}; {saved} is saved, the same command goes on")
+
+    def complete(self) -> None:
+        """Mark the run as finished."""
+        (self.folder / COMPLETED).write_text(json.dumps(self.state) + "\n")
+
+
+def greedy_captions(
+    greedy: GreedyDecoder, tokenizer: Tokenizer, source: ImageSource | FeatureSource, images: int, batch_images: int
+) -> tuple[list[str], np.ndarray]:
+    """Greedy captions of the `images` images of `source`, in order, and their lengths in tokens (with the EOS), float [n]."""
+    captions: list[str] = []
+    lengths: list[np.ndarray] = []
+    for inputs in source.batches(padded_batches(images, batch_images)):
+        ids, mask, _ = greedy(Tensor(inputs))
+        captions += [tokenizer.decode(row) for row in ids.asnumpy()]
+        lengths.append(mask.asnumpy().sum(1))
+    return captions[:images], np.concatenate(lengths)[:images]
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the run in `folder` has finished."""
+    return (folder / COMPLETED).is_file()
+
+
+def init_checkpoint(config: Config, config_file: Path, overrides: Sequence[str]) -> Path:
+    """The CE checkpoint that RL starts from: `init_checkpoint`, or the best of the run of `init_config`.
+
+    Errors: InputError where there is none.
+    """
+    if config.init_checkpoint is not None:
+        path = Path(config.init_checkpoint)
+        mend = "check init_checkpoint"
+    else:
+        ce_file = config_file.parent / config.init_config
+        path = load_config(ce_file, stage_overrides(overrides)).run_folder / "checkpoints" / "best"
+        mend = f"train with {ce_file} first, or set init_checkpoint"
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path} to start from: {mend}")
+    return path
+
+
+def open_run_folder(config: Config) -> Path:
+    """Make the run folder, or check that the run in it had the same configuration.
+
+    Errors: InputError where it cannot be written, or naming the keys that differ.
+    """
+    folder = config.run_folder
+    try:
+        if config.fresh and folder.is_dir():
+            shutil.rmtree(folder)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        config_file = folder / "config.yaml"
+        if config_file.exists():
+            differing = differing_keys(yaml.safe_load(config_file.read_text()), resolved(config))
+            if differing:
+                raise InputError(
+                    f"{folder} holds a run with other values of {', '.join(differing)}; "
+                    "give another name=..., or fresh=true to start over"
+                )
+        write_config(config, config_file)
+    except OSError as error:
+        raise InputError(f"cannot write the run folder {folder}: {error}; choose another output_root") from None
+    return folder
+
+
+def start_run(config: Config, folder: Path, init: Path | None) -> Run:
+    """Build all parts and load what the run goes on from: its own last checkpoint, or `init` (parameters only)."""
+    dataset = load_dataset(config)
+    if dataset.skipped:
+        listing = folder / "skipped.txt"
+        listing.write_text("".join(f"{skipped.file}\t{skipped.reason}\n" for skipped in dataset.skipped))
+        print(f"{len(dataset.skipped)} images or captions skipped, listed in {listing}")
+    last = find_last(folder)
+    tokenizer = load_run_tokenizer(init) if init is not None else build_tokenizer(config, dataset)
+    tokenizer.save(folder / "tokenizer.json")
+    cached = not config.encoder.trainable
+    checkpoint = None if init or last else config.encoder.checkpoint
+    captioner = build_captioner(config, tokenizer.allowed, cached=cached, checkpoint=checkpoint)
+    state = {"step": 0, "best_score": -1.0, "best_step": 0}
+    if last is not None:
+        state = read_state(last)
+        check_tokenizer(last, state, tokenizer)
+        load_checkpoint(last, captioner)
+    elif init is not None:
+        check_tokenizer(init, load_checkpoint(init, captioner), tokenizer)
+    run = Run(
+        config=config,
+        folder=folder,
+        dataset=dataset,
+        tokenizer=tokenizer,
+        captioner=captioner,
+        train_source=build_source(config, dataset.records["train"], captioner.encoder),
+        val_source=build_source(config, dataset.records["val"], captioner.encoder),
+        state=state,
+        metrics=MetricsWriter(folder, config.stage, state["step"]),
+        greedy=GreedyDecoder(captioner, tokenizer.specials, config.eval.tokens),
+    )
+    signal.signal(signal.SIGTERM, lambda signum, frame: run.terminated.append(signum))
+    return run
+
+
+def load_run_tokenizer(checkpoint: Path) -> Tokenizer:
+    """The tokenizer.json of the run that owns a checkpoint, or of the checkpoint's own folder."""
+    folders = (checkpoint.resolve().parent.parent, checkpoint.resolve().parent)
+    return load_tokenizer(next((f for f in folders if (f / "tokenizer.json").is_file()), folders[0]) / "tokenizer.json")
+
+
+def check_tokenizer(path: Path, state: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """InputError if the checkpoint's vocabulary is not the tokenizer's."""
+    if state.get("tokenizer") != tokenizer.fingerprint:
+        raise InputError(f"{path} was trained with another vocabulary than that of its tokenizer.json or of this data")
+
+
+def describe(config: Config, target: str, captioner: Captioner, dataset: Dataset) -> str:
+    """One line for the start of a run."""
+    trained = sum(int(np.prod(parameter.shape)) for parameter in captioner.trained_parameters())
+    images = ", ".join(f"{len(rows)} {split}" for split, rows in dataset.records.items())
+    encoder = "trained" if config.encoder.trainable else "frozen"
+    return (
+        f"{config.stage} in {config.run_folder} on {target}: {images} images, encoder {encoder}, "
+        f"{trained / 1e6:.1f} M trained parameters"
+    )

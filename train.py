@@ -1,0 +1,45 @@
+"""Train one stage: python train.py --config FILE [key=value ...]"""
+
+import argparse
+from pathlib import Path
+
+from src.environment import prepare_environment, run_program
+
+
+def main() -> None:
+    """Parse the configuration, build the parts, call one loop."""
+    parser = argparse.ArgumentParser(description="Train one stage (ce or grpo) of a captioner.")
+    parser.add_argument("--config", required=True, help="a YAML file of configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    arguments = parser.parse_intermixed_args()
+    prepare_environment()
+
+    from src.config import load_config
+    from src.device import setup_device
+    from src.models.captioner import build_captioner
+    from src.training.ce import run_ce
+    from src.training.checkpoint import load_checkpoint
+    from src.training.grpo import run_grpo
+    from src.training.run import describe, init_checkpoint, is_complete, open_run_folder, start_run
+
+    config = load_config(arguments.config, arguments.overrides)
+    init = init_checkpoint(config, Path(arguments.config), arguments.overrides) if config.stage == "grpo" else None
+    folder = open_run_folder(config)
+    if is_complete(folder):
+        print(f"{folder} is complete; fresh=true starts over")
+        return
+    target = setup_device(config)
+    run = start_run(config, folder, init)
+    print(describe(config, target, run.captioner, run.dataset), flush=True)
+    if config.stage == "ce":
+        run_ce(run)
+    else:
+        reference = build_captioner(config, run.tokenizer.allowed, cached=run.captioner.cached)
+        load_checkpoint(init, reference)
+        run_grpo(run, reference)
+    run.complete()
+    print(f"done: {folder}, best val CIDEr {100 * run.state['best_score']:.1f} at step {run.state['best_step']}")
+
+
+if __name__ == "__main__":
+    run_program(main)
