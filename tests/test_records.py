@@ -115,7 +115,7 @@ SPOILED = {
     "id a string": (lambda c: c["images"][1].update(id="101"), r"images\[1\]: key 'id' is a str, not a int"),
     "id a boolean": (lambda c: c["images"][1].update(id=True), r"images\[1\]: key 'id' is a bool"),
     "id twice": (lambda c: c["images"][1].update(id=100), r"images\[1\]: id 100 occurs twice"),
-    "id of another split": (lambda c: c["images"].append({"id": 1, "file_name": "x.jpg"}), "the id 1 of .*train"),
+    "id of another split": (lambda c: c["images"].append({"id": 1, "file_name": "x.jpg"}), "id 1 of .*train"),
     "caption a number": (lambda c: c["annotations"][3].update(caption=7), r"annotations\[3\]: key 'caption' is a int"),
     "unknown image": (lambda c: c["annotations"][3].update(image_id=9), r"annotations\[3\]: image_id 9 is not among"),
     "leaves the root": (lambda c: c["images"][1].update(file_name="../../x.jpg"), r"images\[1\]: file name '../../x"),
@@ -217,6 +217,14 @@ def test_check_image_other_cases(tmp_path, monkeypatch):
         assert check_image(file) == "40 x 30 pixels, more than 1,000"
         with pytest.raises(ValueError, match="40 x 30 pixels"):
             decodable(file.read_bytes())
+
+
+def test_tables_before_the_frame_are_no_size():
+    """Huffman tables share their marker's range with the start of frame: FFC4 lies between FFC0 and FFCF."""
+    data = encoded()
+    place = data.index(b"\xff\xc4")
+    table = data[place : place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")]
+    assert image_check._quick_size(data[:2] + table + data[2:]) == (40, 30)
 
 
 def test_decodable_refuses_what_crashes_minddata():

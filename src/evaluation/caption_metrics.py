@@ -13,7 +13,6 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 
 from src.data.ptb import java_failure, ptb_tokenize, put_java_on_path, tokenize_captions
-from src.environment import quiet_stdout
 from src.errors import InputError
 
 
@@ -37,10 +36,9 @@ def compute_metrics(
     truths = truths if ptb_done else tokenize_captions(truths, None)
     lines = ptb_tokenize(list(captions.values()))
     results = {image_id: [line] for image_id, line in zip(captions, lines, strict=True)}
-    with quiet_stdout():
-        bleu, _ = Bleu(4).compute_score(truths, results, verbose=0)
-        rouge, _ = Rouge().compute_score(truths, results)
-        cider, cider_per_image = Cider().compute_score(truths, results)
+    bleu, _ = Bleu(4).compute_score(truths, results, verbose=0)
+    rouge, _ = Rouge().compute_score(truths, results)
+    cider, cider_per_image = Cider().compute_score(truths, results)
     metrics = {f"Bleu_{n}": float(score) for n, score in enumerate(bleu, start=1)}
     metrics |= {"METEOR": _meteor(truths, results), "ROUGE_L": float(rouge), "CIDEr": float(cider)}
     return CaptionScores(metrics, dict(zip(captions, map(float, cider_per_image), strict=True)))

@@ -1,7 +1,8 @@
 """The CIDEr-D reward in NumPy: pycocoevalcap's scorer, with document frequencies from the whole training split.
 
 Source: Vedantam, Zitnick and Parikh, "CIDEr: Consensus-based Image Description Evaluation" (CVPR 2015), CIDEr-D,
-and pycocoevalcap's cider_scorer.py, whose details count here (n 1 to 4, sigma 6, length l counted in bigrams):
+and pycocoevalcap's cider_scorer.py, whose details count here (n 1 to 4, sigma 6; its length is a number of bigrams,
+which for two captions that share a word differs as the number of words l does):
 
     g_n(s)     vector over n-grams: count in s * (log(images) - log(max(1, document frequency)))
     reward(c)  10/4 sum_n mean_over_ground_truths_s exp(-(l(c) - l(s))^2 / (2 sigma^2))
@@ -72,7 +73,7 @@ class CiderD:
         flat = [[*caption.split(), _EOS] if eos else caption.split() for captions in images for caption in captions]
         self._vocabulary = {word: i for i, word in enumerate(dict.fromkeys(chain.from_iterable(flat)))}
         word_ids, lengths = _to_ids(flat, self._vocabulary)
-        self._bigrams = _bigrams(lengths)[sizes[:first].sum() :]  # [ground truths]
+        self._lengths = lengths[sizes[:first].sum() :]  # [ground truths]
         image = np.repeat(np.arange(len(images)), sizes)  # [captions]
         ids = np.zeros(len(lengths), np.int64)  # the empty n-gram, of which every word is an extension
         self._orders = []
@@ -99,7 +100,7 @@ class CiderD:
             ngram=ids[kept].astype(np.int32),
             ground_truth=ground_truth.astype(np.int32),
             count=counts.count[kept].astype(np.int32),
-            norm=np.sqrt(np.bincount(ground_truth, weight**2, len(self._bigrams))),
+            norm=np.sqrt(np.bincount(ground_truth, weight**2, len(self._lengths))),
         )
 
     def __call__(self, image_rows: np.ndarray, completions: Sequence[Sequence[str]], ended: np.ndarray) -> np.ndarray:
@@ -118,11 +119,10 @@ class CiderD:
         known = len(self._vocabulary)
         closed = [[*words, _EOS] if end and self._eos else words for words, end in zip(completions, ended, strict=True)]
         word_ids, lengths = _to_ids(closed, self._vocabulary)
-        bigrams = _bigrams(lengths)  # [M]
         images, local_image = np.unique(rows, return_inverse=True)
         reward = np.zeros(len(rows))
         ids = np.zeros(len(rows), np.int64)  # the empty n-gram
-        size = int(word_ids.max(initial=known)) + 1  # known and unknown words
+        size = int(word_ids.max(initial=0)) + 1  # known and unknown words
         for order, counts in zip(self._orders, _count_ngrams(word_ids, lengths, size), strict=True):
             ids = _look_up(order.keys, ids[counts.prefix] * (known + 1) + np.minimum(counts.last, known))  # [E]
             idf = order.idf[ids]
@@ -132,13 +132,9 @@ class CiderD:
             product = np.minimum(counts.count[entry], truth_count) * truth_count * idf[entry] ** 2
             norms = norm[row] * order.norm[truth]
             cosine = np.divide(product, norms, out=np.zeros(len(row)), where=norms > 0)
-            penalty = np.exp(-((bigrams[row] - self._bigrams[truth]) ** 2) / (2 * _SIGMA**2))
+            penalty = np.exp(-((lengths[row] - self._lengths[truth]) ** 2) / (2 * _SIGMA**2))
             reward += np.bincount(row, cosine * penalty, len(rows))
         return reward * (_SCALE / _MAX_N) / self._truths_per_image[rows]
-
-
-def _bigrams(lengths: np.ndarray) -> np.ndarray:
-    return np.maximum(lengths - 1, 0)
 
 
 def _to_ids(captions: Sequence[Sequence[str]], vocabulary: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,109 @@
+"""A data set as the stages use it: records, tokenised ground truths, tokenizer and sources of images or features."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from src.config import Config
+from src.data.demo import generate_demo
+from src.data.features import FeatureSource, build_feature_cache
+from src.data.images import ImageSource
+from src.data.ptb import tokenize_captions
+from src.data.records import Record, Skipped, load_records
+from src.data.tokenizer import Tokenizer, build_word_tokenizer, build_wordpiece_tokenizer
+from src.models.variants import PREPROCESSING
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Records of each split, and their PTB-tokenised ground truths in the same order."""
+
+    records: dict[str, list[Record]]
+    ground_truths: dict[str, list[list[str]]]
+    skipped: list[Skipped]
+
+    def by_image_id(self, split: str) -> dict[int, list[str]]:
+        """Tokenised ground truths of a split, looked up by image id."""
+        return {record.image_id: truths for record, truths in zip(self.records[split], self.ground_truths[split])}
+
+
+def load_dataset(config: Config) -> Dataset:
+    """Read what `data` names, after generating the demo's scenes if they are not there.
+
+    Errors: InputError naming the file or key.
+    """
+    data = config.data
+    if data.dataset == "demo":
+        demo = config.demo
+        generate_demo(
+            Path(data.root), seed=demo.seed, train=demo.train, val=demo.val, test=demo.test, size=data.image_size
+        )
+    records, skipped = load_records(
+        format=data.format, root=Path(data.root), annotations=data.annotations, images=data.images, lists=data.lists
+    )
+    everything = {record.image_id: record.captions for split in records.values() for record in split}
+    tokenized = tokenize_captions(everything, config.cache_folder)
+    ground_truths = {split: [tokenized[record.image_id] for record in rows] for split, rows in records.items()}
+    return Dataset(records, ground_truths, skipped)
+
+
+def build_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
+    """Words of the training captions, or BERT's word pieces, as `tokenizer.kind` says."""
+    if config.tokenizer.kind == "wordpiece":
+        return build_wordpiece_tokenizer(Path(config.tokenizer.vocab))
+    captions = (caption for truths in dataset.ground_truths["train"] for caption in truths)
+    return build_word_tokenizer(captions, config.tokenizer.min_count)
+
+
+def build_image_source(config: Config, files: Sequence[Path]) -> ImageSource:
+    """Images preprocessed as the encoder's weights want them."""
+    preprocessing = PREPROCESSING[config.encoder.variant]
+    return ImageSource(
+        files,
+        image_size=config.data.image_size,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        scale=preprocessing.scale if config.encoder.scale is None else config.encoder.scale,
+        workers=config.data.workers,
+        resize_after_normalize=config.data.resize_after_normalize,
+    )
+
+
+def build_source(config: Config, records: Sequence[Record], encoder: nn.Cell) -> ImageSource | FeatureSource:
+    """What the captioner takes as inputs: images for a trainable encoder, cached features for a frozen one."""
+    files = [record.file for record in records]
+    images = build_image_source(config, files)
+    if config.encoder.trainable:
+        return images
+    return build_feature_cache(
+        config.cache_folder,
+        key=_cache_key(config, encoder),
+        files=files,
+        source=images,
+        encode=lambda pixels: encoder(Tensor(pixels)).asnumpy(),
+        tokens=encoder.tokens,
+        channels=encoder.channels,
+        batch=config.eval.batch_images,
+    )
+
+
+def padded_batches(rows: int, size: int) -> list[np.ndarray]:
+    """Indices 0..rows-1 in batches of `size`; the last repeats its final row, so that every shape is static."""
+    indices = np.minimum(np.arange(-(-rows // size) * size), rows - 1)
+    return list(indices.reshape(-1, size))
+
+
+def _cache_key(config: Config, encoder: nn.Cell) -> dict[str, str]:
+    weights = hashlib.sha256()
+    for name, parameter in sorted(encoder.parameters_and_names()):
+        weights.update(name.encode())
+        weights.update(np.ascontiguousarray(parameter.asnumpy()).tobytes())
+    settings = (config.encoder.kind, config.encoder.variant, config.encoder.scale)
+    return {
+        "weights": weights.hexdigest(),
+        "preprocessing": repr((*settings, config.data.image_size, config.data.resize_after_normalize)),
+    }

@@ -1,0 +1,137 @@
+"""Batches of preprocessed images: MindData decodes, resizes and normalises in C++ threads, in the order it is given.
+
+B images per batch, H = W = image_size.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import mindspore.dataset as ds
+import numpy as np
+from mindspore.dataset import vision
+
+from src.data.image_check import check_image, decodable
+from src.errors import InputError
+
+_PREFETCH = 4  # elements per MindData queue; its default of 16 batches is 300 MB at 32 x 224 x 224
+
+# (for uint8, for float32): PILCUBIC is Pillow's antialiased bicubic to one grey level, and reads floats as bytes.
+_INTERPOLATIONS = {
+    "bilinear": (vision.Inter.LINEAR, vision.Inter.LINEAR),  # not antialiased
+    "bicubic": (vision.Inter.PILCUBIC, vision.Inter.CUBIC),
+}
+
+
+class ImageSource:
+    """Images by index. RGB whatever the file holds (grey, palette, alpha, CMYK); Exif rotation is ignored."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        *,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        scale: float,
+        workers: int,
+        interpolation: str = "bilinear",
+        resize_after_normalize: bool = False,
+    ) -> None:
+        """
+        Args:
+            files: what an index means; formats as in image_check.FORMATS.
+            image_size: side in pixels; the picture is squashed to a square, not cropped.
+            mean, std: 3 values each for R, G, B: a pixel p of 0..255 becomes (p * scale - mean) / std.
+            scale: 1/255 for statistics of 0..1, 1 for statistics of 0..255.
+            workers: threads that read, and as many that decode.
+            interpolation: "bilinear" or "bicubic".
+            resize_after_normalize: the order of the original (with scale 1 and 0-1 statistics: its defect).
+        Raises:
+            InputError: names the key that is out of range.
+        """
+        if interpolation not in _INTERPOLATIONS:
+            raise InputError(f"interpolation={interpolation!r} is unknown; use one of {', '.join(_INTERPOLATIONS)}")
+        self.files = list(files)
+        self._workers = workers
+        self._checked: set[Path] = set()
+        for_bytes, for_floats = _INTERPOLATIONS[interpolation]
+        normalize = vision.Normalize(_in_pixels("mean", mean, scale), _in_pixels("std", std, scale))
+        resize = vision.Resize((image_size, image_size), for_floats if resize_after_normalize else for_bytes)
+        steps = [normalize, resize] if resize_after_normalize else [resize, normalize]
+        self._operations = [vision.Decode(), *steps, vision.HWC2CHW()]
+
+    def batches(self, index_batches: Sequence[np.ndarray]) -> Generator[np.ndarray, None, None]:
+        """For each array of indices [B] the images float32 [B,3,H,W], rows in that order.
+
+        All arrays have one length (the caller pads the last). Every call starts a pipeline of its own, which ends
+        with the iterator, also with one that is left early.
+        Raises: InputError naming the file that cannot be read or decoded.
+        """
+        if not len(index_batches):
+            return
+        size = len(index_batches[0])
+        if any(len(batch) != size for batch in index_batches):
+            raise ValueError("all index batches must have one length")
+        order = [self.files[i] for batch in index_batches for i in batch]
+        ds.config.set_prefetch_size(_PREFETCH)
+        data = ds.GeneratorDataset(self._reader(order), ["image"], shuffle=False, python_multiprocessing=False)
+        data = data.map(self._operations, ["image"], num_parallel_workers=self._workers)
+        data = data.batch(size, drop_remainder=True, num_parallel_workers=1)
+        rows = data.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=False)
+        done = 0
+        try:
+            for (images,) in rows:
+                done += size
+                yield images
+        except RuntimeError as error:
+            raise self._culprit(order[done:], error) from error
+        finally:
+            rows.stop()
+
+    def _reader(self, files: Sequence[Path]) -> Callable[[], Iterator[tuple[np.ndarray]]]:
+        """The bytes of the files in their order, read ahead by `workers` threads."""
+
+        def read() -> Iterator[tuple[np.ndarray]]:
+            with ThreadPoolExecutor(self._workers) as pool:
+                ahead: deque = deque()
+                for file in files:
+                    ahead.append(pool.submit(self._read, file))
+                    if len(ahead) > 2 * self._workers:
+                        yield (ahead.popleft().result(),)
+                while ahead:
+                    yield (ahead.popleft().result(),)
+
+        return read
+
+    def _read(self, file: Path) -> np.ndarray:
+        data = file.read_bytes()
+        if file not in self._checked:  # the first epoch pays for the check of a file, about half a decoding
+            safe = decodable(data)
+            if safe is data:
+                self._checked.add(file)
+            data = safe
+        return np.frombuffer(data, np.uint8)
+
+    def _culprit(self, files: Sequence[Path], error: RuntimeError) -> Exception:
+        """MindData does not say at which file it failed: the first that fails again, just behind the last batch."""
+        decode = vision.Decode()
+        for file in files:
+            try:
+                decode(self._read(file))
+            except Exception as reason:  # Pillow and MindData raise many types on broken files
+                why = check_image(file) or f"cannot be decoded ({type(reason).__name__})"
+                return InputError(f"{file}: {why}; restore the file or take it out of the data set")
+        return error
+
+
+def _in_pixels(name: str, values: Sequence[float], scale: float) -> list[float]:
+    """Statistics on the 0..255 scale, as MindData wants: (p*scale - mean)/std = (p - mean/scale)/(std/scale)."""
+    pixels = [value / scale for value in values] if scale > 0 else []
+    if len(pixels) != 3 or not all(0 <= pixel <= 255 for pixel in pixels) or (name == "std" and not all(pixels)):
+        raise InputError(
+            f"{name}={list(values)} with scale={scale}: three values between 0 and {255 * scale:g} are needed; "
+            "scale=1 goes with statistics of pixels 0..255, scale=1/255 with those of 0..1"
+        )
+    return pixels

@@ -1,0 +1,57 @@
+"""Fixtures: a tiny model and both execution modes. The environment is prepared before MindSpore is imported."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from src.environment import prepare_environment  # noqa: E402
+
+prepare_environment()
+
+import mindspore as ms  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from src.config import DecoderConfig  # noqa: E402
+from src.models.captioner import Captioner  # noqa: E402
+from src.models.decoder import Decoder  # noqa: E402
+
+SPECIALS = (0, 2, 3)  # PAD, BOS, EOS; 1 is UNK
+VOCAB = 13
+CHANNELS = 6
+
+
+@pytest.fixture(params=["graph", "pynative"])
+def mode(request):
+    """Runs a test in both modes."""
+    ms.set_context(mode=ms.GRAPH_MODE if request.param == "graph" else ms.PYNATIVE_MODE)
+    yield request.param
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+@pytest.fixture
+def allowed():
+    """Ids that the tiny policy may produce: not PAD, UNK, BOS, nor the last id."""
+    mask = np.ones(VOCAB, bool)
+    mask[[0, 1, 2, VOCAB - 1]] = False
+    return mask
+
+
+@pytest.fixture
+def captioner(allowed):
+    """A two-layer captioner on cached features [B, N, 6] with lively random weights."""
+    ms.set_seed(1)
+    config = DecoderConfig(layers=2, width=16, heads=2, feed_forward=24, dropout=0.0, positions=8)
+    model = Captioner(None, Decoder(config, CHANNELS, allowed), cached=True).set_train(False)
+    rng = np.random.default_rng(0)
+    for parameter in model.get_parameters():
+        parameter.set_data(ms.Tensor(rng.normal(0, 0.5, parameter.shape).astype(np.float32)))
+    return model
+
+
+@pytest.fixture
+def features():
+    """Cached features float16 [2, 4, 6]."""
+    return ms.Tensor(np.random.default_rng(1).normal(size=(2, 4, CHANNELS)).astype(np.float16))

@@ -1,0 +1,110 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from src.config import Config, differing_keys, load_config, resolved
+from src.errors import InputError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FILES = sorted(CONFIGS.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_shipped_configuration_loads(path):
+    config = load_config(path)
+    assert config.name == f"{config.data.dataset}-{path.stem}"
+    if config.stage != "ce":
+        assert load_config(path.parent / config.init_config).stage == "ce"
+
+
+def test_base_holds_every_key():
+    def keys(tree, prefix=""):
+        for key, value in tree.items():
+            yield from keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [prefix + key]
+
+    config = dataclasses.asdict(load_config(CONFIGS / "demo" / "ce.yaml"))
+    assert set(keys(yaml.safe_load((CONFIGS / "base.yaml").read_text()))) == set(keys(config))
+
+
+def test_precedence_is_base_then_file_then_command_line(tmp_path):
+    child = tmp_path / "mine.yaml"
+    child.write_text(f"base: {CONFIGS / 'demo' / 'grpo.yaml'}\nkl:\n  coef: 0.5\nseed: 4\n")
+    assert load_config(child).kl.coef == 0.5
+    config = load_config(child, ["kl.coef=1e-3", "seed=4"])
+    assert config.kl.coef == 1e-3 and config.name == "demo-mine"  # the configured seed has no suffix
+    assert load_config(child, ["seed=3"]).name == "demo-mine-seed3"
+    assert load_config(child, ["name=x", "seed=3"]).run_folder == Path("outputs/x")
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("grpo.group=5", ["grpo.group", "grpo.group_size"]),
+        ("sed=5", ["sed", "seed"]),
+        ("data=5", ["'data'"]),
+        ("seed=two", ["seed=two", "int"]),
+        ("seed=true", ["seed=True", "int"]),
+        ("seed", ["key=value"]),
+        ("device=TPU", ["device=TPU", "Ascend"]),
+        ("kl.coef=[", ["kl.coef"]),
+        ("grpo.group_size=1", ["grpo.group_size=1", "at least 2"]),
+        ("grpo.update_images=7", ["grpo.rollout_images", "grpo.update_images=7"]),
+        ("grpo.sample_images=7", ["grpo.rollout_images", "grpo.sample_images=7"]),
+        ("decoder.heads=5", ["decoder.heads=5", "decoder.width"]),
+        ("decoder.positions=8", ["decoder.positions=8"]),
+        ("advantage.baseline=leave_one_out", ["advantage.scale", "leave_one_out"]),
+        ("tokenizer.kind=wordpiece tokenizer.vocab=null", ["tokenizer.vocab"]),
+        ("name=../x", ["name=../x"]),
+        ("ce.optimizer.lr=0", ["ce.optimizer.lr=0"]),
+        ("decoder.dropout=1", ["decoder.dropout=1"]),
+    ],
+)
+def test_bad_overrides_name_the_key(override, words):
+    with pytest.raises(InputError) as error:
+        load_config(CONFIGS / "demo" / "grpo.yaml", override.split())
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("base: absent.yaml", ["absent.yaml"]),
+        ("base: mine.yaml", ["mine.yaml", "itself"]),
+        ("a: [", ["mine.yaml", "YAML"]),
+        ("- 1", ["mine.yaml"]),
+        ("seed: 1", ["missing", "base.yaml"]),
+        ("base: BASE\ndata: 3", ["mine.yaml", "'data'"]),
+        ("base: BASE\ngrpo:\n  passess: 3", ["grpo.passess", "grpo.passes"]),
+        ("!!python/object/apply:os.system ['true']", ["mine.yaml"]),
+    ],
+)
+def test_bad_files_name_the_file_or_key(tmp_path, text, words):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("BASE", str(CONFIGS / "base.yaml")))
+    with pytest.raises(InputError) as error:
+        load_config(path)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_resolved_file_has_only_what_its_stage_reads():
+    ce = resolved(load_config(CONFIGS / "demo" / "ce.yaml", ["grpo.group_size=9"]))
+    assert "grpo" not in ce and "ce" in ce
+    assert not differing_keys(ce, resolved(load_config(CONFIGS / "demo" / "ce.yaml", ["output_root=/x", "device=CPU"])))
+    other = resolved(load_config(CONFIGS / "demo" / "ce.yaml", ["ce.epochs=9", "seed=8", "name=demo-ce"]))
+    assert differing_keys(ce, other) == ["ce.epochs", "seed"]
+    assert not differing_keys(yaml.safe_load(yaml.safe_dump(ce)), ce)
+
+
+def test_every_key_is_read_by_the_code():
+    sources = "".join(path.read_text() for path in CONFIGS.parent.glob("src/**/*.py") if path.name != "config.py")
+    sources += (CONFIGS.parent / "src/config.py").read_text().split("class Config:")[1]
+    sources += (CONFIGS.parent / "train.py").read_text()
+
+    def names(cls):
+        for field in dataclasses.fields(cls):
+            yield from names(field.type) if dataclasses.is_dataclass(field.type) else [field.name]
+
+    assert [name for name in names(Config) if f".{name}" not in sources] == []
