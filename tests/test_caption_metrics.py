@@ -112,7 +112,8 @@ def test_meteor_separator_and_end_of_the_process(fake_java, tmp_path):
         case "$line" in EVAL*) echo 0.5; echo 0.25; exec sleep 60;; *) echo stat;; esac; done""")
     assert caption_metrics._meteor({1: ["a|||b", "c"]}, {1: ["d ||| e"]}) == 0.25
     score_line, eval_line = (tmp_path / "log").read_text().splitlines()
-    assert score_line.split("|||") == ["SCORE ", " a b ", " c ", " d e"] and eval_line == "EVAL ||| stat"
+    assert [field.split() for field in score_line.split("|||")] == [["SCORE"], ["a", "b"], ["c"], ["d", "e"]]
+    assert eval_line == "EVAL ||| stat"
     assert [child.returncode is None for child in children] == [False]
 
 

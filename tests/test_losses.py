@@ -19,6 +19,17 @@ class LossCell(nn.Cell):
         return grpo_loss(logprobs, old, ref, advantages, mask, **self.settings)
 
 
+class ScalarCell(nn.Cell):
+    """The loss without its statistics, to be differentiated."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def construct(self, *inputs):
+        return self.cell(*inputs)[0]
+
+
 def run(arrays, **settings):
     cell = LossCell(**(PLAIN | settings))
     loss, stats = cell(*(Tensor(np.asarray(array, np.float32)) for array in arrays))
@@ -26,8 +37,7 @@ def run(arrays, **settings):
 
 
 def gradient(arrays, **settings):
-    cell = LossCell(**(PLAIN | settings))
-    grad = ms.grad(lambda *inputs: cell(*inputs)[0], grad_position=0)
+    grad = ms.grad(ScalarCell(LossCell(**(PLAIN | settings))), grad_position=0)
     return grad(*(Tensor(np.asarray(array, np.float32)) for array in arrays)).asnumpy()
 
 

@@ -22,7 +22,7 @@ def varied_captions(count):
     rng = random.Random(0)
     words = ["A", "man", "isn't", "U.S.", "don't", "red-and-white", "T-shirt", "3.5", "$5", "Mr.", "'s", "caf\u00e9",
              "(left)", "\"quoted\"", "end.", "what?!", "...", "--", "a;b", "black&white", "http://a.b/c", "1/2",
-             "1 1/2", "|||", "\u2018so\u2019", "[x]", "{y}", "<b>", "can't", "gonna", "50%", "#1", "&amp;", "", ""]  # fmt: skip
+             "1 1/2", "|||", "\u2018so\u2019", "[x]", "{y}", "<b>", "can't", "&amp;", "", ""]  # fmt: skip
     return [" ".join(" ".join(rng.choices(words, k=rng.randint(1, 9))).split()) for _ in range(count)]
 
 

@@ -9,7 +9,7 @@ import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import HeNormal, Normal, initializer
 
-_WIDTHS = (32, 64, 128, 192)  # output channels of the four stride-2 stages
+_WIDTHS = (16, 64, 128, 192)  # output channels of the stem and of three stages, each of stride 2
 _GROUP_CHANNELS = 16
 
 
@@ -30,13 +30,18 @@ class _GroupNorm(nn.Cell):
         return ops.reshape(x, shape) * self.gamma + self.beta
 
 
+def _conv(in_channels: int, out_channels: int, stride: int, has_bias: bool = False) -> nn.Conv2d:
+    he = HeNormal(mode="fan_out", nonlinearity="relu")
+    options = {"pad_mode": "pad", "padding": 1, "has_bias": has_bias, "weight_init": he, "bias_init": "zeros"}
+    return nn.Conv2d(in_channels, out_channels, 3, stride, **options)
+
+
 class _ConvNormRelu(nn.Cell):
     """3x3 convolution, group norm, ReLU: [B,Ci,H,W] -> [B,Co,H/stride,W/stride]."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        he = HeNormal(mode="fan_out", nonlinearity="relu")
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride, pad_mode="pad", padding=1, weight_init=he)
+        self.conv = _conv(in_channels, out_channels, stride)
         self.norm = _GroupNorm(out_channels)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
@@ -50,13 +55,15 @@ class SmallCNN(nn.Cell):
         super().__init__()
         self.channels = _WIDTHS[-1]
         self.tokens = (-(-image_size // 16)) ** 2
-        cells = [_ConvNormRelu(i, o, 2) for i, o in zip((3, *_WIDTHS[:-1]), _WIDTHS, strict=True)]
-        self.stages = nn.SequentialCell(cells)
+        # No norm in the stem: at half the image's size it would cost as much as all the others together.
+        self.stem = _conv(3, _WIDTHS[0], 2, has_bias=True)
+        pairs = zip(_WIDTHS[:-1], _WIDTHS[1:], strict=True)
+        self.stages = nn.SequentialCell([_ConvNormRelu(before, after, 2) for before, after in pairs])
         self.mix = _ConvNormRelu(self.channels, self.channels, 1)
         self.positions = Parameter(initializer(Normal(0.02), (1, self.tokens, self.channels), ms.float32))
 
     def construct(self, images: ms.Tensor) -> ms.Tensor:
-        x = self.stages(images)  # [B,C,S,S]
+        x = self.stages(ops.relu(self.stem(images)))  # [B,C,S,S]
         x = x + self.mix(x)
         x = ops.reshape(x, (x.shape[0], x.shape[1], -1))  # [B,C,N]
         return ops.transpose(x, (0, 2, 1)) + self.positions

@@ -1,0 +1,119 @@
+"""The decoder against an independent float64 implementation, cached against teacher forced."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from conftest import CHANNELS, VOCAB
+from mindspore import Tensor, nn
+
+from src.rl.cells import shift_right
+
+
+class Forced(nn.Cell):
+    """Teacher-forced logits [M, L, V]."""
+
+    def __init__(self, captioner):
+        super().__init__()
+        self.captioner = captioner
+
+    def construct(self, features, inputs):
+        return self.captioner.decoder.logits(self.captioner.hidden(features, inputs))
+
+
+class Stepped(nn.Cell):
+    """The same logits, one cached step at a time."""
+
+    def __init__(self, captioner):
+        super().__init__()
+        self.captioner = captioner
+
+    def construct(self, features, inputs):
+        decoder = self.captioner.decoder
+        memory = self.captioner.memory(features)
+        caches = decoder.empty_cache(inputs.shape[0], inputs.shape[1])
+        logits = ()
+        for t in range(inputs.shape[1]):
+            hidden, caches = decoder.step(inputs[:, t], t, memory, caches)
+            logits += (decoder.logits(hidden),)
+        return ms.ops.stack(logits, 1)
+
+
+def numpy_decoder(captioner, features, inputs, heads=2):
+    """Post-norm Transformer decoder in float64, one row and one head at a time, memory copied to every row."""
+    weights = {name: value.asnumpy().astype(np.float64) for name, value in captioner.decoder.parameters_and_names()}
+
+    def linear(name, x):
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(name, x):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        return x * weights[f"{name}.gamma"] + weights[f"{name}.beta"]
+
+    def attention(query, key, value, causal):
+        size = query.shape[1] // heads
+        out = np.zeros_like(query)
+        for h in range(heads):
+            part = slice(h * size, (h + 1) * size)
+            scores = query[:, part] @ key[:, part].T / np.sqrt(size)
+            if causal:
+                scores[np.triu_indices(len(scores), 1)] = -np.inf
+            shares = np.exp(scores - scores.max(1, keepdims=True))
+            out[:, part] = shares / shares.sum(1, keepdims=True) @ value[:, part]
+        return out
+
+    group = len(inputs) // len(features)
+    width = weights["embedding"].shape[1]
+    result = []
+    for row, tokens in enumerate(inputs):
+        memory = linear("memory_projection", features[row // group].astype(np.float64))
+        x = (weights["embedding"][tokens] + weights["positions"][: len(tokens)]) * np.sqrt(width)
+        for layer in ("layers.0", "layers.1"):
+            query, key, value = np.split(linear(f"{layer}.self_qkv", x), 3, 1)
+            x = norm(f"{layer}.self_norm", x + linear(f"{layer}.self_out", attention(query, key, value, True)))
+            key, value = np.split(linear(f"{layer}.cross_kv", memory), 2, 1)
+            seen = attention(linear(f"{layer}.cross_query", x), key, value, False)
+            x = norm(f"{layer}.cross_norm", x + linear(f"{layer}.cross_out", seen))
+            update = linear(f"{layer}.contract", np.maximum(linear(f"{layer}.expand", x), 0))
+            x = norm(f"{layer}.out_norm", x + update)
+        result.append(linear("output", x))
+    return np.array(result)
+
+
+@pytest.fixture
+def inputs():
+    return np.random.default_rng(2).integers(0, VOCAB, (6, 5)).astype(np.int32)  # 2 images x 3 rows, 5 tokens
+
+
+@pytest.mark.parametrize("cell", [Forced, Stepped])
+def test_equals_float64_reference(mode, captioner, features, inputs, allowed, cell):
+    assert features.shape[2] == CHANNELS
+    logits = cell(captioner)(features, Tensor(inputs)).asnumpy()
+    expected = numpy_decoder(captioner, features.asnumpy(), inputs)
+    np.testing.assert_allclose(logits[..., allowed], expected[..., allowed], rtol=1e-4, atol=1e-4)
+    assert (logits[..., ~allowed] < -1e8).all()
+
+
+def test_later_tokens_do_not_change_earlier_logits(captioner, features, inputs):
+    cell = Forced(captioner)
+    before = cell(features, Tensor(inputs)).asnumpy()
+    inputs[:, 3:] = 5
+    after = cell(features, Tensor(inputs)).asnumpy()
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    assert (before[:, 4] != after[:, 4]).any()
+
+
+def test_dropout_factors_are_applied_at_every_site(captioner, features, inputs):
+    decoder = captioner.decoder
+    shape = (decoder.sites, *inputs.shape, decoder.width)
+    hidden = captioner.hidden(features, Tensor(inputs)).asnumpy()
+    ones = captioner.hidden(features, Tensor(inputs), Tensor(np.ones(shape, np.float32))).asnumpy()
+    np.testing.assert_allclose(ones, hidden, atol=1e-6)
+    for site in range(decoder.sites):
+        keep = np.ones(shape, np.float32)
+        keep[site] = 0
+        assert (captioner.hidden(features, Tensor(inputs), Tensor(keep)).asnumpy() != hidden).any(), site
+
+
+def test_shift_right_puts_bos_first():
+    shifted = shift_right(Tensor(np.array([[5, 6, 7]], np.int32)), 2).asnumpy()
+    assert shifted.tolist() == [[2, 5, 6]]
