@@ -331,12 +331,44 @@ def test_cnn_has_row_by_row_tokens(cnn):
     assert change[4].sum() == change.sum(1).max() and change[:, :3].sum() > 2 * change[:, 3:].sum()
 
 
-def test_cnn_learns_everywhere(cnn):
-    images = ms.Tensor(np.random.default_rng(4).standard_normal((2, 3, 96, 96)).astype(np.float32))
-    factors = ms.Tensor(np.random.default_rng(5).standard_normal((2, 36, 192)).astype(np.float32))
-    gradients = Gradient(cnn, ms.ParameterTuple(cnn.trainable_params()))(images, factors)
-    assert len(gradients) == 15
-    assert all(np.abs(gradient.asnumpy()).max() > 0 for gradient in gradients)
+def numpy_cnn(weights, images):
+    def group_norm(x, name):
+        groups = x.reshape(x.shape[0], x.shape[1] // 16, -1)
+        groups = (groups - groups.mean(-1, keepdims=True)) / np.sqrt(groups.var(-1, keepdims=True) + 1e-5)
+        return groups.reshape(x.shape) * weights[f"{name}.gamma"] + weights[f"{name}.beta"]
+
+    def block(x, name, stride):
+        return np.maximum(group_norm(conv(x, weights[f"{name}.conv.weight"], stride), f"{name}.norm"), 0)
+
+    x = np.maximum(conv(images, weights["stem.weight"], 2) + weights["stem.bias"][:, None, None], 0)
+    for i in range(3):
+        x = block(x, f"stages.{i}", 2)
+    x = x + block(x, "mix", 1)
+    return x.transpose(0, 2, 3, 1).reshape(x.shape[0], -1, x.shape[1]) + weights["positions"]
+
+
+def test_cnn_equals_numpy_with_gradients(cnn):
+    """Every parameter's directional derivative, against central differences in float64."""
+    rng = np.random.default_rng(4)
+    images, factors = rng.standard_normal((2, 3, 96, 96)), rng.standard_normal((2, 36, 192))
+    images, factors = images.astype(np.float32), factors.astype(np.float32)
+    weights = {parameter.name: parameter.asnumpy().astype(np.float64) for parameter in cnn.get_parameters()}
+    expected = numpy_cnn(weights, images)
+    np.testing.assert_allclose(cnn(ms.Tensor(images)).asnumpy(), expected, rtol=1e-4, atol=1e-5 * expected.max())
+    gradient_of = Gradient(cnn, ms.ParameterTuple(cnn.trainable_params()))
+    for _ in range(3):
+        gradients = gradient_of(ms.Tensor(images), ms.Tensor(factors))
+    assert len(gradients) == len(weights) == 15
+    for parameter, gradient in zip(cnn.trainable_params(), gradients, strict=True):
+        name, gradient = parameter.name, gradient.asnumpy()
+        direction, step = rng.standard_normal(gradient.shape), 1e-8
+        losses = [
+            (numpy_cnn({**weights, name: weights[name] + sign * step * direction}, images) * factors).mean()
+            for sign in (1, -1)
+        ]
+        expected = (losses[0] - losses[1]) / (2 * step)
+        assert np.linalg.norm(gradient) > 1e-4, name
+        assert abs((gradient * direction).sum() - expected) < 1e-3 * np.linalg.norm(gradient), name
 
 
 def test_choices_are_checked():

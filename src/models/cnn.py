@@ -5,6 +5,8 @@ Letters: B images, H image side, S = ceil(H / 16) side of the grid, N = S * S gr
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import mindspore as ms
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import HeNormal, Normal, initializer
@@ -57,8 +59,7 @@ class SmallCNN(nn.Cell):
         self.tokens = (-(-image_size // 16)) ** 2
         # No norm in the stem: at half the image's size it would cost as much as all the others together.
         self.stem = _conv(3, _WIDTHS[0], 2, has_bias=True)
-        pairs = zip(_WIDTHS[:-1], _WIDTHS[1:], strict=True)
-        self.stages = nn.SequentialCell([_ConvNormRelu(before, after, 2) for before, after in pairs])
+        self.stages = nn.SequentialCell([_ConvNormRelu(i, o, 2) for i, o in pairwise(_WIDTHS)])
         self.mix = _ConvNormRelu(self.channels, self.channels, 1)
         self.positions = Parameter(initializer(Normal(0.02), (1, self.tokens, self.channels), ms.float32))
 
