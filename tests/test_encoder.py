@@ -6,6 +6,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import nn, ops
+from mindspore.train.checkpoint_pb2 import Checkpoint
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -199,7 +200,7 @@ def test_gradient_equals_finite_differences(encoders, weights, images):
     encoder.set_train(True)
     names = ["conv1.weight", "layer1.0.norm1.gamma", "layer4.2.norm3.beta", "layer3.0.down_sample.0.weight"]
     torch_names = ["conv1.weight", "layer1.0.bn1.weight", "layer4.2.bn3.bias", "layer3.0.downsample.0.weight"]
-    by_name = {parameter.name: parameter for parameter in encoder.get_parameters()}
+    by_name = dict(encoder.parameters_and_names())
     before = {name: by_name[name].asnumpy().copy() for name in by_name if "moving" in name}
     rng = np.random.default_rng(2)
     factors = rng.standard_normal((1, 16, 2048)).astype(np.float32)
@@ -276,21 +277,25 @@ def test_prefixed_ckpt_is_refused(encoders, tmp_path):
     refused(encoders["mindspore"], tmp_path / "a.ckpt", "conv1.weight is missing; it has encoder.conv1.weight")
 
 
-def test_damaged_files_are_refused(encoders, files, tmp_path, capfd):
+def test_damaged_files_are_refused(encoders, files, tmp_path):
     truncate(files["v1"], tmp_path / "half.safetensors")
     truncate(files["mindspore"], tmp_path / "half.ckpt")
     (tmp_path / "empty.ckpt").write_bytes(b"")
     (tmp_path / "pickle.pth").write_bytes(b"\x80\x02")
     (tmp_path / "zip.ckpt").write_bytes(b"PK\x03\x04" + bytes(range(256)))
     (tmp_path / "wide.safetensors").write_bytes(b"\xff" * 64)
+    whole = Checkpoint.FromString(Path(files["mindspore"]).read_bytes())
+    whole.value[0].tensor.tensor_content = b"\0" * 16
+    (tmp_path / "short.ckpt").write_bytes(whole.SerializeToString())
+    whole.value[0].tensor.tensor_type = "Float31"
+    (tmp_path / "type.ckpt").write_bytes(whole.SerializeToString())
     (tmp_path / "folder.ckpt").mkdir()
-    capfd.readouterr()
-    for name in ("half.safetensors", "wide.safetensors", "half.ckpt", "empty.ckpt", "zip.ckpt"):
+    safetensors = ("half.safetensors", "wide.safetensors")
+    for name in (*safetensors, "half.ckpt", "empty.ckpt", "zip.ckpt", "short.ckpt", "type.ckpt"):
         refused(encoders["v1"], tmp_path / name, "not a readable")
     refused(encoders["v1"], tmp_path / "pickle.pth", "convert it to .safetensors")
     for name in ("absent.ckpt", "folder.ckpt"):
         refused(encoders["v1"], tmp_path / name, "no such weights file")
-    assert capfd.readouterr() == ("", "")  # one line, and it is the error's
 
 
 def refused(encoder, path, message):
@@ -308,6 +313,7 @@ def refused(encoder, path, message):
 
 @pytest.fixture(scope="module")
 def cnn():
+    ms.set_seed(0)
     return build_encoder("cnn", variant="cnn", checkpoint=None, image_size=96)
 
 
@@ -320,15 +326,6 @@ def test_cnn_shapes_and_modes(cnn):
     # An image's features depend on neither its neighbours in the batch nor the training flag.
     cnn.set_train(True)
     np.testing.assert_allclose(cnn(ms.Tensor(images[1:])).asnumpy(), graph[1:], rtol=1e-4, atol=1e-5)
-
-
-def test_cnn_has_row_by_row_tokens(cnn):
-    """A change in the left of the image's last row but one moves that row of the grid, and its left half."""
-    images = np.zeros((2, 3, 96, 96), np.float32)
-    images[1, :, 66:74, 4:12] = 2.0
-    features = cnn(ms.Tensor(images)).asnumpy()
-    change = np.abs(features[1] - features[0]).sum(-1).reshape(6, 6)
-    assert change[4].sum() == change.sum(1).max() and change[:, :3].sum() > 2 * change[:, 3:].sum()
 
 
 def numpy_cnn(weights, images):
@@ -352,15 +349,15 @@ def test_cnn_equals_numpy_with_gradients(cnn):
     rng = np.random.default_rng(4)
     images, factors = rng.standard_normal((2, 3, 96, 96)), rng.standard_normal((2, 36, 192))
     images, factors = images.astype(np.float32), factors.astype(np.float32)
-    weights = {parameter.name: parameter.asnumpy().astype(np.float64) for parameter in cnn.get_parameters()}
+    parameters = dict(cnn.parameters_and_names())
+    weights = {name: parameter.asnumpy().astype(np.float64) for name, parameter in parameters.items()}
     expected = numpy_cnn(weights, images)
     np.testing.assert_allclose(cnn(ms.Tensor(images)).asnumpy(), expected, rtol=1e-4, atol=1e-5 * expected.max())
-    gradient_of = Gradient(cnn, ms.ParameterTuple(cnn.trainable_params()))
+    gradient_of = Gradient(cnn, ms.ParameterTuple(parameters.values()))
     for _ in range(3):
         gradients = gradient_of(ms.Tensor(images), ms.Tensor(factors))
     assert len(gradients) == len(weights) == 15
-    for parameter, gradient in zip(cnn.trainable_params(), gradients, strict=True):
-        name, gradient = parameter.name, gradient.asnumpy()
+    for name, gradient in zip(parameters, (tensor.asnumpy() for tensor in gradients), strict=True):
         direction, step = rng.standard_normal(gradient.shape), 1e-8
         losses = [
             (numpy_cnn({**weights, name: weights[name] + sign * step * direction}, images) * factors).mean()

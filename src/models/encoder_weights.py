@@ -33,7 +33,7 @@ def load_encoder_weights(encoder: nn.Cell, path: str) -> None:
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such weights file; check encoder.checkpoint")
     suffix = os.path.splitext(path)[1]
-    parameters = {parameter.name: parameter for parameter in encoder.get_parameters()}
+    parameters = dict(encoder.parameters_and_names())  # these names do not change when a cell contains the encoder
     if suffix == ".safetensors":
         arrays = _load_safetensors(path)
         names = {name: _torchvision_name(name) for name in parameters}
@@ -72,11 +72,15 @@ def _load_ckpt(path: str) -> dict[str, np.ndarray]:
     logging.disable(logging.CRITICAL)  # MindSpore logs what it raises; the one line is ours
     try:
         values = ms.load_checkpoint(path)
-        return {name: value.asnumpy() for name, value in values.items() if isinstance(value, ms.Tensor)}
+        arrays = {name: value.asnumpy() for name, value in values.items() if isinstance(value, ms.Tensor)}
     except Exception as error:  # MindSpore raises many types for a damaged file
-        raise InputError(f"{path}: not a readable MindSpore checkpoint ({_one_line(error)}); copy it again") from error
+        raise InputError(f"{path}: not a readable MindSpore checkpoint; copy it again") from error
     finally:
         logging.disable(level)
+    # MindSpore accepts a tensor with fewer bytes than its shape needs.
+    if sum(array.nbytes for array in arrays.values()) > os.path.getsize(path):
+        raise InputError(f"{path}: not a readable MindSpore checkpoint (tensors are cut short); copy it again")
+    return arrays
 
 
 def _one_line(error: Exception) -> str:

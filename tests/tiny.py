@@ -1,0 +1,24 @@
+"""A tiny configuration that the tests of whole programs share: 64 scenes, seconds per stage."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+from src.data.demo import generate_demo
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    *("demo.train=64", "demo.val=16", "demo.test=16", "tokenizer.min_count=2", "log_every=1", "device=CPU"),
+    *("decoder.width=32", "decoder.heads=2", "decoder.feed_forward=64", "decoder.positions=16"),
+    *("ce.epochs=3", "ce.batch_images=32", "ce.tokens=12", "eval.batch_images=16", "eval.tokens=8", "eval.every=1"),
+    *("grpo.rollouts=2", "grpo.rollout_images=8", "grpo.sample_images=8", "grpo.update_images=4", "grpo.tokens=8"),
+    "grpo.group_size=3",
+]
+
+
+@functools.cache
+def tiny_data() -> Path:
+    """The folder of the 64 scenes, made once per test session."""
+    root = Path(tempfile.mkdtemp(prefix="tiny-demo-")) / "demo"
+    generate_demo(root, train=64, val=16, test=16)
+    return root
