@@ -104,14 +104,13 @@ def test_later_tokens_do_not_change_earlier_logits(captioner, features, inputs):
 
 def test_dropout_factors_are_applied_at_every_site(captioner, features, inputs):
     decoder = captioner.decoder
-    shape = (decoder.sites, *inputs.shape, decoder.width)
+    one = Tensor(np.ones((*inputs.shape, decoder.width), np.float32))
+    ones = (one,) * decoder.sites
     hidden = captioner.hidden(features, Tensor(inputs)).asnumpy()
-    ones = captioner.hidden(features, Tensor(inputs), Tensor(np.ones(shape, np.float32))).asnumpy()
-    np.testing.assert_allclose(ones, hidden, atol=1e-6)
+    np.testing.assert_allclose(captioner.hidden(features, Tensor(inputs), ones).asnumpy(), hidden, atol=1e-6)
     for site in range(decoder.sites):
-        keep = np.ones(shape, np.float32)
-        keep[site] = 0
-        assert (captioner.hidden(features, Tensor(inputs), Tensor(keep)).asnumpy() != hidden).any(), site
+        keep = (*ones[:site], one * 0, *ones[site + 1 :])
+        assert (captioner.hidden(features, Tensor(inputs), keep).asnumpy() != hidden).any(), site
 
 
 def test_shift_right_puts_bos_first():

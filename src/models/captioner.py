@@ -21,7 +21,7 @@ class Captioner(nn.Cell):
         """Image memory for the decoder from pixels or cached features."""
         return self.decoder.memory(inputs if self.cached else self.encoder(inputs))
 
-    def hidden(self, inputs: Tensor, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+    def hidden(self, inputs: Tensor, tokens: Tensor, keep: tuple[Tensor, ...] | None = None) -> Tensor:
         """Teacher-forced hidden states [M, L, D] of tokens int32 [M, L] (BOS first) on images given as `inputs`."""
         return self.decoder.hidden(tokens, self.memory(inputs), keep)
 

@@ -42,10 +42,10 @@ class Decoder(nn.Cell):
             heads += (layer.memory_heads(memory),)
         return heads
 
-    def hidden(self, inputs: Tensor, memory: Memory, keep: Tensor | None = None) -> Tensor:
+    def hidden(self, inputs: Tensor, memory: Memory, keep: tuple[Tensor, ...] | None = None) -> Tensor:
         """Teacher forcing: inputs int32 [M, L] (BOS first) -> hidden states [M, L, D].
 
-        keep: dropout factors [1 + 3*layers, M, L, D] (embedding, then three per layer), or None.
+        keep: 1 + 3*layers dropout factors [M, L, D] (embedding, then three per layer), or None.
         """
         length = inputs.shape[1]
         x = (ops.gather(self.embedding, inputs, 0) + self.positions[:length]) * self.width**0.5

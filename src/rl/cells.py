@@ -20,7 +20,9 @@ def shift_right(tokens: Tensor, bos_id: int) -> Tensor:
     return ops.concat((start, tokens[:, :-1]), 1)
 
 
-def flat_logits(captioner: Captioner, inputs: Tensor, tokens: Tensor, bos_id: int, keep: Tensor | None = None) -> Tensor:
+def flat_logits(
+    captioner: Captioner, inputs: Tensor, tokens: Tensor, bos_id: int, keep: tuple[Tensor, ...] | None = None
+) -> Tensor:
     """Teacher-forced logits [M*T, V] of tokens int32 [M, T] on the images given as `inputs`."""
     hidden = captioner.hidden(inputs, shift_right(tokens, bos_id), keep)
     return captioner.decoder.logits(hidden.reshape(-1, hidden.shape[-1]))
@@ -102,7 +104,7 @@ class CELossCell(nn.Cell):
     """Cross-entropy of all captions of an image with one encoding.
 
     Inputs: inputs (pixels or features of B images), targets int32 [M, T], mask float32 [M, T], keep bool
-    [sites, M, T, D]: dropout masks, of no effect where the rate is 0. Returns the loss and statistics named by STATS.
+    [M, T, D] for each dropout site of the decoder (none where the rate is 0). Returns the loss and STATS.
     """
 
     STATS = ("token_accuracy",)
@@ -115,10 +117,12 @@ class CELossCell(nn.Cell):
         self.dropout = dropout
         self.smoothing = smoothing
 
-    def construct(self, inputs: Tensor, targets: Tensor, mask: Tensor, keep: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+    def construct(self, inputs: Tensor, targets: Tensor, mask: Tensor, *keep: Tensor) -> tuple[Tensor, tuple[Tensor]]:
         factors = None
         if self.dropout > 0:
-            factors = ops.cast(keep, mstype.float32) * (1.0 / (1.0 - self.dropout))
+            factors = ()
+            for site in keep:
+                factors += (ops.cast(site, mstype.float32) * (1.0 / (1.0 - self.dropout)),)
         tokens = targets.reshape(-1)
         logits = flat_logits(self.captioner, inputs, targets, self.bos_id, factors)
         all_logprobs = ops.log_softmax(logits, -1)  # [M*T, V]

@@ -71,7 +71,7 @@ def run_ce(run: Run) -> None:
         for inputs, ids, mask in _epoch_batches(run, targets, epoch, first):
             started = time.perf_counter()
             keep = _dropout(run, len(ids), ids.shape[1])
-            values = step_cell(Tensor(inputs), Tensor(ids), Tensor(mask), Tensor(keep)).asnumpy()
+            values = step_cell(Tensor(inputs), Tensor(ids), Tensor(mask), *map(Tensor, keep)).asnumpy()
             if not np.isfinite(values[:2]).all():
                 raise RunStopped(f"the loss is not finite at step {run.state['step'] + 1}; {last} is the last good one")
             run.state["step"] += 1
@@ -105,11 +105,11 @@ def _epoch_batches(run: Run, targets: CaptionTargets, epoch: int, first: int) ->
         yield inputs, *targets.batch(images, real, epoch)
 
 
-def _dropout(run: Run, rows: int, tokens: int) -> np.ndarray:
-    """Dropout masks bool [sites, M, T, D] of this step; a single unread element per site where the rate is 0."""
+def _dropout(run: Run, rows: int, tokens: int) -> list[np.ndarray]:
+    """Dropout masks bool [M, T, D] of this step, one for each site of the decoder; none where the rate is 0."""
     decoder = run.captioner.decoder
     rate = run.config.decoder.dropout
     if rate == 0:
-        return np.ones((decoder.sites, 1, 1, 1), bool)
+        return []
     keep = keep_masks(run.config.seed, run.state["step"], 0, rows, (decoder.sites, tokens, decoder.width), rate)
-    return np.ascontiguousarray(keep.swapaxes(0, 1))
+    return [np.ascontiguousarray(keep[:, site]) for site in range(decoder.sites)]
