@@ -1,7 +1,7 @@
 """What the scripts run: the stages of one configuration in order, each as a process of its own.
 
 python -m src.pipeline ce|grpo|eval [--config FILE] [key=value ...]
-ce: train, evaluate. grpo: CE if it is not complete, GRPO, both evaluated, the table. eval: evaluate the best checkpoint.
+ce: train, evaluate. grpo: CE if it is not complete, GRPO, both evaluated, the table. eval: evaluate a checkpoint.
 """
 
 import argparse
@@ -41,7 +41,9 @@ def main() -> None:
         best = stage.config.run_folder / "checkpoints" / "best"
         run_program_of(stage, "eval.py", "--split", arguments.split, "--checkpoint", str(stage.checkpoint or best))
     folders = {
-        stage.config.stage.upper(): owning_folder(stage.config, stage.checkpoint) if stage.checkpoint else stage.config.run_folder
+        stage.config.stage.upper(): owning_folder(stage.config, stage.checkpoint)
+        if stage.checkpoint
+        else stage.config.run_folder
         for stage in stages
     }
     print(write_report(folders, stages[-1].config.run_folder, arguments.split))

@@ -42,4 +42,6 @@ def keep_masks(seed: int, step: int, first_row: int, rows: int, shape: tuple[int
 def _bits(stream: str, seed: int, block: int, *counters: int) -> np.random.Philox:
     # Philox has a 128-bit key (seed, stream) and a 256-bit counter, whose lowest word counts blocks.
     words = [block, *counters, *[0] * (3 - len(counters))]
-    return np.random.Philox(key=seed % _WORD + (STREAMS[stream] << 64), counter=sum(w << (64 * i) for i, w in enumerate(words)))
+    return np.random.Philox(
+        key=seed % _WORD + (STREAMS[stream] << 64), counter=sum(w << (64 * i) for i, w in enumerate(words))
+    )

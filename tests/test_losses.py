@@ -41,7 +41,9 @@ def gradient(arrays, **settings):
     return grad(*(Tensor(np.asarray(array, np.float32)) for array in arrays)).asnumpy()
 
 
-def expected(logprobs, old, ref, advantages, mask, clip_eps_low, clip_eps_high, kl_coef, aggregation, importance_weight):
+def expected(
+    logprobs, old, ref, advantages, mask, clip_eps_low, clip_eps_high, kl_coef, aggregation, importance_weight
+):
     """Equation 3 of arXiv:2402.03300 token by token, in float64."""
     values = np.zeros_like(logprobs)
     for m, t in np.ndindex(*logprobs.shape):
@@ -91,7 +93,9 @@ def test_hand_worked_example(mode):
 @pytest.mark.parametrize("importance_weight", [False, True])
 @pytest.mark.parametrize("eps", [(0.2, 0.2), (0.2, 0.28)])
 def test_equals_float64_reference(mode, aggregation, importance_weight, eps):
-    settings = PLAIN | dict(aggregation=aggregation, importance_weight=importance_weight, clip_eps_low=eps[0], clip_eps_high=eps[1])
+    settings = PLAIN | dict(
+        aggregation=aggregation, importance_weight=importance_weight, clip_eps_low=eps[0], clip_eps_high=eps[1]
+    )
     case = random_case()
     loss, _ = run(case, **settings)
     assert loss == pytest.approx(expected(*case, **settings), rel=2e-6, abs=1e-6)

@@ -18,7 +18,9 @@ def metrics_table(results: Mapping[str, dict]) -> str:
     """A Markdown table of results as eval_<split>.json holds them, by system; metrics times 100, as papers print."""
     metrics = list(next(iter(results.values()))["metrics"])
     lines = [["", *metrics], ["---", *["---:"] * len(metrics)]]
-    lines += [[system, *[f"{100 * result['metrics'][name]:.1f}" for name in metrics]] for system, result in results.items()]
+    lines += [
+        [system, *[f"{100 * result['metrics'][name]:.1f}" for name in metrics]] for system, result in results.items()
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -35,7 +37,9 @@ def write_report(folders: Mapping[str, Path], target: Path, split: str) -> str:
         results[system] = json.loads(path.read_text())
     signatures = {result["signature"] for result in results.values()}
     if len(signatures) > 1:
-        raise InputError(f"scores that were made differently cannot stand in one table: {' and '.join(sorted(signatures))}")
+        raise InputError(
+            f"scores that were made differently cannot stand in one table: {' and '.join(sorted(signatures))}"
+        )
     title = " and ".join(results)
     report = f"# {title} on the {split} split\n\n{metrics_table(results)}\n\nSignature: `{signatures.pop()}`\n"
     (target / "report.md").write_text(report, encoding="utf-8")

@@ -29,7 +29,9 @@ class Decoder(nn.Cell):
         self.memory_projection = dense(channels, width)
         self.embedding = Parameter(initializer(Normal(width**-0.5), (vocab_size, width)), name="embedding")
         self.positions = Parameter(initializer(Normal(width**-0.5), (config.positions, width)), name="positions")
-        self.layers = nn.CellList([DecoderLayer(width, config.heads, config.feed_forward) for _ in range(config.layers)])
+        self.layers = nn.CellList(
+            [DecoderLayer(width, config.heads, config.feed_forward) for _ in range(config.layers)]
+        )
         self.output = dense(width, vocab_size)
         self.allowed_bias = Tensor(np.where(allowed, 0.0, MASKED), ms.float32)
         self.future_bias = Tensor(np.triu(np.full((config.positions,) * 2, MASKED), 1), ms.float32)

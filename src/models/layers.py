@@ -89,7 +89,9 @@ class DecoderLayer(nn.Cell):
         attended = merge_heads(attend(split_heads(query, self.heads), key, value))
         return self.cross_out(attended).reshape(rows, length, width)
 
-    def mix(self, x: Tensor, attended: Tensor, memory: tuple[Tensor, Tensor], keep: tuple[Tensor, ...] | None) -> Tensor:
+    def mix(
+        self, x: Tensor, attended: Tensor, memory: tuple[Tensor, Tensor], keep: tuple[Tensor, ...] | None
+    ) -> Tensor:
         """What follows self-attention: residual sums, cross-attention and feed-forward. Returns [M, L, D].
 
         attended [M, H, L, d]; keep: dropout factors [M, L, D] of each of the three sub-layers, or None.

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from src.errors import RunStopped
 from src.rl.cells import CELossCell
 from src.rng import generator, keep_masks, permutation
-from src.training.checkpoint import load_checkpoint, optimizer_parameters
+from src.training.checkpoint import find_last, load_checkpoint, optimizer_parameters
 from src.training.optim import build_optimizer
 from src.training.run import Run
 from src.training.step import TrainStep
@@ -58,7 +58,7 @@ def run_ce(run: Run) -> None:
     optimizer_state = optimizer_parameters(optimizer, run.captioner)
     last = run.folder / "checkpoints" / "last"
     if run.state["step"]:
-        load_checkpoint(last, run.captioner, optimizer_state)
+        load_checkpoint(find_last(run.folder), run.captioner, optimizer_state)
     else:
         run.save("last", optimizer_state)
     loss_cell = CELossCell(
@@ -83,14 +83,18 @@ def run_ce(run: Run) -> None:
                 run.metrics.write(step, logged)
             bar.set_postfix(loss=f"{values[0]:.3f}", CIDEr=f"{100 * run.state['best_score']:.1f}", refresh=False)
             bar.update()
-            if run.terminated or (ce.save_steps and step % ce.save_steps == 0):
+            ended = step % steps_per_epoch == 0  # then validation comes first, so that a resumed run does not miss it
+            if not ended and (run.terminated or (ce.save_steps and step % ce.save_steps == 0)):
                 run.save("last", optimizer_state)
                 run.check_terminated(last)
         if (epoch + 1) % config.eval.every == 0 or epoch + 1 == ce.epochs:
             scores = run.validate()
             run.metrics.write(run.state["step"], scores)
-            run.save("last", optimizer_state)
-            tqdm.write(f"CE epoch {epoch + 1}/{ce.epochs}: loss {values[0]:.3f}, val CIDEr {100 * scores['val/CIDEr']:.1f}")
+            tqdm.write(
+                f"CE epoch {epoch + 1}/{ce.epochs}: loss {values[0]:.3f}, val CIDEr {100 * scores['val/CIDEr']:.1f}"
+            )
+        run.save("last", optimizer_state)
+        run.check_terminated(last)
     bar.close()
 
 

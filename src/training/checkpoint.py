@@ -20,7 +20,9 @@ from src.models.captioner import Captioner
 FORMAT = "1"
 
 
-def save_checkpoint(path: Path, captioner: Captioner, state: dict[str, Any], optimizer_state: dict | None = None) -> None:
+def save_checkpoint(
+    path: Path, captioner: Captioner, state: dict[str, Any], optimizer_state: dict | None = None
+) -> None:
     """Write parameters, `state` (JSON) and, for a checkpoint to go on from, the optimiser's parameters.
 
     Errors: InputError where the folder cannot be written or the disk is full; the file before stays.
@@ -66,7 +68,9 @@ def load_checkpoint(path: Path, captioner: Captioner, optimizer_state: dict | No
         names = set(file.keys())
         for name, parameter in targets.items():
             if name not in names:
-                raise InputError(f"{path} is of another model: it has no {name}; give the configuration it was made with")
+                raise InputError(
+                    f"{path} is of another model: it has no {name}; give the configuration it was made with"
+                )
             shape = tuple(file.get_slice(name).get_shape())
             if shape != tuple(parameter.shape):
                 raise InputError(

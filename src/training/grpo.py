@@ -18,7 +18,7 @@ from src.rl.advantage import group_advantages, zero_spread_groups
 from src.rl.cells import GRPOLossCell, LogprobCell
 from src.rl.rollout import Rollout
 from src.rng import permutation, uniforms
-from src.training.checkpoint import load_checkpoint, optimizer_parameters
+from src.training.checkpoint import find_last, load_checkpoint, optimizer_parameters
 from src.training.optim import build_optimizer
 from src.training.run import Run
 from src.training.step import TrainStep
@@ -31,9 +31,7 @@ class RolloutCollector:
         self.run = run
         self.config = run.config
         grpo, tokenizer = run.config.grpo, run.tokenizer
-        self.sampler = GroupSampler(
-            run.captioner, tokenizer.specials, tokenizer.allowed, grpo.temperature, grpo.top_k
-        )
+        self.sampler = GroupSampler(run.captioner, tokenizer.specials, tokenizer.allowed, grpo.temperature, grpo.top_k)
         self.ref_logprobs = LogprobCell(reference, tokenizer.bos_id, grpo.temperature, grpo.top_k)
         self.reward = CaptionReward(run.dataset.ground_truths["train"], tokenizer, run.config.reward)
 
@@ -101,7 +99,7 @@ def run_grpo(run: Run, reference: Captioner) -> None:
     optimizer_state = optimizer_parameters(optimizer, run.captioner)
     last = run.folder / "checkpoints" / "last"
     if run.state["step"]:
-        load_checkpoint(last, run.captioner, optimizer_state)
+        load_checkpoint(find_last(run.folder), run.captioner, optimizer_state)
     else:
         run.metrics.write(0, run.validate())  # the CE model is the first candidate for `best`
         run.save("last", optimizer_state)
@@ -119,10 +117,11 @@ def run_grpo(run: Run, reference: Captioner) -> None:
             scores = run.validate()
             run.metrics.write(run.state["step"], scores)
             tqdm.write(
-                f"GRPO rollout {index + 1}/{grpo.rollouts}: reward {rollout.rewards.mean():.3f}, KL {stats['train/kl']:.4f}, "
-                f"val CIDEr {100 * scores['val/CIDEr']:.1f}"
+                f"GRPO rollout {index + 1}/{grpo.rollouts}: reward {rollout.rewards.mean():.3f}, "
+                f"KL {stats['train/kl']:.4f}, val CIDEr {100 * scores['val/CIDEr']:.1f}"
             )
         run.save("last", optimizer_state)
+        run.check_terminated(last)
     bar.close()
 
 
@@ -139,7 +138,10 @@ def _pass(
 ) -> dict[str, float]:
     """One pass of updates over a rollout; returns the statistics of its last update."""
     grpo = run.config.grpo
-    parts = [rollout.groups(rows) for rows in minibatches(grpo.rollout_images, grpo.update_images, run.config.seed, index, number)]
+    parts = [
+        rollout.groups(rows)
+        for rows in minibatches(grpo.rollout_images, grpo.update_images, run.config.seed, index, number)
+    ]
     names = ("train/loss", "train/grad_norm", *(f"train/{name}" for name in GRPOLossCell.STATS))
     logged: dict[str, float] = {}
     for part, inputs in zip(parts, run.train_source.batches([part.image_rows for part in parts])):

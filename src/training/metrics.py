@@ -14,7 +14,7 @@ class MetricsWriter:
         partial = self.path.with_suffix(".part")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(self.path)
-        self.file = open(self.path, "a", encoding="utf-8")
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add one line; floats keep all their digits."""

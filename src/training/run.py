@@ -51,7 +51,7 @@ class Run:
         return path
 
     def validate(self) -> dict[str, float]:
-        """Greedy captions of the validation split, scored by CIDEr; a better score than any before is kept as `best`."""
+        """Score greedy captions of the validation split by CIDEr; a better score than any before is kept as `best`."""
         image_ids = [record.image_id for record in self.dataset.records["val"]]
         captions, lengths = greedy_captions(
             self.greedy, self.tokenizer, self.val_source, len(image_ids), self.config.eval.batch_images
@@ -75,7 +75,7 @@ class Run:
 def greedy_captions(
     greedy: GreedyDecoder, tokenizer: Tokenizer, source: ImageSource | FeatureSource, images: int, batch_images: int
 ) -> tuple[list[str], np.ndarray]:
-    """Greedy captions of the `images` images of `source`, in order, and their lengths in tokens (with the EOS), float [n]."""
+    """Greedy captions of all `images` of `source`, in order, and their lengths in tokens (with the EOS), float [n]."""
     captions: list[str] = []
     lengths: list[np.ndarray] = []
     for inputs in source.batches(padded_batches(images, batch_images)):

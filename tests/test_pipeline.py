@@ -1,0 +1,174 @@
+"""The scripts' program as its user runs it, on 64 scenes: stages, outputs, exit statuses."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from tiny import ROOT, TINY, tiny_data
+
+METRICS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
+
+
+def run(*command: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """Outputs of the whole GRPO pipeline, with the settings that made them."""
+    root = tmp_path_factory.mktemp("outputs")
+    settings = [*TINY, f"output_root={root}", f"data.root={tiny_data()}"]
+    result = run("-m", "src.pipeline", "grpo", *settings)
+    assert result.returncode == 0, result.stderr
+    return root, settings, result
+
+
+def test_the_pipeline_leaves_what_the_contract_names(outputs):
+    root, _, result = outputs
+    for name in ("demo-ce", "demo-grpo"):
+        folder = root / name
+        assert {"config.yaml", "metrics.jsonl", "checkpoints", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
+        assert {"last", "best"} <= {p.name for p in (folder / "checkpoints").iterdir()}
+        captions = json.loads((folder / "captions_test.json").read_text())
+        assert len({row["image_id"] for row in captions}) == 16 and all(
+            set(row) == {"image_id", "caption"} for row in captions
+        )
+        scores = json.loads((folder / "eval_test.json").read_text())
+        assert list(scores["metrics"]) == METRICS and scores["num_images"] == 16
+        assert "decoding:greedy" in scores["signature"] and "images:16" in scores["signature"]
+    assert yaml.safe_load((root / "demo-grpo/config.yaml").read_text())["grpo"]["group_size"] == 3
+    report = (root / "demo-grpo/report.md").read_text()
+    assert "| CE |" in report and "| GRPO |" in report and "Signature" in report
+    assert report.strip() in result.stdout
+
+
+def test_grpo_logs_every_statistic(outputs):
+    root, _, _ = outputs
+    lines = [json.loads(line) for line in (root / "demo-grpo/metrics.jsonl").read_text().splitlines()]
+    assert {"step", "stage"} <= lines[0].keys()
+    names = set().union(*lines)
+    documented = {
+        word.strip() for line in (ROOT / "docs/metrics.md").read_text().splitlines() if line.startswith("| ")
+        for word in line.split("|")[1].split(",")
+    }  # fmt: skip
+    assert names - {"step", "stage"} <= documented
+    assert documented - names <= {"name", "---", "train/token_accuracy"}
+    first = next(line for line in lines if line["step"] == 1)
+    assert first["train/ratio_mean"] == pytest.approx(1, abs=1e-4) and first["train/kl"] == pytest.approx(0, abs=1e-4)
+
+
+def test_a_completed_run_is_not_run_again_and_another_configuration_is_refused(outputs):
+    root, settings, _ = outputs
+    again = run("train.py", "--config", "configs/demo/ce.yaml", *settings)
+    assert again.returncode == 0 and "complete" in again.stdout
+    other = run("train.py", "--config", "configs/demo/ce.yaml", *settings, "ce.epochs=4", "decoder.dropout=0.2")
+    assert other.returncode == 2 and "ce.epochs, decoder.dropout" in other.stderr and "fresh=true" in other.stderr
+
+
+def test_captions_of_photographs_without_ground_truth(outputs, tmp_path):
+    root, settings, _ = outputs
+    good, broken = tmp_path / "a photo.png", tmp_path / "broken.jpg"
+    Image.fromarray(np.full((30, 50, 3), 128, np.uint8)).save(good)
+    broken.write_bytes(b"no image")
+    checkpoint = str(root / "demo-grpo/checkpoints/best")
+    result = run("eval.py", "--config", "configs/demo/grpo.yaml", "--checkpoint", checkpoint,
+                 "--images", str(good), str(broken), *settings)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{good}\t") and str(broken) in result.stderr
+    result = run(
+        "eval.py", "--config", "configs/demo/grpo.yaml", "--checkpoint", checkpoint, "--images", str(broken), *settings
+    )
+    assert result.returncode == 2
+
+
+def test_scoring_a_file_of_captions_gives_the_same_numbers(outputs):
+    root, settings, _ = outputs
+    file = root / "demo-grpo/captions_test.json"
+    result = run("eval.py", "--config", "configs/demo/grpo.yaml", "--captions", str(file), *settings)
+    assert result.returncode == 0, result.stderr
+    scores = json.loads(result.stdout.splitlines()[-1])
+    assert scores["metrics"] == json.loads((root / "demo-grpo/eval_test.json").read_text())["metrics"]
+
+
+def damaged_checkpoints(best, folder):
+    """Broken copies of a checkpoint, each with a word that its message must hold."""
+    arrays = load_file(best)
+    (folder / "tokenizer.json").write_bytes((best.parent.parent / "tokenizer.json").read_bytes())
+    (folder / "truncated").write_bytes(best.read_bytes()[:-1000])
+    (folder / "text").write_text("no checkpoint")
+    save_file(arrays, folder / "foreign")
+    return {"truncated": "damaged", "text": "damaged", "foreign": "no checkpoint", "absent": "no checkpoint"}
+
+
+def test_bad_checkpoints_are_one_line_and_status_2(outputs, tmp_path):
+    root, settings, _ = outputs
+    best = root / "demo-ce/checkpoints/best"
+    evaluate = ("eval.py", "--config", "configs/demo/ce.yaml", *settings)
+    cases = [(tmp_path / name, word, []) for name, word in damaged_checkpoints(best, tmp_path).items()]
+    cases.append((best, "of another model", ["decoder.width=64"]))
+    for path, word, extra in cases:
+        result = run(*evaluate, *extra, "--checkpoint", str(path))
+        errors = [line for line in result.stderr.splitlines() if not line.startswith("environment:")]
+        assert result.returncode == 2 and len(errors) == 1, result.stderr
+        assert str(path) in errors[0] and word in errors[0]
+
+
+def test_sigterm_saves_and_ends_with_status_4(tmp_path):
+    command = [
+        "-m",
+        "src.pipeline",
+        "ce",
+        *TINY,
+        "ce.epochs=500",
+        f"output_root={tmp_path}",
+        f"data.root={tiny_data()}",
+    ]
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "demo-ce/metrics.jsonl"
+    while process.poll() is None and (not metrics.exists() or not metrics.read_text()):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate()[1]
+    assert process.returncode == 4 and "SIGTERM" in errors and "last" in errors, errors
+
+
+def test_a_loss_that_is_not_finite_stops_with_status_3(tmp_path):
+    settings = [
+        *TINY,
+        f"output_root={tmp_path}",
+        f"data.root={tiny_data()}",
+        "ce.optimizer.lr=1e30",
+        "ce.optimizer.grad_clip=1e30",
+    ]
+    result = run("train.py", "--config", "configs/demo/ce.yaml", *settings)
+    assert result.returncode == 3 and "not finite" in result.stderr and "checkpoints/last" in result.stderr, (
+        result.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        (["output_root=/proc/none"], ["/proc/none", "output_root"]),
+        (["data.root=/absent", "data.dataset=mine"], ["data.root=/absent"]),
+        (["grpo.goup_size=3"], ["grpo.goup_size", "grpo.group_size"]),
+        (["device=Ascend"], ["device=Ascend"]),
+    ],
+)
+def test_bad_settings_are_one_line_and_status_2(tmp_path, settings, words):
+    common = [*TINY, f"output_root={tmp_path}", f"data.root={tiny_data()}"]
+    result = run("train.py", "--config", "configs/demo/ce.yaml", *common, *settings)
+    errors = [line for line in result.stderr.splitlines() if not line.startswith("environment:")]
+    assert result.returncode == 2 and len(errors) == 1 and all(word in errors[0] for word in words), result.stderr
+
+
+def test_rl_without_a_ce_checkpoint_says_what_to_run(tmp_path):
+    result = run("train.py", "--config", "configs/demo/grpo.yaml", *TINY, f"output_root={tmp_path}")
+    assert result.returncode == 2 and "configs/demo/ce.yaml" in result.stderr
