@@ -43,7 +43,7 @@ def numpy_decoder(captioner, features, inputs, heads=2):
     weights = {name: value.asnumpy().astype(np.float64) for name, value in captioner.decoder.parameters_and_names()}
 
     def linear(name, x):
-        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0)
 
     def norm(name, x):
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)

@@ -26,7 +26,7 @@ class Decoder(nn.Cell):
         width, vocab_size = config.width, len(allowed)
         self.width = width
         self.sites = 1 + 3 * config.layers
-        self.memory_projection = dense(channels, width)
+        self.memory_projection = dense(channels, width, has_bias=False)
         self.embedding = Parameter(initializer(Normal(width**-0.5), (vocab_size, width)), name="embedding")
         self.positions = Parameter(initializer(Normal(width**-0.5), (config.positions, width)), name="positions")
         self.layers = nn.CellList(

@@ -35,9 +35,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     return ops.matmul(ops.softmax(scores, -1), value)
 
 
-def dense(channels: int, width: int) -> nn.Dense:
-    """A linear layer with Xavier-uniform weights and no initial bias, in float32."""
-    return nn.Dense(channels, width, weight_init="xavier_uniform", bias_init="zeros", dtype=mstype.float32)
+def dense(channels: int, width: int, has_bias: bool = True) -> nn.Dense:
+    """A linear layer with Xavier-uniform weights and a bias that starts at 0, in float32."""
+    options = {"weight_init": "xavier_uniform", "bias_init": "zeros", "dtype": mstype.float32}
+    return nn.Dense(channels, width, has_bias=has_bias, **options)
 
 
 class LayerNorm(nn.Cell):
@@ -62,7 +63,8 @@ class DecoderLayer(nn.Cell):
         self.self_qkv = dense(width, 3 * width)
         self.self_out = dense(width, width)
         self.cross_query = dense(width, width)
-        self.cross_kv = dense(width, 2 * width)
+        # A bias of the keys cancels in the softmax, one of the values is that of cross_out.
+        self.cross_kv = dense(width, 2 * width, has_bias=False)
         self.cross_out = dense(width, width)
         self.expand = dense(width, feed_forward)
         self.contract = dense(feed_forward, width)
