@@ -31,7 +31,7 @@ def mode(request):
     ms.set_context(mode=ms.GRAPH_MODE)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def allowed():
     """Ids that the tiny policy may produce: not PAD, UNK, BOS, nor the last id."""
     mask = np.ones(VOCAB, bool)
@@ -39,7 +39,7 @@ def allowed():
     return mask
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def captioner(allowed):
     """A two-layer captioner on cached features [B, N, 6] with lively random weights."""
     ms.set_seed(1)
@@ -51,7 +51,7 @@ def captioner(allowed):
     return model
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def features():
     """Cached features float16 [2, 4, 6]."""
     return ms.Tensor(np.random.default_rng(1).normal(size=(2, 4, CHANNELS)).astype(np.float16))

@@ -1,0 +1,90 @@
+"""Checkpoints: the same values again, whole files only, clear errors."""
+
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn
+from safetensors.numpy import load_file, save_file
+
+from src.errors import InputError
+from src.training.checkpoint import find_last, load_checkpoint, read_state, save_checkpoint
+
+
+class Model(nn.Cell):
+    def __init__(self, width=3):
+        super().__init__()
+        self.weight = Parameter(Tensor(np.arange(2 * width, dtype=np.float32).reshape(2, width)), name="weight")
+        self.inner = nn.Dense(2, 2)
+
+
+def values(cell):
+    return {name: value.asnumpy().copy() for name, value in cell.parameters_and_names()}
+
+
+def test_round_trip_with_optimizer_and_state(tmp_path):
+    model, other = Model(), Model()
+    moment, step = Parameter(Tensor([1.5, 2.5])), Parameter(Tensor([7]))
+    state = {"step": 7, "best_score": 0.1 + 0.2}
+    save_checkpoint(tmp_path / "last", model, state, {"exp_avg": moment, "global_step": step})
+    other.weight.set_data(Tensor(np.zeros((2, 3), np.float32)))
+    again = {"exp_avg": Parameter(Tensor([0.0, 0.0])), "global_step": Parameter(Tensor([0]))}
+    assert load_checkpoint(tmp_path / "last", other, again) == state == read_state(tmp_path / "last")
+    for name, value in values(model).items():
+        np.testing.assert_array_equal(values(other)[name], value)
+    assert again["exp_avg"].asnumpy().tolist() == [1.5, 2.5] and again["global_step"].asnumpy().tolist() == [7]
+    load_checkpoint(tmp_path / "last", other)  # parameters alone
+
+
+def test_the_last_but_one_is_kept_and_found_when_last_is_gone(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    assert find_last(tmp_path) is None
+    save_checkpoint(folder / "last", Model(), {"step": 1})
+    save_checkpoint(folder / "last", Model(), {"step": 2})
+    assert read_state(find_last(tmp_path)) == {"step": 2}
+    (folder / "last").unlink()  # a crash between the two renames
+    assert read_state(find_last(tmp_path)) == {"step": 1}
+
+
+def test_a_failed_write_leaves_the_file_before(tmp_path, monkeypatch):
+    path = tmp_path / "best"
+    save_checkpoint(path, Model(), {"step": 1})
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("src.training.checkpoint.os.fsync", full)
+    with pytest.raises(InputError, match=r"best: .*No space left.*output_root"):
+        save_checkpoint(path, Model(), {"step": 2})
+    assert read_state(path) == {"step": 1}
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda path: path.unlink(), "there is no checkpoint"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-5]), "damaged"),
+        (lambda path: path.write_bytes(b"\x00" * 100), "damaged"),
+        (lambda path: save_file(load_file(path), path), "no checkpoint of this project"),
+        (lambda path: save_checkpoint(path, Model(width=4), {}), r"model.weight has shape \(2, 4\)"),
+        (lambda path: save_checkpoint(path, nn.Dense(2, 2), {}), "another model"),
+    ],
+)
+def test_damaged_and_foreign_files_are_refused_and_nothing_is_loaded(tmp_path, damage, words):
+    path = tmp_path / "best"
+    save_checkpoint(path, Model(), {})
+    damage(path)
+    model = Model()
+    before = values(model)
+    with pytest.raises(InputError, match=words) as error:
+        load_checkpoint(path, model)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    for name, value in values(model).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def test_a_smaller_model_does_not_take_part_of_a_larger_file(tmp_path):
+    save_checkpoint(tmp_path / "best", Model(), {})
+    small = Model()
+    del small.inner
+    with pytest.raises(InputError, match="inner"):
+        load_checkpoint(tmp_path / "best", small)

@@ -1,0 +1,91 @@
+"""One update against NumPy in float64: clipping by the global norm, AdamW, the schedule, the finite check."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Parameter, Tensor, nn, ops
+
+from src.config import OptimizerConfig
+from src.training.optim import build_optimizer, build_schedule
+from src.training.step import TrainStep
+
+CONFIG = OptimizerConfig(lr=0.1, final_lr=0.01, warmup_ratio=0.25, weight_decay=0.2, beta2=0.99, grad_clip=0.5)
+STEPS = 8
+
+
+class Quadratic(nn.Cell):
+    """sum((matrix @ x + vector)^2) with one statistic: the sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = Parameter(Tensor(np.arange(6, dtype=np.float32).reshape(2, 3) / 6), name="matrix")
+        self.vector = Parameter(Tensor(np.array([0.3, -0.2], np.float32)), name="vector")
+
+    def construct(self, x):
+        out = ops.matmul(self.matrix, x) + self.vector
+        return ops.reduce_sum(out * out), (ops.reduce_sum(out),)
+
+
+def learning_rates():
+    warmup = int(CONFIG.warmup_ratio * STEPS)
+    for step in range(STEPS):
+        if step < warmup:
+            start = CONFIG.lr / warmup
+            yield start + (CONFIG.lr - start) * step / warmup
+        else:
+            cosine = 0.5 * (1 + np.cos(np.pi * (step - warmup) / (STEPS - warmup)))
+            yield CONFIG.final_lr + (CONFIG.lr - CONFIG.final_lr) * cosine
+
+
+def numpy_updates(xs):
+    matrix, vector = np.arange(6).reshape(2, 3) / 6, np.array([0.3, -0.2])
+    moments = [np.zeros_like(p) for p in (matrix, vector, matrix, vector)]
+    rows = []
+    for step, (x, lr) in enumerate(zip(xs, learning_rates()), start=1):
+        out = matrix @ x + vector
+        grads = [2 * np.outer(out, x), 2 * out]
+        norm = np.sqrt(sum((g**2).sum() for g in grads))
+        rows.append([(out**2).sum(), norm, out.sum()])
+        grads = [g * min(1, CONFIG.grad_clip / (norm + 1e-6)) for g in grads]
+        for i, (parameter, decay) in enumerate(((matrix, CONFIG.weight_decay), (vector, 0.0))):
+            moments[i] = 0.9 * moments[i] + 0.1 * grads[i]
+            moments[i + 2] = CONFIG.beta2 * moments[i + 2] + (1 - CONFIG.beta2) * grads[i] ** 2
+            first, second = moments[i] / (1 - 0.9**step), moments[i + 2] / (1 - CONFIG.beta2**step)
+            parameter *= 1 - lr * decay
+            parameter -= lr * first / (np.sqrt(second) + 1e-8)
+    return matrix, vector, rows
+
+
+@pytest.fixture
+def step_cell():
+    cell = Quadratic()
+    return TrainStep(cell, build_optimizer(cell.trainable_params(), CONFIG, STEPS), CONFIG.grad_clip), cell
+
+
+def test_equals_float64_adamw(mode, step_cell):
+    step, cell = step_cell
+    xs = np.random.default_rng(0).normal(size=(STEPS, 3)) * np.linspace(2, 0.01, STEPS)[:, None]  # some are clipped
+    values = [step(Tensor(x.astype(np.float32))).asnumpy() for x in xs]
+    matrix, vector, rows = numpy_updates(xs)
+    np.testing.assert_allclose(values, rows, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(cell.matrix.asnumpy(), matrix, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(cell.vector.asnumpy(), vector, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_nothing_is_updated_where_the_loss_or_the_norm_is_not_finite(mode, step_cell, bad):
+    step, cell = step_cell
+    before = cell.matrix.asnumpy().copy()
+    values = step(Tensor(np.array([bad, 1, 1], np.float32))).asnumpy()
+    assert not np.isfinite(values[:2]).all()
+    np.testing.assert_array_equal(cell.matrix.asnumpy(), before)
+    assert step.optimizer.global_step.asnumpy() == 0
+    step(Tensor(np.ones(3, np.float32)))
+    assert step.optimizer.global_step.asnumpy() == 1 and (cell.matrix.asnumpy() != before).any()
+
+
+def test_the_schedule_warms_up_from_above_zero_and_ends_at_final_lr():
+    schedule = build_schedule(CONFIG, STEPS)
+    rates = [float(schedule(Tensor(step, ms.int32)).asnumpy()) for step in range(STEPS)]
+    np.testing.assert_allclose(rates, list(learning_rates()), rtol=1e-5)
+    assert rates[0] > 0
