@@ -120,6 +120,28 @@ def test_bad_checkpoints_are_one_line_and_status_2(outputs, tmp_path):
         assert str(path) in errors[0] and word in errors[0]
 
 
+def test_a_checkpoint_of_another_vocabulary_is_refused(outputs, tmp_path):
+    root, settings, _ = outputs
+    (tmp_path / "best").write_bytes((root / "demo-ce/checkpoints/best").read_bytes())
+    text = (root / "demo-ce/tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(text.replace('"circle"', '"disk"'))  # as many words, one of them another
+    result = run("eval.py", "--config", "configs/demo/ce.yaml", *settings, "--checkpoint", str(tmp_path / "best"))
+    assert result.returncode == 2 and "another vocabulary" in result.stderr, result.stderr
+
+
+def test_grpo_trains_the_encoder_where_asked(outputs, tmp_path):
+    root, settings, _ = outputs
+    init = root / "demo-ce/checkpoints/best"
+    extra = [f"init_checkpoint={init}", "encoder.trainable=true", "grpo.rollouts=1", f"output_root={tmp_path}"]
+    result = run("train.py", "--config", "configs/demo/grpo.yaml", *settings, *extra)
+    assert result.returncode == 0, result.stderr
+    before, after = load_file(init), load_file(tmp_path / "demo-grpo/checkpoints/last")
+    changed = {name for name in before if (before[name] != after[name]).any()}
+    assert any(name.startswith("model.encoder.") for name in changed)
+    frozen = load_file(root / "demo-grpo/checkpoints/last")
+    assert all((before[name] == frozen[name]).all() for name in before if name.startswith("model.encoder."))
+
+
 def test_sigterm_saves_and_ends_with_status_4(tmp_path):
     command = [
         "-m",

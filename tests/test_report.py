@@ -27,7 +27,7 @@ def test_runs_side_by_side_with_one_signature(tmp_path):
     (tmp_path / "a/eval_test.json").write_text(json.dumps(result(0.5, "tok:other")))
     with pytest.raises(InputError, match="differently"):
         write_report({"CE": tmp_path / "a", "GRPO": tmp_path / "b"}, tmp_path / "b", "test")
-    with pytest.raises(InputError, match="eval_val.json"):
+    with pytest.raises(InputError, match=r"eval_val\.json"):
         write_report({"CE": tmp_path / "a"}, tmp_path / "a", "val")
 
 

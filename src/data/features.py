@@ -111,7 +111,7 @@ def _compute(
     indices = [np.minimum(np.arange(start, start + batch), len(files) - 1) for start in starts]
     images = source.batches(indices)
     try:
-        with tqdm(desc="encoding images", unit="image", total=len(files), initial=done) as bar:
+        with tqdm(desc="encoding images", unit="image", total=len(files), initial=done, disable=None) as bar:
             for number, pixels in enumerate(images, 1):
                 count = min(batch, len(files) - done)
                 features = np.asarray(encode(pixels))[:count]  # [count,N,C]
