@@ -10,7 +10,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import DecoderConfig
-from src.models.layers import MASKED, DecoderLayer, attend, dense
+from src.models.layers import MASKED, DecoderLayer, Linear, attend
 
 Memory = tuple[tuple[Tensor, Tensor], ...]  # per layer: keys and values [B, H, N, d]
 
@@ -26,13 +26,13 @@ class Decoder(nn.Cell):
         width, vocab_size = config.width, len(allowed)
         self.width = width
         self.sites = 1 + 3 * config.layers
-        self.memory_projection = dense(channels, width, has_bias=False)
+        self.memory_projection = Linear(channels, width, has_bias=False)
         self.embedding = Parameter(initializer(Normal(width**-0.5), (vocab_size, width)), name="embedding")
         self.positions = Parameter(initializer(Normal(width**-0.5), (config.positions, width)), name="positions")
         self.layers = nn.CellList(
             [DecoderLayer(width, config.heads, config.feed_forward) for _ in range(config.layers)]
         )
-        self.output = dense(width, vocab_size)
+        self.output = Linear(width, vocab_size)
         self.allowed_bias = Tensor(np.where(allowed, 0.0, MASKED), ms.float32)
         self.future_bias = Tensor(np.triu(np.full((config.positions,) * 2, MASKED), 1), ms.float32)
 

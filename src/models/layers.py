@@ -35,10 +35,46 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     return ops.matmul(ops.softmax(scores, -1), value)
 
 
-def dense(channels: int, width: int, has_bias: bool = True) -> nn.Dense:
-    """A linear layer with Xavier-uniform weights and a bias that starts at 0, in float32."""
-    options = {"weight_init": "xavier_uniform", "bias_init": "zeros", "dtype": mstype.float32}
-    return nn.Dense(channels, width, has_bias=has_bias, **options)
+def column_sums(x: Tensor) -> Tensor:
+    """Sums over all axes but the last, [..., D] -> [D], as a matrix product: MindSpore's CPU reductions are slow."""
+    rows = x.reshape(-1, x.shape[-1])
+    return ops.matmul(ops.ones((1, rows.shape[0]), x.dtype), rows).reshape(-1)
+
+
+class Affine(nn.Cell):
+    """x * scale + shift over the last axis, whose gradients sum columns by `column_sums`."""
+
+    def construct(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return x * scale + shift
+
+    def bprop(self, x: Tensor, scale: Tensor, shift: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return dout * scale, column_sums(dout * x), column_sums(dout)
+
+
+class Shift(nn.Cell):
+    """x + shift over the last axis, whose gradient sums columns by `column_sums`."""
+
+    def construct(self, x: Tensor, shift: Tensor) -> Tensor:
+        return x + shift
+
+    def bprop(self, x: Tensor, shift: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return dout, column_sums(dout)
+
+
+class Linear(nn.Cell):
+    """x [..., C] -> [..., D] in float32, with Xavier-uniform weights and a bias that starts at 0."""
+
+    def __init__(self, channels: int, width: int, has_bias: bool = True) -> None:
+        super().__init__()
+        self.weight = Parameter(initializer("xavier_uniform", (width, channels), mstype.float32))
+        self.bias = Parameter(initializer("zeros", (width,), mstype.float32)) if has_bias else None
+        self.shift = Shift()
+
+    def construct(self, x: Tensor) -> Tensor:
+        rows = ops.matmul(x.reshape(-1, x.shape[-1]), self.weight.T)
+        if self.bias is not None:
+            rows = self.shift(rows, self.bias)
+        return rows.reshape(*x.shape[:-1], -1)
 
 
 class LayerNorm(nn.Cell):
@@ -46,12 +82,13 @@ class LayerNorm(nn.Cell):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.gamma = Parameter(initializer("ones", (width,)))
-        self.beta = Parameter(initializer("zeros", (width,)))
+        self.gamma = Parameter(initializer("ones", (width,), mstype.float32))
+        self.beta = Parameter(initializer("zeros", (width,), mstype.float32))
+        self.affine = Affine()
 
     def construct(self, x: Tensor) -> Tensor:
         x = x - ops.mean(x, -1, True)
-        return x * ops.rsqrt(ops.mean(ops.square(x), -1, True) + 1e-5) * self.gamma + self.beta
+        return self.affine(x * ops.rsqrt(ops.mean(ops.square(x), -1, True) + 1e-5), self.gamma, self.beta)
 
 
 class DecoderLayer(nn.Cell):
@@ -60,14 +97,14 @@ class DecoderLayer(nn.Cell):
     def __init__(self, width: int, heads: int, feed_forward: int) -> None:
         super().__init__()
         self.heads = heads
-        self.self_qkv = dense(width, 3 * width)
-        self.self_out = dense(width, width)
-        self.cross_query = dense(width, width)
+        self.self_qkv = Linear(width, 3 * width)
+        self.self_out = Linear(width, width)
+        self.cross_query = Linear(width, width)
         # A bias of the keys cancels in the softmax, one of the values is that of cross_out.
-        self.cross_kv = dense(width, 2 * width, has_bias=False)
-        self.cross_out = dense(width, width)
-        self.expand = dense(width, feed_forward)
-        self.contract = dense(feed_forward, width)
+        self.cross_kv = Linear(width, 2 * width, has_bias=False)
+        self.cross_out = Linear(width, width)
+        self.expand = Linear(width, feed_forward)
+        self.contract = Linear(feed_forward, width)
         self.self_norm = LayerNorm(width)
         self.cross_norm = LayerNorm(width)
         self.out_norm = LayerNorm(width)
