@@ -1,6 +1,7 @@
 """Environment of a program: set before MindSpore is imported, and restored by nobody."""
 
 import contextlib
+import errno
 import logging
 import os
 import platform
@@ -9,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 
-from src.errors import ProgramError
+from src.errors import InputError, ProgramError
 
 
 def prepare_environment() -> None:
@@ -34,6 +35,11 @@ def run_program(main: Callable[[], None]) -> None:
     except ProgramError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+            raise
+        print(f"error: {error.filename or 'a file'}: {error.strerror}; checkpoints are kept", file=sys.stderr)
+        sys.exit(InputError.exit_status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -1,0 +1,34 @@
+"""Exit statuses and the one line on stderr."""
+
+import errno
+
+import pytest
+
+from src.environment import run_program
+from src.errors import InputError, RunStopped, Terminated
+
+
+@pytest.mark.parametrize(
+    "error, status",
+    [
+        (InputError("x.json: mend it"), 2),
+        (RunStopped("x.json: mend it"), 3),
+        (Terminated("x.json: mend it"), 4),
+        (OSError(errno.ENOSPC, "No space left on device", "x.json"), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_errors_are_one_line_and_a_status(error, status, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_program(main)
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == status and len(lines) == 1
+    assert status == 130 or "x.json" in lines[0]
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(FileNotFoundError):
+        run_program(lambda: open("/absent"))  # noqa: SIM115
