@@ -20,5 +20,5 @@ TINY = [
 def tiny_data() -> Path:
     """The folder of the 64 scenes, made once per test session."""
     root = Path(tempfile.mkdtemp(prefix="tiny-demo-")) / "demo"
-    generate_demo(root, train=64, val=16, test=16)
+    generate_demo(root, train=64, val=16, test=16, size=64)
     return root
