@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from src.config import load_config
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
 
@@ -29,16 +30,15 @@ def main() -> None:
         settings = [path for path in arguments.images if "=" in path.name and not path.exists()]
         arguments.overrides += map(str, settings)
         arguments.images = [path for path in arguments.images if path not in settings]
+    config = load_config(arguments.config, arguments.overrides)
     prepare_environment()
 
-    from src.config import load_config
     from src.data.dataset import load_dataset
     from src.device import setup_device
     from src.evaluation.caption_metrics import load_captions
     from src.evaluation.evaluate import caption_images, evaluate, scored
     from src.evaluation.report import metrics_table
 
-    config = load_config(arguments.config, arguments.overrides)
     if arguments.captions is not None:
         captions = load_captions(arguments.captions)
         result = scored(captions, load_dataset(config), arguments.split, "file")

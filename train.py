@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from src.config import load_config
 from src.environment import prepare_environment, run_program
 
 
@@ -12,9 +13,9 @@ def main() -> None:
     parser.add_argument("--config", required=True, help="a YAML file of configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, arguments.overrides)
     prepare_environment()
 
-    from src.config import load_config
     from src.device import setup_device
     from src.models.captioner import build_captioner
     from src.training.ce import run_ce
@@ -22,7 +23,6 @@ def main() -> None:
     from src.training.grpo import run_grpo
     from src.training.run import describe, init_checkpoint, is_complete, open_run_folder, start_run
 
-    config = load_config(arguments.config, arguments.overrides)
     init = init_checkpoint(config, Path(arguments.config), arguments.overrides) if config.stage == "grpo" else None
     folder = open_run_folder(config)
     if is_complete(folder):
