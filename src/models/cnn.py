@@ -1,6 +1,6 @@
 """A small CNN for the demo's scenes, trained from scratch with the decoder.
 
-Letters: B images, H image side, S = ceil(H / 16) side of the grid, N = S * S grid cells, C = 192 channels.
+Letters: B images, H image side, S = ceil(H / 16) side of the grid, N = S * S grid cells, C = 128 channels.
 """
 
 from __future__ import annotations
