@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 from tiny import ROOT, TINY, tiny_data
 
 
@@ -55,7 +56,8 @@ def test_ce_with_dropout(ce_runs):
     assert [step for step, _ in whole] == [1, 2, 3, 4, 5, 6]
     assert whole == cut
     assert len({loss for _, loss in whole}) == 6
-    assert (ce_runs[0] / "checkpoints/best").read_bytes() == (ce_runs[1] / "checkpoints/best").read_bytes()
+    best = [load_file(folder / "checkpoints/best") for folder in ce_runs]  # the order inside a file is not fixed
+    assert best[0].keys() == best[1].keys() and all((best[0][name] == best[1][name]).all() for name in best[0])
 
 
 def test_grpo_in_the_middle_of_a_rollouts_passes(ce_runs, tmp_path):
