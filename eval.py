@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from src.config import load_config
+from src.config_load import load_config
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
 

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from src.config import load_config
+from src.config_load import load_config
 from src.environment import prepare_environment, run_program
 
 

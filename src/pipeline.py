@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from src.config import Config, load_config, stage_overrides
+from src.config import Config
+from src.config_load import load_config, stage_overrides
 from src.environment import run_program
 from src.evaluation.report import owning_folder, write_report
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from src.config import load_config
+from src.config_load import load_config
 from src.errors import InputError
 from src.evaluation.report import metrics_table, owning_folder, write_report
 

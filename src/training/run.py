@@ -12,7 +12,8 @@ import numpy as np
 import yaml
 from mindspore import Tensor
 
-from src.config import Config, differing_keys, load_config, resolved, stage_overrides, write_config
+from src.config import Config
+from src.config_load import differing_keys, load_config, resolved, stage_overrides, write_config
 from src.data.dataset import Dataset, build_source, build_tokenizer, load_dataset, padded_batches
 from src.data.features import FeatureSource
 from src.data.images import ImageSource

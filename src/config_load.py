@@ -1,0 +1,179 @@
+"""Reading a configuration: a YAML file with one `base:` < `key=value` from the command line.
+
+An unknown key, a wrong type or an impossible combination is an InputError that names the key.
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from src.config import Config
+from src.config_rules import check, flatten
+from src.errors import InputError
+
+# Keys that change where or how a run computes, not what: a run may go on with other values of them.
+NOT_COMPARED = ("output_root", "name", "device", "fresh", "log_every", "data.workers")
+# Sections that a stage does not read are left out of its resolved configuration.
+OTHER_STAGES = {"ce": ("grpo", "advantage", "kl", "loss", "reward", "init_config", "init_checkpoint"), "grpo": ("ce",)}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read `path`, its chain of `base:` files and `key=value` overrides.
+
+    Errors: InputError naming the file or key, with the nearest valid key where one is unknown.
+    """
+    path = Path(path)
+    tree = _load_tree(path, seen=())
+    configured_seed = tree.get("seed")
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise InputError(f"'{override}' is not of the form key=value")
+        _set(tree, key, _parse(text, key), f"command line ({override})")
+    if tree.get("name") is None:
+        suffix = f"-seed{tree['seed']}" if tree.get("seed") != configured_seed else ""
+        data = tree.get("data")
+        dataset = data.get("dataset") if isinstance(data, dict) else None
+        tree["name"] = f"{dataset}-{path.stem}{suffix}"
+    config = _build(Config, tree, "", str(path))
+    check(config)
+    return config
+
+
+def stage_overrides(overrides: Sequence[str]) -> list[str]:
+    """Overrides for the stage that comes before: all but those that are about one run alone."""
+    return [
+        override for override in overrides if override.partition("=")[0] not in ("name", "fresh", "init_checkpoint")
+    ]
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The configuration as nested dictionaries, without the sections that its stage does not read."""
+    tree = dataclasses.asdict(config)
+    unread = OTHER_STAGES[config.stage] + (() if config.data.dataset == "demo" else ("demo",))
+    return {key: value for key, value in tree.items() if key not in unread}
+
+
+def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Dotted keys whose values differ between two resolved configurations, but for NOT_COMPARED."""
+    old, new = flatten(old), flatten(new)
+    keys = sorted((old.keys() | new.keys()) - set(NOT_COMPARED))
+    missing = object()
+    return [key for key in keys if old.get(key, missing) != new.get(key, missing)]
+
+
+def write_config(config: Config, path: Path) -> None:
+    """Write the resolved configuration as YAML."""
+    path.write_text(yaml.safe_dump(resolved(config), sort_keys=False))
+
+
+def _load_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise InputError(f"{path}: its base: leads back to itself")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the configuration {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} must hold 'key: value' lines")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise InputError(f"{path}: base must be the path of one YAML file, relative to this one")
+    merged = _load_tree(path.parent / base, (*seen, path.resolve()))
+    for key, value in _leaves(tree):
+        _set(merged, key, value, str(path))
+    return merged
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-5 as a string; this reads it as a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        leaves += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+    return leaves
+
+
+def _parse(text: str, key: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise InputError(f"{key}={text}: the value is not valid YAML; put it in quotes") from None
+
+
+def _set(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
+    *sections, last = key.split(".")
+    if key not in _KEYS:
+        near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.4)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise InputError(f"{origin}: unknown key '{key}'{hint}")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+    tree[last] = value
+
+
+def _keys(cls: type, prefix: str = "") -> list[str]:
+    keys = []
+    for name, kind in get_type_hints(cls).items():
+        keys += _keys(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [prefix + name]
+    return keys
+
+
+_KEYS = _keys(Config)
+
+
+def _build(cls: type, tree: Any, prefix: str, origin: str) -> Any:
+    if not isinstance(tree, dict):
+        raise InputError(f"{origin}: '{prefix[:-1]}' must be a section of keys, not {tree!r}")
+    hints = get_type_hints(cls)
+    for name in tree:
+        if name not in hints:
+            near = difflib.get_close_matches(f"{prefix}{name}", _KEYS, n=1, cutoff=0.4)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise InputError(f"{origin}: unknown key '{prefix}{name}'{hint}")
+    values = {}
+    for name, kind in hints.items():
+        key = prefix + name
+        if name not in tree:
+            raise InputError(f"{origin}: '{key}' is missing; give the file a base: that leads to configs/base.yaml")
+        if dataclasses.is_dataclass(kind):
+            values[name] = _build(kind, tree[name], f"{key}.", origin)
+        else:
+            values[name] = _convert(tree[name], kind, key, origin)
+    return cls(**values)
+
+
+def _convert(value: Any, kind: Any, key: str, origin: str) -> Any:
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        raise InputError(f"{origin}: {key}={value} must be one of {', '.join(map(str, get_args(kind)))}")
+    if isinstance(kind, types.UnionType) or get_origin(kind) is typing.Union:
+        if value is None:
+            return None
+        kind = next(option for option in get_args(kind) if option is not type(None))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)  # name=3 is a name
+    if type(value) is not kind:
+        raise InputError(f"{origin}: {key}={value} must be of type {kind.__name__}")
+    return value

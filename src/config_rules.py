@@ -1,0 +1,112 @@
+"""What a configuration must fulfil beyond the types of its values."""
+
+import dataclasses
+import re
+from typing import Any
+
+from src.config import Config
+from src.errors import InputError
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys; tuples become lists, as YAML has them."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def check(config: Config) -> None:
+    """Refuse impossible combinations; each message names the key and the mend."""
+    c = config
+    positive = [
+        "data.image_size",
+        "data.workers",
+        "tokenizer.min_count",
+        "decoder.layers",
+        "decoder.width",
+        "decoder.heads",
+        "decoder.feed_forward",
+        "eval.batch_images",
+        "eval.tokens",
+        "eval.every",
+        "log_every",
+        "ce.epochs",
+        "ce.batch_images",
+        "ce.captions_per_image",
+        "ce.tokens",
+        "grpo.group_size",
+        "grpo.rollouts",
+        "grpo.rollout_images",
+        "grpo.sample_images",
+        "grpo.passes",
+        "grpo.update_images",
+        "grpo.tokens",
+        "grpo.temperature",
+        "ce.optimizer.lr",
+        "grpo.optimizer.lr",
+        "ce.optimizer.grad_clip",
+        "grpo.optimizer.grad_clip",
+        "advantage.eps",
+    ]
+    shares = [
+        "decoder.dropout",
+        "ce.label_smoothing",
+        "ce.optimizer.warmup_ratio",
+        "grpo.optimizer.warmup_ratio",
+        "grpo.clip_eps_low",
+    ]
+    not_negative = [
+        "seed",
+        "kl.coef",
+        "grpo.top_k",
+        "grpo.clip_eps_high",
+        "ce.save_steps",
+        "ce.optimizer.weight_decay",
+        "grpo.optimizer.weight_decay",
+    ]
+    flat = flatten(dataclasses.asdict(c))
+    rules = [(key, flat[key] > 0, "must be above 0") for key in positive]
+    rules += [(key, 0 <= flat[key] < 1, "must be at least 0 and below 1") for key in shares]
+    rules += [(key, flat[key] >= 0, "must not be negative") for key in not_negative]
+    longest = max(c.ce.tokens, c.grpo.tokens, c.eval.tokens)
+    rules += [
+        ("decoder.heads", c.decoder.width % c.decoder.heads == 0, f"must divide decoder.width={c.decoder.width}"),
+        ("decoder.positions", c.decoder.positions >= longest, f"must be at least {longest}, the longest caption"),
+        (
+            "name",
+            re.fullmatch(r"[\w.-]+", c.name) is not None and c.name not in (".", ".."),
+            "must be one folder name of letters, digits, '.', '-' and '_'",
+        ),
+        (
+            "tokenizer.vocab",
+            c.tokenizer.kind == "word" or c.tokenizer.vocab is not None,
+            "must name a vocab.txt where tokenizer.kind is wordpiece",
+        ),
+    ]
+    if c.stage == "grpo":
+        g = c.grpo
+        rules += [
+            ("grpo.group_size", g.group_size >= 2, "must be at least 2: one sample has no group to be compared with"),
+            (
+                "grpo.rollout_images",
+                g.rollout_images % g.sample_images == 0,
+                f"must be a multiple of grpo.sample_images={g.sample_images}",
+            ),
+            (
+                "grpo.rollout_images",
+                g.rollout_images % g.update_images == 0,
+                f"must be a multiple of grpo.update_images={g.update_images}",
+            ),
+            (
+                "advantage.scale",
+                c.advantage.baseline == "group" or c.advantage.scale == "none",
+                "must be none where advantage.baseline is leave_one_out, which is G/(G-1) times the group baseline",
+            ),
+        ]
+    for key, holds, mend in rules:
+        if not holds:
+            raise InputError(f"{key}={flat[key]} {mend}")
