@@ -62,11 +62,10 @@ def numpy_decoder(captioner, features, inputs, heads=2):
         return out
 
     group = len(inputs) // len(features)
-    width = weights["embedding"].shape[1]
     result = []
     for row, tokens in enumerate(inputs):
-        memory = linear("memory_projection", features[row // group].astype(np.float64))
-        x = (weights["embedding"][tokens] + weights["positions"][: len(tokens)]) * np.sqrt(width)
+        memory = norm("memory_norm", linear("memory_projection", features[row // group].astype(np.float64)))
+        x = weights["embedding"][tokens] + weights["positions"][: len(tokens)]
         for layer in ("layers.0", "layers.1"):
             query, key, value = np.split(linear(f"{layer}.self_qkv", x), 3, 1)
             x = norm(f"{layer}.self_norm", x + linear(f"{layer}.self_out", attention(query, key, value, True)))

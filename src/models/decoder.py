@@ -10,7 +10,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import DecoderConfig
-from src.models.layers import MASKED, DecoderLayer, Linear, attend
+from src.models.layers import MASKED, DecoderLayer, LayerNorm, Linear, attend
 
 Memory = tuple[tuple[Tensor, Tensor], ...]  # per layer: keys and values [B, H, N, d]
 
@@ -27,8 +27,9 @@ class Decoder(nn.Cell):
         self.width = width
         self.sites = 1 + 3 * config.layers
         self.memory_projection = Linear(channels, width, has_bias=False)
-        self.embedding = Parameter(initializer(Normal(width**-0.5), (vocab_size, width)), name="embedding")
-        self.positions = Parameter(initializer(Normal(width**-0.5), (config.positions, width)), name="positions")
+        self.memory_norm = LayerNorm(width)
+        self.embedding = Parameter(initializer(Normal(1.0), (vocab_size, width)), name="embedding")
+        self.positions = Parameter(initializer(Normal(1.0), (config.positions, width)), name="positions")
         self.layers = nn.CellList(
             [DecoderLayer(width, config.heads, config.feed_forward) for _ in range(config.layers)]
         )
@@ -38,7 +39,7 @@ class Decoder(nn.Cell):
 
     def memory(self, features: Tensor) -> Memory:
         """features [B, N, C], float16 or float32 -> keys and values of every layer, once per image."""
-        memory = self.memory_projection(ops.cast(features, mstype.float32))  # [B, N, D]
+        memory = self.memory_norm(self.memory_projection(ops.cast(features, mstype.float32)))  # [B, N, D]
         heads = ()
         for layer in self.layers:
             heads += (layer.memory_heads(memory),)
@@ -50,7 +51,7 @@ class Decoder(nn.Cell):
         keep: 1 + 3*layers dropout factors [M, L, D] (embedding, then three per layer), or None.
         """
         length = inputs.shape[1]
-        x = (ops.gather(self.embedding, inputs, 0) + self.positions[:length]) * self.width**0.5
+        x = ops.gather(self.embedding, inputs, 0) + self.positions[:length]
         if keep is not None:
             x = x * keep[0]
         bias = self.future_bias[:length, :length]
@@ -74,7 +75,7 @@ class Decoder(nn.Cell):
 
     def step(self, token: Tensor, position: int, memory: Memory, caches: tuple) -> tuple[Tensor, tuple]:
         """One token per row: token int32 [M] at `position` -> hidden [M, D] and the caches with its key and value."""
-        x = (ops.gather(self.embedding, token, 0) + self.positions[position]) * self.width**0.5
+        x = ops.gather(self.embedding, token, 0) + self.positions[position]
         x = ops.expand_dims(x, 1)  # [M, 1, D]
         length = caches[0][0].shape[2]
         here = self.one_hot(position, length)

@@ -41,6 +41,12 @@ def column_sums(x: Tensor) -> Tensor:
     return ops.matmul(ops.ones((1, rows.shape[0]), x.dtype), rows).reshape(-1)
 
 
+def row_means(x: Tensor) -> Tensor:
+    """Means over the last axis, [..., D] -> [..., 1], as a matrix product for the same reason."""
+    width = x.shape[-1]
+    return ops.matmul(x, ops.full((width, 1), 1.0 / width, dtype=x.dtype))
+
+
 class Affine(nn.Cell):
     """x * scale + shift over the last axis, whose gradients sum columns by `column_sums`."""
 
@@ -68,10 +74,11 @@ class Linear(nn.Cell):
         super().__init__()
         self.weight = Parameter(initializer("xavier_uniform", (width, channels), mstype.float32))
         self.bias = Parameter(initializer("zeros", (width,), mstype.float32)) if has_bias else None
+        self.matmul = ops.MatMul(transpose_b=True)  # no copy of the weight, as `weight.T` would make
         self.shift = Shift()
 
     def construct(self, x: Tensor) -> Tensor:
-        rows = ops.matmul(x.reshape(-1, x.shape[-1]), self.weight.T)
+        rows = self.matmul(x.reshape(-1, x.shape[-1]), self.weight)
         if self.bias is not None:
             rows = self.shift(rows, self.bias)
         return rows.reshape(*x.shape[:-1], -1)
@@ -87,8 +94,8 @@ class LayerNorm(nn.Cell):
         self.affine = Affine()
 
     def construct(self, x: Tensor) -> Tensor:
-        x = x - ops.mean(x, -1, True)
-        return self.affine(x * ops.rsqrt(ops.mean(ops.square(x), -1, True) + 1e-5), self.gamma, self.beta)
+        x = x - row_means(x)
+        return self.affine(x * ops.rsqrt(row_means(ops.square(x)) + 1e-5), self.gamma, self.beta)
 
 
 class DecoderLayer(nn.Cell):
