@@ -61,6 +61,7 @@ class OptimizerConfig:
     lr: float
     final_lr: float
     warmup_ratio: float
+    decay_ratio: float
     weight_decay: float
     beta2: float
     grad_clip: float
@@ -69,6 +70,7 @@ class OptimizerConfig:
 @dataclass(frozen=True)
 class CEConfig:
     epochs: int
+    patience: int
     batch_images: int
     captions_per_image: int
     tokens: int

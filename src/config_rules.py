@@ -64,6 +64,7 @@ def check(config: Config) -> None:
         "kl.coef",
         "grpo.top_k",
         "grpo.clip_eps_high",
+        "ce.patience",
         "ce.save_steps",
         "ce.optimizer.weight_decay",
         "grpo.optimizer.weight_decay",
@@ -72,6 +73,14 @@ def check(config: Config) -> None:
     rules = [(key, flat[key] > 0, "must be above 0") for key in positive]
     rules += [(key, 0 <= flat[key] < 1, "must be at least 0 and below 1") for key in shares]
     rules += [(key, flat[key] >= 0, "must not be negative") for key in not_negative]
+    rules += [
+        (
+            f"{stage}.optimizer.decay_ratio",
+            section.optimizer.warmup_ratio < section.optimizer.decay_ratio <= 1,
+            f"must be above {stage}.optimizer.warmup_ratio={section.optimizer.warmup_ratio} and at most 1",
+        )
+        for stage, section in (("ce", c.ce), ("grpo", c.grpo))
+    ]
     longest = max(c.ce.tokens, c.grpo.tokens, c.eval.tokens)
     rules += [
         ("decoder.heads", c.decoder.width % c.decoder.heads == 0, f"must divide decoder.width={c.decoder.width}"),

@@ -9,7 +9,9 @@ from src.config import OptimizerConfig
 from src.training.optim import build_optimizer, build_schedule
 from src.training.step import TrainStep
 
-CONFIG = OptimizerConfig(lr=0.1, final_lr=0.01, warmup_ratio=0.25, weight_decay=0.2, beta2=0.99, grad_clip=0.5)
+CONFIG = OptimizerConfig(
+    lr=0.1, final_lr=0.01, warmup_ratio=0.25, decay_ratio=0.75, weight_decay=0.2, beta2=0.99, grad_clip=0.5
+)
 STEPS = 8
 
 
@@ -33,7 +35,8 @@ def learning_rates():
             start = CONFIG.lr / warmup
             yield start + (CONFIG.lr - start) * step / warmup
         else:
-            cosine = 0.5 * (1 + np.cos(np.pi * (step - warmup) / (STEPS - warmup)))
+            decayed = min(1, (step - warmup) / (CONFIG.decay_ratio * STEPS - warmup))
+            cosine = 0.5 * (1 + np.cos(np.pi * decayed))
             yield CONFIG.final_lr + (CONFIG.lr - CONFIG.final_lr) * cosine
 
 

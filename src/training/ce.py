@@ -5,6 +5,7 @@ Letters: B images, K captions per image, M = B*K rows (row = b*K + k), T tokens.
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
@@ -46,7 +47,7 @@ class CaptionTargets:
 
 
 def run_ce(run: Run) -> None:
-    """Train from the state of `run` to its last epoch, validating and saving after every `eval.every` epochs."""
+    """Train from the state of `run` until ce.patience or ce.epochs ends, validating after every `eval.every` epochs."""
     config = run.config
     ce = config.ce
     targets = CaptionTargets(run)
@@ -67,6 +68,11 @@ def run_ce(run: Run) -> None:
     step_cell = TrainStep(loss_cell, optimizer, ce.optimizer.grad_clip)
     bar = tqdm(total=total_steps, initial=run.state["step"], desc="CE", unit="step", disable=None, mininterval=1)
     for epoch in range(run.state["step"] // steps_per_epoch, ce.epochs):
+        if out_of_patience(run.state, config.eval.every * steps_per_epoch, ce.patience):
+            tqdm.write(
+                f"CE ends after epoch {epoch}: none of the last {ce.patience} validations was better (ce.patience)"
+            )
+            break
         first = run.state["step"] - epoch * steps_per_epoch
         for inputs, ids, mask in _epoch_batches(run, targets, epoch, first):
             started = time.perf_counter()
@@ -96,6 +102,11 @@ def run_ce(run: Run) -> None:
         run.save("last", optimizer_state)
         run.check_terminated(last)
     bar.close()
+
+
+def out_of_patience(state: dict[str, Any], validation_steps: int, patience: int) -> bool:
+    """Whether the last `patience` validations, one every `validation_steps` steps, all missed the best; never for 0."""
+    return patience > 0 and state["step"] - state["best_step"] >= patience * validation_steps
 
 
 def _epoch_batches(run: Run, targets: CaptionTargets, epoch: int, first: int) -> Iterator[tuple[np.ndarray, ...]]:

@@ -8,12 +8,12 @@ from src.config import OptimizerConfig
 
 
 def build_schedule(config: OptimizerConfig, total_steps: int) -> CosineWithWarmUpLR:
-    """Learning rate of each step: linear warm-up to `lr`, then a half cosine down to `final_lr` at total_steps."""
+    """Learning rate of each step: linear warm-up to `lr`, a half cosine down to `final_lr`, which then stays."""
     warmup_steps = int(config.warmup_ratio * total_steps)
     return CosineWithWarmUpLR(
         learning_rate=config.lr,
         warmup_steps=warmup_steps,
-        total_steps=total_steps,
+        total_steps=max(1, round(config.decay_ratio * total_steps)),
         lr_end=config.final_lr,
         warmup_lr_init=config.lr / max(1, warmup_steps),  # from 0, the first update would do nothing
     )
