@@ -119,17 +119,32 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(outputs, tmp_path):
     assert result.returncode == 2 and "another vocabulary" in result.stderr, result.stderr
 
 
-def test_grpo_trains_the_encoder_where_asked(outputs, tmp_path):
+def test_grpo_from_a_given_checkpoint_trains_the_encoder_where_asked(outputs, tmp_path):
     root, settings, _ = outputs
     init = root / "demo-ce/checkpoints/best"
     extra = [f"init_checkpoint={init}", "encoder.trainable=true", "grpo.rollouts=1", f"output_root={tmp_path}"]
-    result = run("train.py", "--config", "configs/demo/grpo.yaml", *settings, *extra)
+    result = run("-m", "src.pipeline", "grpo", *settings, *extra)
     assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "demo-ce").exists()
+    report = (tmp_path / "demo-grpo/report.md").read_text().splitlines()
+    ce_row = next(line for line in report if line.startswith("| CE |"))
+    assert (
+        ce_row in (root / "demo-grpo/report.md").read_text()
+    )  # the given checkpoint's scores, as the run that owns it
     before, after = load_file(init), load_file(tmp_path / "demo-grpo/checkpoints/last")
     changed = {name for name in before if (before[name] != after[name]).any()}
     assert any(name.startswith("model.encoder.") for name in changed)
     frozen = load_file(root / "demo-grpo/checkpoints/last")
     assert all((before[name] == frozen[name]).all() for name in before if name.startswith("model.encoder."))
+
+
+def test_evaluation_of_a_given_checkpoint_writes_where_it_lies(outputs, tmp_path):
+    root, settings, _ = outputs
+    checkpoint = root / "demo-ce/checkpoints/last"
+    command = ["eval", "--config", "configs/demo/ce.yaml", "--checkpoint", str(checkpoint), "--split", "val"]
+    result = run("-m", "src.pipeline", *command, *settings, f"output_root={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((root / "demo-ce/eval_val.json").read_text())["num_images"] == 16
 
 
 def test_sigterm_saves_and_ends_with_status_4(tmp_path):

@@ -10,7 +10,15 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = [
     *("demo.train=64", "demo.val=16", "demo.test=16", "tokenizer.min_count=2", "log_every=1", "device=CPU"),
     *("decoder.width=32", "decoder.heads=2", "decoder.feed_forward=64", "decoder.positions=16"),
-    *("ce.epochs=3", "ce.batch_images=32", "ce.tokens=12", "eval.batch_images=16", "eval.tokens=8", "eval.every=1"),
+    *(
+        "ce.epochs=3",
+        "ce.patience=0",
+        "ce.batch_images=32",
+        "ce.tokens=12",
+        "eval.batch_images=16",
+        "eval.tokens=8",
+        "eval.every=1",
+    ),
     *("grpo.rollouts=2", "grpo.rollout_images=8", "grpo.sample_images=8", "grpo.update_images=4", "grpo.tokens=8"),
     "grpo.group_size=3",
 ]
