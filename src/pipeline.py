@@ -47,7 +47,7 @@ def main() -> None:
         else stage.config.run_folder
         for stage in stages
     }
-    print(write_report(folders, stages[-1].config.run_folder, arguments.split))
+    print(write_report(folders, folders[stages[-1].config.stage.upper()], arguments.split))
 
 
 class Stage(NamedTuple):
