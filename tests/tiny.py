@@ -1,6 +1,8 @@
 """A tiny configuration that the tests of whole programs share: 64 scenes, seconds per stage."""
 
 import functools
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -30,3 +32,8 @@ def tiny_data() -> Path:
     root = Path(tempfile.mkdtemp(prefix="tiny-demo-")) / "demo"
     generate_demo(root, train=64, val=16, test=16, size=64)
     return root
+
+
+def run(*command: str, **options) -> subprocess.CompletedProcess:
+    """Run a Python program of the project from its root."""
+    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, **options)
