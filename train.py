@@ -8,7 +8,7 @@ from src.environment import prepare_environment, run_program
 
 
 def main() -> None:
-    """Parse the configuration, build the parts, call one loop."""
+    """Parse the configuration, build the parts, call one loop. Imports come late: bad input is told in a second."""
     parser = argparse.ArgumentParser(description="Train one stage (ce or grpo) of a captioner.")
     parser.add_argument("--config", required=True, help="a YAML file of configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
@@ -17,10 +17,6 @@ def main() -> None:
     prepare_environment()
 
     from src.device import setup_device
-    from src.models.captioner import build_captioner
-    from src.training.ce import run_ce
-    from src.training.checkpoint import load_checkpoint
-    from src.training.grpo import run_grpo
     from src.training.run import describe, init_checkpoint, is_complete, open_run_folder, start_run
 
     init = init_checkpoint(config, Path(arguments.config), arguments.overrides) if config.stage == "grpo" else None
@@ -32,8 +28,14 @@ def main() -> None:
     run = start_run(config, folder, init)
     print(describe(config, target, run.captioner, run.dataset), flush=True)
     if config.stage == "ce":
+        from src.training.ce import run_ce
+
         run_ce(run)
     else:
+        from src.models.captioner import build_captioner
+        from src.training.checkpoint import load_checkpoint
+        from src.training.grpo import run_grpo
+
         reference = build_captioner(config, run.tokenizer.allowed, cached=run.captioner.cached)
         load_checkpoint(init, reference)
         run_grpo(run, reference)

@@ -1,7 +1,6 @@
 """The device of a program: target with fallback, graph or PyNative mode, seeds of the initialisers."""
 
 import mindspore as ms
-from mindformers import build_context
 
 from src.config import Config
 from src.errors import InputError
@@ -24,6 +23,7 @@ def setup_device(config: Config) -> str:
             "or install the MindSpore and the driver that belong together"
         )
     mode = ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE
-    build_context({"use_parallel": False, "context": {"mode": mode, "device_target": target}})
+    ms.set_device(target)  # as MindFormers' build_context does, whose import takes longer than MindSpore's
+    ms.set_context(mode=mode)
     ms.set_seed(config.seed)
     return target
