@@ -31,7 +31,7 @@ def main() -> None:
         arguments.overrides += map(str, settings)
         arguments.images = [path for path in arguments.images if path not in settings]
     config = load_config(arguments.config, arguments.overrides)
-    prepare_environment()
+    prepare_environment(convolutions=config.convolves or arguments.images is not None)
 
     from src.data.dataset import load_dataset
     from src.device import setup_device

@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)
-    prepare_environment()
+    prepare_environment(convolutions=config.convolves)
 
     from src.device import setup_device
     from src.training.run import describe, init_checkpoint, is_complete, open_run_folder, start_run

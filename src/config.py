@@ -159,6 +159,11 @@ class Config:
         return Path(self.output_root) / self.name
 
     @property
+    def convolves(self) -> bool:
+        """Whether training and evaluation run the encoder themselves: it is trained, or a small one."""
+        return self.encoder.trainable or self.encoder.kind == "cnn"
+
+    @property
     def cache_folder(self) -> Path:
         """Where feature and tokenisation caches of all runs under one output root lie."""
         return Path(self.output_root) / "cache"

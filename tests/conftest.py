@@ -8,7 +8,7 @@ sys.path.insert(0, str(ROOT))
 
 from src.environment import prepare_environment  # noqa: E402
 
-prepare_environment()
+prepare_environment(convolutions=True)
 
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402

@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
 from src.config import Config
 from src.data.demo import generate_demo
-from src.data.features import FeatureSource, build_feature_cache
+from src.data.encode_apart import encode_apart
+from src.data.features import FeatureSource, build_feature_cache, feature_file
 from src.data.images import ImageSource
 from src.data.ptb import tokenize_captions
 from src.data.records import Record, Skipped, load_records
 from src.data.tokenizer import Tokenizer, build_word_tokenizer, build_wordpiece_tokenizer
+from src.environment import convolutions_are_slow
 from src.models.variants import PREPROCESSING
 
 
@@ -76,14 +79,21 @@ def build_image_source(config: Config, files: Sequence[Path]) -> ImageSource:
 def build_source(config: Config, records: Sequence[Record], encoder: nn.Cell) -> ImageSource | FeatureSource:
     """What the captioner takes as inputs: images for a trainable encoder, cached features for a frozen one."""
     files = [record.file for record in records]
-    images = build_image_source(config, files)
     if config.encoder.trainable:
-        return images
+        return build_image_source(config, files)
+    missing = not feature_file(config.cache_folder, _cache_key(config, encoder), files).exists()
+    if missing and convolutions_are_slow() and ms.get_context("device_target") == "CPU":
+        encode_apart(config, files, {name: value.asnumpy() for name, value in encoder.parameters_and_names()})
+    return feature_source(config, files, encoder)
+
+
+def feature_source(config: Config, files: Sequence[Path], encoder: nn.Cell) -> FeatureSource:
+    """The features of a frozen encoder, computed where the cache does not hold them."""
     return build_feature_cache(
         config.cache_folder,
         key=_cache_key(config, encoder),
         files=files,
-        source=images,
+        source=build_image_source(config, files),
         encode=lambda pixels: encoder(Tensor(pixels)).asnumpy(),
         tokens=encoder.tokens,
         channels=encoder.channels,

@@ -68,8 +68,8 @@ def build_feature_cache(
         InputError: too little space, a folder that cannot be written, or features that float16 cannot hold.
     """
     key = dict(key)
-    name = f"features-{_digest(key, files)}"
-    final = folder / f"{name}.npy"
+    final = feature_file(folder, key, files)
+    name = final.stem
     shape = (len(files), tokens, channels)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,6 +82,11 @@ def build_feature_cache(
     if cache.shape != shape:
         raise InputError(f"{final}: holds {cache.shape} instead of {shape}; delete it, it is computed anew")
     return cache
+
+
+def feature_file(folder: Path, key: Mapping[str, str], files: Sequence[Path]) -> Path:
+    """Where the features of `files` are kept; it exists when they are complete."""
+    return folder / f"features-{_digest(dict(key), files)}.npy"
 
 
 def _compute(
