@@ -21,7 +21,7 @@ def main() -> None:
 
     init = init_checkpoint(config, Path(arguments.config), arguments.overrides) if config.stage == "grpo" else None
     folder = open_run_folder(config)
-    if is_complete(folder):
+    if is_complete(folder, init):
         print(f"{folder} is complete; fresh=true starts over")
         return
     target = setup_device(config)

@@ -71,7 +71,9 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def write_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML."""
-    path.write_text(yaml.safe_dump(resolved(config), sort_keys=False))
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(yaml.safe_dump(resolved(config), sort_keys=False), encoding="utf-8")
+    partial.replace(path)
 
 
 def _load_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -5,12 +5,13 @@ import errno
 import logging
 import os
 import platform
+import signal
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable
 
-from src.errors import InputError, ProgramError
+from src.errors import InputError, ProgramError, Terminated
 
 
 def prepare_environment(*, convolutions: bool) -> None:
@@ -40,7 +41,12 @@ def convolutions_are_slow() -> bool:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run `main`, and end the process with the exit status that `src.errors` defines."""
+    """Run `main`, and end the process with the exit status that `src.errors` defines; SIGTERM raises Terminated."""
+
+    def terminate(signum: int, frame: object) -> None:
+        raise Terminated("ended by SIGTERM; what was computed is kept, the same command goes on")
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         main()
     except ProgramError as error:

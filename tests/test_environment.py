@@ -1,6 +1,8 @@
 """Exit statuses and the one line on stderr."""
 
 import errno
+import os
+import signal
 
 import pytest
 
@@ -27,6 +29,16 @@ def test_errors_are_one_line_and_a_status(error, status, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert stop.value.code == status and len(lines) == 1
     assert status == 130 or "x.json" in lines[0]
+
+
+def test_sigterm_is_status_4_wherever_it_comes(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            run_program(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stop.value.code == 4 and len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_defect_keeps_its_traceback():

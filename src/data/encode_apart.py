@@ -4,30 +4,61 @@ On CPUs with AVX-512, oneDNN's convolutions want AVX2 (src.environment), but its
 with AVX-512, and a process has one of the two: training on features takes AVX-512, and this process the convolutions.
 """
 
+import contextlib
+import ctypes
+import os
+import signal
+import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from src.config import Config
-from src.environment import prepare_environment
-from src.errors import RunStopped
+from src.environment import prepare_environment, run_program
+from src.errors import RunStopped, Terminated
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def encode_apart(config: Config, files: Sequence[Path], weights: Mapping[str, np.ndarray]) -> None:
-    """Fill the feature cache of `files` for an encoder with these parameters. Errors: as build_feature_cache;
-    RunStopped where the process is killed.
+    """Fill the feature cache of `files` for an encoder with these parameters.
+
+    Ends the program as the other process ended, which prints the reason; RunStopped where it was killed. Where this
+    process is ended, so is the other, and what it has computed is kept.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        try:
-            pool.submit(_encode, config, files, weights).result()
-        except BrokenProcessPool:
-            raise RunStopped(
-                f"the process that computes features was killed; the same command goes on in {config.cache_folder}"
-            ) from None
+    process = get_context("spawn").Process(target=_run, args=(config, files, weights, os.getpid()))
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process to pass on
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        process.join()
+    finally:
+        if process.is_alive():
+            process.terminate()
+            process.join(20)  # a batch of images may take seconds
+            process.kill()
+    if process.exitcode < 0:
+        name = signal.Signals(-process.exitcode).name
+        raise RunStopped(f"the process that computes features was ended by {name}; the same command goes on")
+    if process.exitcode > 0:
+        sys.exit(process.exitcode)
+
+
+def _run(config: Config, files: Sequence[Path], weights: Mapping[str, np.ndarray], parent: int) -> None:
+    os.setpgid(0, 0)  # out of reach of the terminal's Ctrl-C, for which MindData has a handler that ends the process
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # also where the parent is killed
+
+    def main() -> None:
+        if os.getppid() == parent:  # else it ended before the line above
+            with contextlib.suppress(Terminated):  # the parent says why
+                _encode(config, files, weights)
+
+    run_program(main)
 
 
 def _encode(config: Config, files: Sequence[Path], weights: Mapping[str, np.ndarray]) -> None:

@@ -24,12 +24,15 @@ class MetricsWriter:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """All whole lines of a metrics.jsonl; one cut off by a crash is left out."""
+    """The lines of a metrics.jsonl; one cut off by a crash is left out, with all behind it."""
     lines = []
     if path.exists():
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
             except json.JSONDecodeError:
                 break
+            if not isinstance(line, dict) or "step" not in line:
+                break
+            lines.append(line)
     return lines

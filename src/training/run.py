@@ -1,5 +1,6 @@
 """A run: its folder, its parts, what it goes on from, and how it ends."""
 
+import hashlib
 import json
 import shutil
 import signal
@@ -86,9 +87,25 @@ def greedy_captions(
     return captions[:images], np.concatenate(lengths)[:images]
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether the run in `folder` has finished."""
-    return (folder / COMPLETED).is_file()
+def is_complete(folder: Path, init: Path | None) -> bool:
+    """Whether the run in `folder` has finished. Errors: InputError where it started from another file than `init`."""
+    if not (folder / COMPLETED).is_file():
+        return False
+    check_init(folder, init, json.loads((folder / COMPLETED).read_text()))
+    return True
+
+
+def check_init(folder: Path, init: Path | None, state: dict[str, Any]) -> None:
+    """InputError where the run in `folder` started from another file than `init`."""
+    if init is not None and state.get("init", "") != file_digest(init):
+        raise InputError(
+            f"the run in {folder} started from other weights than {init} holds now: fresh=true starts over"
+        )
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def init_checkpoint(config: Config, config_file: Path, overrides: Sequence[str]) -> Path:
@@ -116,11 +133,13 @@ def open_run_folder(config: Config) -> Path:
     folder = config.run_folder
     try:
         if config.fresh and folder.is_dir():
+            if any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+                raise InputError(f"{folder} is no run of this project, fresh=true does not delete it: choose name=...")
             shutil.rmtree(folder)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         config_file = folder / "config.yaml"
         if config_file.exists():
-            differing = differing_keys(yaml.safe_load(config_file.read_text()), resolved(config))
+            differing = differing_keys(_read_config(config_file), resolved(config))
             if differing:
                 raise InputError(
                     f"{folder} holds a run with other values of {', '.join(differing)}; "
@@ -132,6 +151,16 @@ def open_run_folder(config: Config) -> Path:
     return folder
 
 
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError):
+        tree = None
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} is damaged: delete it to go on with this configuration, or fresh=true starts over")
+    return tree
+
+
 def start_run(config: Config, folder: Path, init: Path | None) -> Run:
     """Build all parts and load what the run goes on from: its own last checkpoint, or `init` (parameters only)."""
     dataset = load_dataset(config)
@@ -141,17 +170,20 @@ def start_run(config: Config, folder: Path, init: Path | None) -> Run:
         print(f"{len(dataset.skipped)} images or captions skipped, listed in {listing}")
     last = find_last(folder)
     tokenizer = load_run_tokenizer(init) if init is not None else build_tokenizer(config, dataset)
-    tokenizer.save(folder / "tokenizer.json")
     cached = not config.encoder.trainable
     checkpoint = None if init or last else config.encoder.checkpoint
     captioner = build_captioner(config, tokenizer.allowed, cached=cached, checkpoint=checkpoint)
     state = {"step": 0, "best_score": -1.0, "best_step": 0}
+    if init is not None:
+        state["init"] = file_digest(init)
     if last is not None:
         state = read_state(last)
+        check_init(folder, init, state)
         check_tokenizer(last, state, tokenizer)
         load_checkpoint(last, captioner)
     elif init is not None:
         check_tokenizer(init, load_checkpoint(init, captioner), tokenizer)
+    tokenizer.save(folder / "tokenizer.json")
     run = Run(
         config=config,
         folder=folder,
@@ -177,7 +209,9 @@ def load_run_tokenizer(checkpoint: Path) -> Tokenizer:
 def check_tokenizer(path: Path, state: dict[str, Any], tokenizer: Tokenizer) -> None:
     """InputError if the checkpoint's vocabulary is not the tokenizer's."""
     if state.get("tokenizer") != tokenizer.fingerprint:
-        raise InputError(f"{path} was trained with another vocabulary than that of its tokenizer.json or of this data")
+        raise InputError(
+            f"{path} was trained with another vocabulary than its tokenizer.json or this data has: restore it"
+        )
 
 
 def describe(config: Config, target: str, captioner: Captioner, dataset: Dataset) -> str:
