@@ -9,7 +9,7 @@ from src.environment import prepare_environment, run_program
 
 def main() -> None:
     """Parse the configuration, build the parts, call one loop. Imports come late: bad input is told in a second."""
-    parser = argparse.ArgumentParser(description="Train one stage (ce or grpo) of a captioner.")
+    parser = argparse.ArgumentParser(description="Train one stage (ce, grpo or scst) of a captioner.")
     parser.add_argument("--config", required=True, help="a YAML file of configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
@@ -19,7 +19,7 @@ def main() -> None:
     from src.device import setup_device
     from src.training.run import describe, init_checkpoint, is_complete, open_run_folder, start_run
 
-    init = init_checkpoint(config, Path(arguments.config), arguments.overrides) if config.stage == "grpo" else None
+    init = init_checkpoint(config, Path(arguments.config), arguments.overrides) if config.stage != "ce" else None
     folder = open_run_folder(config)
     if is_complete(folder, init):
         print(f"{folder} is complete; fresh=true starts over")
@@ -34,11 +34,11 @@ def main() -> None:
     else:
         from src.models.captioner import build_captioner
         from src.training.checkpoint import load_checkpoint
-        from src.training.grpo import run_grpo
+        from src.training.rl import run_rl
 
         reference = build_captioner(config, run.tokenizer.allowed, cached=run.captioner.cached)
         load_checkpoint(init, reference)
-        run_grpo(run, reference)
+        run_rl(run, reference)
     run.complete()
     print(f"done: {folder}, best val CIDEr {100 * run.state['best_score']:.1f} at step {run.state['best_step']}")
 

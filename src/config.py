@@ -97,7 +97,7 @@ class GRPOConfig:
 
 @dataclass(frozen=True)
 class AdvantageConfig:
-    baseline: Literal["group", "leave_one_out"]
+    baseline: Literal["group", "leave_one_out", "greedy"]
     scale: Literal["population", "sample", "none"]
     eps: float
 
@@ -130,7 +130,7 @@ class EvalConfig:
 class Config:
     """The whole configuration of one stage. `stem` is the name of the file that it came from."""
 
-    stage: Literal["ce", "grpo"]
+    stage: Literal["ce", "grpo", "scst"]
     seed: int
     output_root: str
     name: str

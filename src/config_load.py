@@ -21,7 +21,7 @@ from src.errors import InputError
 # Keys that change where or how a run computes, not what: a run may go on with other values of them.
 NOT_COMPARED = ("output_root", "name", "device", "fresh", "log_every", "data.workers")
 # Sections that a stage does not read are left out of its resolved configuration.
-OTHER_STAGES = {"ce": ("grpo", "advantage", "kl", "loss", "reward", "init_config", "init_checkpoint"), "grpo": ("ce",)}
+RL_SECTIONS = ("grpo", "advantage", "kl", "loss", "reward", "init_config", "init_checkpoint")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -57,7 +57,7 @@ def stage_overrides(overrides: Sequence[str]) -> list[str]:
 def resolved(config: Config) -> dict[str, Any]:
     """The configuration as nested dictionaries, without the sections that its stage does not read."""
     tree = dataclasses.asdict(config)
-    unread = OTHER_STAGES[config.stage] + (() if config.data.dataset == "demo" else ("demo",))
+    unread = (RL_SECTIONS if config.stage == "ce" else ("ce",)) + (() if config.data.dataset == "demo" else ("demo",))
     return {key: value for key, value in tree.items() if key not in unread}
 
 

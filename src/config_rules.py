@@ -96,10 +96,14 @@ def check(config: Config) -> None:
             "must name a vocab.txt where tokenizer.kind is wordpiece",
         ),
     ]
-    if c.stage == "grpo":
+    if c.stage != "ce":
         g = c.grpo
         rules += [
-            ("grpo.group_size", g.group_size >= 2, "must be at least 2: one sample has no group to be compared with"),
+            (
+                "grpo.group_size",
+                g.group_size >= 2 or c.advantage.baseline == "greedy",
+                "must be at least 2: one sample has no group to be compared with",
+            ),
             (
                 "grpo.rollout_images",
                 g.rollout_images % g.sample_images == 0,
@@ -113,7 +117,7 @@ def check(config: Config) -> None:
             (
                 "advantage.scale",
                 c.advantage.baseline == "group" or c.advantage.scale == "none",
-                "must be none where advantage.baseline is leave_one_out, which is G/(G-1) times the group baseline",
+                f"must be none where advantage.baseline is {c.advantage.baseline}: only the group baseline is divided",
             ),
         ]
     for key, holds, mend in rules:

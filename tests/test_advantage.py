@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from src.config import AdvantageConfig
-from src.rl.advantage import group_advantages, zero_spread_groups
+from src.rl.advantage import group_advantages, zero_advantage_groups
 
 REWARDS = np.array([[1.0, 2.0, 3.0, 6.0], [0.7, 0.7, 0.7, 0.7]])
 
@@ -26,7 +26,15 @@ def test_hand_worked_groups():
 def test_equal_rewards_give_exactly_zero_and_are_counted(scale):
     assert (advantages(scale=scale)[1] == 0).all()
     assert (advantages(np.full((1, 3), 0.1), scale=scale) == 0).all()  # the mean of three 0.1 is not 0.1
-    assert zero_spread_groups(REWARDS) == 1
+    assert zero_advantage_groups(group_advantages(REWARDS, AdvantageConfig("group", scale, 1e-5)), 4) == 1
+
+
+def test_greedy_baseline_is_each_images_own():
+    # 1-2, 2-2, 3-2, 6-2; then 0.7 - 0.2 four times: equal rewards do teach something here
+    config = AdvantageConfig("greedy", "none", 1e-5)
+    result = group_advantages(REWARDS, config, np.array([2.0, 0.2]))
+    np.testing.assert_allclose(result, [-1, 0, 1, 4, 0.5, 0.5, 0.5, 0.5], rtol=1e-6)
+    assert zero_advantage_groups(result, 4) == 0
 
 
 def test_rows_are_image_major_and_float32():

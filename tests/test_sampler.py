@@ -28,7 +28,7 @@ def sample(captioner, features, allowed, group=3, seed=1, temperature=1.0, top_k
     if (temperature, top_k) not in SAMPLERS:
         SAMPLERS[temperature, top_k] = GroupSampler(captioner, SPECIALS, allowed, temperature, top_k)
     sampler = SAMPLERS[temperature, top_k]
-    draws = uniforms(seed, 0, 0, features.shape[0] * group, tokens)
+    draws = uniforms(seed, 0, 0, features.shape[0] * group, tokens).reshape(-1, group, tokens)
     return [output.asnumpy() for output in sampler(features, Tensor(draws))]
 
 
@@ -159,3 +159,15 @@ def test_top_k_keeps_the_k_best_and_a_given_token(mode):
     assert kept[0, 1] == 2.0 and kept[0, 2] == 1.5 and (kept[0, [0, 3]] < -1e8).all()
     with_token = policy_logits(logits, 1.0, 2, Tensor(np.array([0], np.int32))).asnumpy()
     assert with_token[0, 0] == 1.0 and with_token[0, 3] < -1e8
+
+
+def test_the_greedy_row_is_greedy_decoding_and_leaves_the_samples_alone(captioner, features, allowed):
+    group = 3
+    draws = uniforms(1, 0, 0, 2 * group, TOKENS).reshape(2, group, TOKENS)
+    alone = GroupSampler(captioner, SPECIALS, allowed, 1.0, 0)(features, Tensor(draws))
+    joint = GroupSampler(captioner, SPECIALS, allowed, 1.0, 0, greedy=True)(features, Tensor(draws))
+    for expected, output in zip(alone, joint):
+        np.testing.assert_allclose(output.asnumpy(), expected.asnumpy(), atol=1e-5)
+    greedy_ids, greedy_mask, _ = GreedyDecoder(captioner, SPECIALS, TOKENS)(features)
+    np.testing.assert_array_equal(joint[3].asnumpy(), greedy_ids.asnumpy())
+    np.testing.assert_array_equal(joint[4].asnumpy(), greedy_mask.asnumpy())

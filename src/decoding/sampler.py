@@ -47,12 +47,19 @@ def generate(
 class GroupSampler(nn.Cell):
     """Samples G completions per image by inverse CDF: a pure function of parameters, inputs and uniforms.
 
-    Inputs: inputs (pixels [B, 3, H, W] or features [B, N, C]), uniforms float32 [M, T] in [0, 1).
-    Returns completion_ids, completion_mask and old_logprobs, each [M, T], as `generate`.
+    Inputs: inputs (pixels [B, 3, H, W] or features [B, N, C]), uniforms float32 [B, G, T] in [0, 1).
+    Returns completion_ids, completion_mask and old_logprobs, each [M, T], as `generate`; with `greedy` also the ids and
+    the mask, each [B, T], of the greedy completion of every image, SCST's baseline, decoded in the same steps.
     """
 
     def __init__(
-        self, captioner: Captioner, specials: tuple[int, int, int], allowed: np.ndarray, temperature: float, top_k: int
+        self,
+        captioner: Captioner,
+        specials: tuple[int, int, int],
+        allowed: np.ndarray,
+        temperature: float,
+        top_k: int,
+        greedy: bool = False,
     ) -> None:
         super().__init__()
         self.captioner = captioner
@@ -60,15 +67,34 @@ class GroupSampler(nn.Cell):
         self.last_allowed = int(np.flatnonzero(allowed)[-1])
         self.temperature = temperature
         self.top_k = top_k
+        self.greedy = greedy
 
-    def construct(self, inputs: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def construct(self, inputs: Tensor, uniforms: Tensor) -> tuple[Tensor, ...]:
+        images, group_size, tokens = uniforms.shape
+        if self.greedy:
+            uniforms = ops.concat((uniforms, ops.zeros((images, 1, tokens), mstype.float32)), 1)
+        columns = uniforms.reshape(-1, tokens)  # [M, T], or [B*(G+1), T]
+        is_greedy = ops.arange(columns.shape[0]) % (group_size + 1) == group_size
+
         def choose(logits, t):
             logits = policy_logits(logits, self.temperature, self.top_k)
-            token = inverse_cdf(logits, uniforms[:, t], self.last_allowed)
+            token = inverse_cdf(logits, columns[:, t], self.last_allowed)
+            if self.greedy:
+                token = ops.where(is_greedy, ops.cast(ops.argmax(logits, -1), mstype.int32), token)
             return token, token_logprobs(logits, token)
 
-        rows, tokens = uniforms.shape
-        return generate(self.captioner, inputs, rows, tokens, self.specials, choose)
+        outputs = generate(self.captioner, inputs, columns.shape[0], tokens, self.specials, choose)
+        if not self.greedy:
+            return outputs
+        split = ()
+        for output in outputs:
+            split += (output.reshape(images, group_size + 1, tokens),)
+        ids, mask, logprobs = split
+        samples = (ids[:, :group_size], mask[:, :group_size], logprobs[:, :group_size])
+        flat = ()
+        for sample in samples:
+            flat += (sample.reshape(-1, tokens),)
+        return *flat, ids[:, group_size], mask[:, group_size]
 
 
 class GreedyDecoder(nn.Cell):

@@ -1,4 +1,4 @@
-"""Stage 2: GRPO. Sample groups on the device, reward them on the host, update on the device.
+"""Stage 2: GRPO or SCST. Sample groups on the device, reward them on the host, update on the device.
 
 Letters: B images, G group size, M = B*G rows (row = b*G + g), T tokens.
 """
@@ -14,7 +14,7 @@ from src.decoding.sampler import GroupSampler
 from src.errors import RunStopped
 from src.models.captioner import Captioner
 from src.rewards.caption_reward import CaptionReward
-from src.rl.advantage import group_advantages, zero_spread_groups
+from src.rl.advantage import group_advantages, zero_advantage_groups
 from src.rl.cells import GRPOLossCell, LogprobCell
 from src.rl.rollout import Rollout
 from src.rng import permutation, uniforms
@@ -31,7 +31,10 @@ class RolloutCollector:
         self.run = run
         self.config = run.config
         grpo, tokenizer = run.config.grpo, run.tokenizer
-        self.sampler = GroupSampler(run.captioner, tokenizer.specials, tokenizer.allowed, grpo.temperature, grpo.top_k)
+        self.greedy_baseline = run.config.advantage.baseline == "greedy"
+        self.sampler = GroupSampler(
+            run.captioner, tokenizer.specials, tokenizer.allowed, grpo.temperature, grpo.top_k, self.greedy_baseline
+        )
         self.ref_logprobs = LogprobCell(reference, tokenizer.bos_id, grpo.temperature, grpo.top_k)
         self.reward = CaptionReward(run.dataset.ground_truths["train"], tokenizer, run.config.reward)
 
@@ -41,40 +44,42 @@ class RolloutCollector:
         images = rollout_images(len(self.run.dataset.records["train"]), grpo.rollout_images, seed, index)
         batches = list(images.reshape(-1, grpo.sample_images))
         rows = grpo.sample_images * grpo.group_size
-        ids, masks, old, ref = [], [], [], []
+        parts = []
         started = time.perf_counter()
         for number, inputs in enumerate(self.run.train_source.batches(batches)):
-            draws = Tensor(uniforms(seed, index, number * rows, rows, grpo.tokens))
+            draws = uniforms(seed, index, number * rows, rows, grpo.tokens)
             inputs = Tensor(inputs)
-            completion_ids, mask, old_logprobs = self.sampler(inputs, draws)
-            ref.append(self.ref_logprobs(inputs, completion_ids).asnumpy())
-            ids.append(completion_ids.asnumpy())
-            masks.append(mask.asnumpy())
-            old.append(old_logprobs.asnumpy())
-        sampled = time.perf_counter()
-        completion_ids, mask = np.concatenate(ids), np.concatenate(masks)
+            sampled = self.sampler(inputs, Tensor(draws.reshape(grpo.sample_images, grpo.group_size, -1)))
+            ref_logprobs = self.ref_logprobs(inputs, sampled[0])
+            parts.append([output.asnumpy() for output in (ref_logprobs, *sampled)])
+        ref_logprobs, completion_ids, mask, old_logprobs, *greedy = map(np.concatenate, zip(*parts))
+        sampled_at = time.perf_counter()
         rewards = self.reward(np.repeat(images, grpo.group_size), completion_ids, mask)
         rewards = rewards.reshape(len(images), grpo.group_size)
-        rewarded = time.perf_counter()
+        greedy_rewards = self.reward(images, *greedy) if greedy else None
+        rewarded_at = time.perf_counter()
+        advantages = group_advantages(rewards, self.config.advantage, greedy_rewards)
         rollout = Rollout(
             image_rows=images,
             completion_ids=completion_ids,
             completion_mask=mask,
-            old_logprobs=np.concatenate(old),
-            ref_logprobs=np.concatenate(ref) * mask,
+            old_logprobs=old_logprobs,
+            ref_logprobs=ref_logprobs * mask,
             rewards=rewards,
-            advantages=group_advantages(rewards, self.config.advantage),
+            advantages=advantages,
         )
         ended = (completion_ids == self.run.tokenizer.eos_id).any(1)
-        return rollout, {
+        stats = {
             "rollout/reward_mean": rewards.mean(),
             "rollout/reward_std": rewards.std(),
-            "rollout/zero_spread_groups": zero_spread_groups(rewards),
+            "rollout/advantage_std": advantages.std(),
+            "rollout/zero_spread_groups": zero_advantage_groups(advantages, grpo.group_size),
             "rollout/length_mean": mask.sum(1).mean(),
             "rollout/truncated": 1.0 - ended.mean(),
-            "time/rollout_s": sampled - started,
-            "time/reward_s": rewarded - sampled,
+            "time/rollout_s": sampled_at - started,
+            "time/reward_s": rewarded_at - sampled_at,
         }
+        return rollout, stats | ({"rollout/greedy_reward_mean": greedy_rewards.mean()} if greedy else {})
 
 
 def rollout_images(rows: int, size: int, seed: int, index: int) -> np.ndarray:
@@ -89,7 +94,7 @@ def minibatches(images: int, size: int, seed: int, index: int, number: int) -> l
     return list(permutation("minibatch", seed, (index, number), images).reshape(-1, size))
 
 
-def run_grpo(run: Run, reference: Captioner) -> None:
+def run_rl(run: Run, reference: Captioner) -> None:
     """Train from the state of `run` to its last rollout. Checkpoints are taken between rollouts."""
     config = run.config
     grpo = config.grpo
@@ -106,7 +111,14 @@ def run_grpo(run: Run, reference: Captioner) -> None:
     collector = RolloutCollector(run, reference)
     loss_cell = GRPOLossCell(run.captioner, run.tokenizer.bos_id, config)
     step_cell = TrainStep(loss_cell, optimizer, grpo.optimizer.grad_clip)
-    bar = tqdm(total=total_steps, initial=run.state["step"], desc="GRPO", unit="update", disable=None, mininterval=1)
+    bar = tqdm(
+        total=total_steps,
+        initial=run.state["step"],
+        desc=config.stage.upper(),
+        unit="update",
+        disable=None,
+        mininterval=1,
+    )
     for index in range(run.state["step"] // updates_per_rollout, grpo.rollouts):
         rollout, rollout_stats = collector.collect(index)
         run.check_terminated(last)
@@ -117,7 +129,7 @@ def run_grpo(run: Run, reference: Captioner) -> None:
             scores = run.validate()
             run.metrics.write(run.state["step"], scores)
             tqdm.write(
-                f"GRPO rollout {index + 1}/{grpo.rollouts}: reward {rollout.rewards.mean():.3f}, "
+                f"{config.stage.upper()} rollout {index + 1}/{grpo.rollouts}: reward {rollout.rewards.mean():.3f}, "
                 f"KL {stats['train/kl']:.4f}, val CIDEr {100 * scores['val/CIDEr']:.1f}"
             )
         run.save("last", optimizer_state)

@@ -7,7 +7,7 @@ from test_cider import pycocoevalcap_cider, with_eos
 from src.config import RewardConfig
 from src.data.tokenizer import build_word_tokenizer
 from src.rewards.caption_reward import CaptionReward
-from src.training.grpo import minibatches, rollout_images
+from src.training.rl import minibatches, rollout_images
 
 TRUTHS = [
     ["a red circle on grass", "a red ball"],
