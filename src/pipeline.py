@@ -1,7 +1,7 @@
 """What the scripts run: the stages of one configuration in order, each as a process of its own.
 
-python -m src.pipeline ce|grpo|eval [--config FILE] [key=value ...]
-ce: train, evaluate. grpo: CE if it is not complete, GRPO, both evaluated, the table. eval: evaluate a checkpoint.
+python -m src.pipeline ce|grpo|scst|eval [--config FILE] [key=value ...]
+ce: train, evaluate. grpo, scst: CE if it is not complete, RL, both evaluated, the table. eval: evaluate a checkpoint.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from src.evaluation.report import owning_folder, write_report
 def main() -> None:
     """Run the stages; the first that fails ends the program with its exit status."""
     parser = argparse.ArgumentParser(description="Train and evaluate the stages of a configuration.")
-    parser.add_argument("goal", choices=("ce", "grpo", "eval"))
+    parser.add_argument("goal", choices=("ce", "grpo", "scst", "eval"))
     parser.add_argument("--config", type=Path, help="default: configs/demo/<goal>.yaml, grpo.yaml for eval")
     parser.add_argument("--checkpoint", type=Path, help="for eval: default is the best of the run")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
