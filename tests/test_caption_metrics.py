@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pycocoevalcap.eval
+import numpy as np
 import pytest
 from pycocoevalcap.tokenizer import ptbtokenizer
 
@@ -51,13 +52,15 @@ def test_equals_pycocoevalcap_pipeline(scores, monkeypatch, tmp_path):
     )
     theirs.evaluate()
     assert scores.metrics == pytest.approx({key: theirs.eval[key] for key in KEYS}, abs=1e-9)
-    assert scores.cider == pytest.approx({row["image_id"]: row["CIDEr"] for row in theirs.evalImgs}, abs=1e-9)
+    cider = {row["image_id"]: row["CIDEr"] for row in theirs.evalImgs}
+    np.testing.assert_allclose(scores.segments["CIDEr"], [cider[image_id] for image_id in captions], atol=1e-9)
 
 
 def test_keys_and_per_image_scores(scores):
     assert list(scores.metrics) == KEYS and all(type(value) is float for value in scores.metrics.values())
-    assert scores.metrics["CIDEr"] == pytest.approx(sum(scores.cider.values()) / 20)
-    assert scores.cider[95] == 0.0 and max(scores.cider.values()) > 3
+    cider = scores.segments["CIDEr"]
+    assert scores.metrics["CIDEr"] == pytest.approx(cider.mean())
+    assert cider[5] == 0.0 and cider.max() > 3  # image 95 has the empty caption
 
 
 def test_hand_worked_example(monkeypatch, capsys):
@@ -65,23 +68,23 @@ def test_hand_worked_example(monkeypatch, capsys):
     # ROUGE_L (beta 1.2): first P = R = 2/3; second P = 1/2, R = 1/3: 2.44 P R / (R + 1.44 P).
     # CIDEr (2 images, every word in one of them, so all idf are equal): first 1-grams 2/3, 2-grams 1/2;
     # second 1-grams 1 / (sqrt 2 sqrt 3), and lengths of 1 and 2 bigrams: exp(-1/72). Times 10/4.
-    monkeypatch.setattr(caption_metrics, "_meteor", lambda truths, results: 0.25)
+    monkeypatch.setattr(caption_metrics, "_meteor", lambda truths, results: (0.25, None))
     truths = {1: ["a dog sits"], 2: ["the cat sleeps"]}
     first, second = 2.5 * (2 / 3 + 1 / 2), 2.5 / math.sqrt(6) * math.exp(-1 / 72)
     for ptb_done in (False, True):
-        metrics, cider = compute_metrics({2: "A cat.", 1: "a dog runs"}, truths, ptb_done=ptb_done)
+        metrics, segments = compute_metrics({2: "A cat.", 1: "a dog runs"}, truths, ptb_done=ptb_done)
         assert metrics["Bleu_1"] == pytest.approx(3 / 5 * math.exp(-1 / 5))
         assert metrics["Bleu_2"] == pytest.approx(math.sqrt(3 / 5 * 1 / 3) * math.exp(-1 / 5))
         assert metrics["METEOR"] == 0.25
         assert metrics["ROUGE_L"] == pytest.approx((2 / 3 + 2.44 / 6 / (1 / 3 + 0.72)) / 2)
-        assert cider == pytest.approx({1: first, 2: second})
+        np.testing.assert_allclose(segments["CIDEr"], [second, first])  # in the order of the captions
         assert metrics["CIDEr"] == pytest.approx((first + second) / 2)
     assert corpus_cider({2: "a cat", 1: "a dog runs"}, truths) == pytest.approx((first + second) / 2)
     assert capsys.readouterr().out == ""
 
 
 def test_ptb_done_leaves_the_ground_truths(monkeypatch):
-    monkeypatch.setattr(caption_metrics, "_meteor", lambda truths, results: 0.0)
+    monkeypatch.setattr(caption_metrics, "_meteor", lambda truths, results: (0.0, None))
     truths = {1: ["A dog ."], 2: ["a cat"]}
     assert compute_metrics({1: "a dog", 2: "a cat"}, truths, ptb_done=True).metrics["Bleu_1"] < 0.9
     assert compute_metrics({1: "a dog", 2: "a cat"}, truths).metrics["Bleu_1"] == pytest.approx(1)
@@ -109,11 +112,13 @@ def fake_java(monkeypatch, tmp_path):
 def test_meteor_separator_and_end_of_the_process(fake_java, tmp_path):
     # "|||" in a text would be another field to METEOR. This process does not end by itself.
     children = fake_java(f"""while read -r line; do echo "$line" >> {tmp_path}/log
-        case "$line" in EVAL*) echo 0.5; echo 0.25; exec sleep 60;; *) echo stat;; esac; done""")
-    assert caption_metrics._meteor({1: ["a|||b", "c"]}, {1: ["d ||| e"]}) == 0.25
+        case "$line" in EVAL*) echo 0.5; echo 0.25; exec sleep 60;; *) echo {" ".join(map(str, range(23)))};; esac
+        done""")
+    score, statistics = caption_metrics._meteor({1: ["a|||b", "c"]}, {1: ["d ||| e"]})
+    assert score == 0.25 and statistics.tolist() == [list(range(23))]
     score_line, eval_line = (tmp_path / "log").read_text().splitlines()
     assert [field.split() for field in score_line.split("|||")] == [["SCORE"], ["a", "b"], ["c"], ["d", "e"]]
-    assert eval_line == "EVAL ||| stat"
+    assert eval_line == f"EVAL ||| {' '.join(map(str, range(23)))}"
     assert [child.returncode is None for child in children] == [False]
 
 

@@ -7,7 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from pycocoevalcap.bleu.bleu import Bleu
+import numpy as np
+from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
@@ -17,10 +18,13 @@ from src.errors import InputError
 
 
 class CaptionScores(NamedTuple):
-    """`metrics`: Bleu_1..4, METEOR, ROUGE_L, CIDEr on pycocoevalcap's scale. `cider`: CIDEr of each image id."""
+    """`metrics`: Bleu_1..4, METEOR, ROUGE_L, CIDEr on pycocoevalcap's scale.
+
+    `segments`: what src.evaluation.bootstrap computes them from, one row per image in the order of the captions.
+    """
 
     metrics: dict[str, float]
-    cider: dict[int, float]
+    segments: dict[str, np.ndarray]
 
 
 def compute_metrics(
@@ -31,17 +35,27 @@ def compute_metrics(
     ptb_done: the ground truths (not the captions) come from `ptb_tokenize` already.
     InputError if the two do not hold the same images, or if Java is missing or fails. METEOR takes 10 s to load.
     """
+    truths, results = tokenized(captions, ground_truths, ptb_done=ptb_done)
+    bleu, bleu_counts = _bleu(truths, results)
+    meteor, meteor_statistics = _meteor(truths, results)
+    rouge, rouge_per_image = Rouge().compute_score(truths, results)
+    cider, cider_per_image = Cider().compute_score(truths, results)
+    metrics = {f"Bleu_{n}": float(score) for n, score in enumerate(bleu, start=1)}
+    metrics |= {"METEOR": meteor, "ROUGE_L": float(rouge), "CIDEr": float(cider)}
+    segments = {"bleu": bleu_counts, "meteor": meteor_statistics}
+    segments |= {"ROUGE_L": np.asarray(rouge_per_image), "CIDEr": np.asarray(cider_per_image)}
+    return CaptionScores(metrics, segments)
+
+
+def tokenized(
+    captions: Mapping[int, str], ground_truths: Mapping[int, Sequence[str]], *, ptb_done: bool = False
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """Ground truths and captions as pycocoevalcap's scorers take them, in the order of the captions."""
     _check_same_images(captions, ground_truths)
     truths = {image_id: list(ground_truths[image_id]) for image_id in captions}
     truths = truths if ptb_done else tokenize_captions(truths, None)
     lines = ptb_tokenize(list(captions.values()))
-    results = {image_id: [line] for image_id, line in zip(captions, lines, strict=True)}
-    bleu, _ = Bleu(4).compute_score(truths, results, verbose=0)
-    rouge, _ = Rouge().compute_score(truths, results)
-    cider, cider_per_image = Cider().compute_score(truths, results)
-    metrics = {f"Bleu_{n}": float(score) for n, score in enumerate(bleu, start=1)}
-    metrics |= {"METEOR": _meteor(truths, results), "ROUGE_L": float(rouge), "CIDEr": float(cider)}
-    return CaptionScores(metrics, dict(zip(captions, map(float, cider_per_image), strict=True)))
+    return truths, {image_id: [line] for image_id, line in zip(captions, lines, strict=True)}
 
 
 def corpus_cider(captions: Mapping[int, str], ground_truths: Mapping[int, Sequence[str]]) -> float:
@@ -106,7 +120,27 @@ def _check_same_images(captions: Mapping[int, str], ground_truths: Mapping[int, 
         raise InputError(f"no ground truth for {len(empty)} images (first image_id {empty[0]}): leave them out")
 
 
-def _meteor(truths: Mapping[int, list[str]], results: Mapping[int, list[str]]) -> float:
+def _bleu(truths: Mapping[int, list[str]], results: Mapping[int, list[str]]) -> tuple[list[float], np.ndarray]:
+    """Bleu_1..4, and per image [n, 10] the counts that they are computed from."""
+    scorer = BleuScorer(n=4)
+    for image_id, (caption,) in results.items():
+        scorer += (caption, truths[image_id])
+    bleu, _ = scorer.compute_score(option="closest")
+    counts = [
+        [
+            image["testlen"],
+            min((abs(length - image["testlen"]), length) for length in image["reflen"])[1],
+            *image["guess"],
+            *image["correct"],
+        ]
+        for image in scorer.ctest
+    ]
+    return bleu, np.array(counts, np.float64)
+
+
+def _meteor(truths: Mapping[int, list[str]], results: Mapping[int, list[str]]) -> tuple[float, np.ndarray]:
+    """METEOR, and per image [n, 23] the statistics that it is computed from (src.evaluation.bootstrap)."""
+
     def one_field(
         texts: list[str],
     ) -> list[str]:  # ||| separates METEOR's fields, and pycocoevalcap leaves it in truths
@@ -117,10 +151,23 @@ def _meteor(truths: Mapping[int, list[str]], results: Mapping[int, list[str]]) -
             {image_id: one_field(texts) for image_id, texts in truths.items()},
             {image_id: one_field(texts) for image_id, texts in results.items()},
         )
-    return float(score)
+        statistics = np.array([line.split() for line in meteor.lines], np.float64)
+    perfect = (statistics[:, 21:23] == statistics[:, 0:2]).all(1) & (statistics[:, 20] == 1)
+    statistics[perfect, 20] = 0  # as METEOR does before it sums
+    return float(score), statistics
 
 
 class _Meteor(Meteor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def _stat(self, hypothesis_str: str, reference_list: list[str]) -> str:
+        """Meteor's own, but keeps the line of statistics."""
+        line = super()._stat(hypothesis_str, reference_list)
+        self.lines.append(line)
+        return line
+
     def __del__(self) -> None:
         """Meteor's own waits for ever on its lock after a failure; `_meteor_child` ends the process instead."""
 
