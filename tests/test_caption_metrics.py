@@ -5,8 +5,8 @@ import math
 import sys
 from types import SimpleNamespace
 
-import pycocoevalcap.eval
 import numpy as np
+import pycocoevalcap.eval
 import pytest
 from pycocoevalcap.tokenizer import ptbtokenizer
 
