@@ -41,7 +41,7 @@ def main() -> None:
 
     if arguments.captions is not None:
         captions = load_captions(arguments.captions)
-        result = scored(captions, load_dataset(config), arguments.split, "file")
+        result, _ = scored(captions, load_dataset(config), arguments.split, "file")
         print(metrics_table({arguments.captions.name: result}), result["signature"], json.dumps(result), sep="\n")
         return
     setup_device(config)

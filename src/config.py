@@ -124,6 +124,10 @@ class EvalConfig:
     batch_images: int
     tokens: int
     every: int
+    beams: int
+    length_penalty: float
+    block_trigrams: bool
+    samples: int
 
 
 @dataclass(frozen=True)

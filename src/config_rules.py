@@ -33,6 +33,7 @@ def check(config: Config) -> None:
         "eval.batch_images",
         "eval.tokens",
         "eval.every",
+        "eval.beams",
         "log_every",
         "ce.epochs",
         "ce.batch_images",
@@ -64,6 +65,8 @@ def check(config: Config) -> None:
         "kl.coef",
         "grpo.top_k",
         "grpo.clip_eps_high",
+        "eval.length_penalty",
+        "eval.samples",
         "ce.patience",
         "ce.save_steps",
         "ce.optimizer.weight_decay",
@@ -80,6 +83,14 @@ def check(config: Config) -> None:
             f"must be above {stage}.optimizer.warmup_ratio={section.optimizer.warmup_ratio} and at most 1",
         )
         for stage, section in (("ce", c.ce), ("grpo", c.grpo))
+    ]
+    rules += [
+        ("eval.samples", c.eval.samples != 1, "must be 0 or at least 2: diversity is about several captions"),
+        (
+            "eval.block_trigrams",
+            not c.eval.block_trigrams or c.eval.beams > 1,
+            "needs eval.beams of at least 2: greedy decoding blocks nothing",
+        ),
     ]
     longest = max(c.ce.tokens, c.grpo.tokens, c.eval.tokens)
     rules += [

@@ -2,18 +2,27 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from mindspore import Tensor, nn
+
 from src.config import Config
-from src.data.dataset import Dataset, build_image_source, build_source
+from src.data.dataset import Dataset, build_image_source, build_source, padded_batches
+from src.data.features import FeatureSource
 from src.data.image_check import check_image
+from src.data.images import ImageSource
 from src.data.tokenizer import Tokenizer
-from src.decoding.sampler import GreedyDecoder
+from src.decoding.beam import BeamDecoder
+from src.decoding.sampler import GreedyDecoder, GroupSampler
 from src.errors import InputError
 from src.evaluation.caption_metrics import CaptionScores, compute_metrics, signature
+from src.evaluation.diversity import broken_endings, diversity
 from src.evaluation.report import owning_folder
 from src.models.captioner import Captioner, build_captioner
+from src.rng import uniforms
 from src.training.checkpoint import load_checkpoint
 from src.training.run import check_tokenizer, greedy_captions, load_run_tokenizer
 
@@ -27,28 +36,90 @@ def load_captioner(config: Config, checkpoint: Path, *, cached: bool) -> tuple[C
 
 
 def evaluate(config: Config, dataset: Dataset, checkpoint: Path, split: str) -> dict[str, Any]:
-    """Greedy captions of a split and their scores, written as captions_<split>.json and eval_<split>.json.
+    """Captions of a split and their scores, written as captions_<split>.json and eval_<split>.json.
 
-    Returns what eval_<split>.json holds. Captions are written before they are scored, so that they are kept.
+    Both names end in _<decoding> where that is not greedy. Segment statistics for confidence intervals go into
+    segments_<split>.npz. Returns what the JSON of scores holds. Captions are written before they are scored, so that
+    they are kept.
     """
     captioner, tokenizer = load_captioner(config, checkpoint, cached=not config.encoder.trainable)
-    source = build_source(config, dataset.records[split], captioner.encoder)
-    greedy = GreedyDecoder(captioner, tokenizer.specials, config.eval.tokens)
-    texts, _ = greedy_captions(greedy, tokenizer, source, len(dataset.records[split]), config.eval.batch_images)
-    captions = {record.image_id: text for record, text in zip(dataset.records[split], texts)}
+    records = dataset.records[split]
+    source = build_source(config, records, captioner.encoder)
+    decoder, decoding = build_decoder(config, captioner, tokenizer)
+    texts, lengths = greedy_captions(decoder, tokenizer, source, len(records), config.eval.batch_images)
+    captions = {record.image_id: text for record, text in zip(records, texts)}
     folder = owning_folder(config, checkpoint)
-    rows = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
-    write_json(folder / f"captions_{split}.json", rows)
-    result = scored(captions, dataset, split, "greedy")
-    write_json(folder / f"eval_{split}.json", result)
+    suffix = split if decoding == "greedy" else f"{split}_{decoding}"
+    write_json(folder / f"captions_{suffix}.json", caption_rows(captions))
+    result, segments = scored(captions, dataset, split, decoding)
+    result["endings"] = {
+        "function_word": broken_endings(texts),
+        "truncated": float((lengths >= config.eval.tokens).mean()),
+    }
+    if config.eval.samples:
+        samples = sample_captions(config, captioner, tokenizer, source, len(records))
+        samples = {record.image_id: rows for record, rows in zip(records, samples)}
+        write_json(
+            folder / f"samples_{suffix}.json",
+            [
+                row
+                for g in range(config.eval.samples)
+                for row in caption_rows({image_id: rows[g] for image_id, rows in samples.items()})
+            ],
+        )
+        training = {caption for rows in dataset.ground_truths["train"] for caption in rows}
+        result["diversity"] = diversity(samples, dataset.by_image_id(split), training)
+    write_json(folder / f"eval_{suffix}.json", result)
+    np.savez(folder / f"segments_{suffix}.npz", **segments)
     return result
 
 
-def scored(captions: dict[int, str], dataset: Dataset, split: str, decoding: str) -> dict[str, Any]:
-    """Metrics, signature and number of images of one caption per image of a split."""
+def build_decoder(config: Config, captioner: Captioner, tokenizer: Tokenizer) -> tuple[nn.Cell, str]:
+    """The decoder that the configuration asks for, and its name for signatures: greedy, beam3, beam3-lp0.7, ..."""
+    evaluation = config.eval
+    if evaluation.beams == 1:
+        return GreedyDecoder(captioner, tokenizer.specials, evaluation.tokens), "greedy"
+    name = f"beam{evaluation.beams}"
+    name += f"-lp{evaluation.length_penalty:g}" if evaluation.length_penalty else ""
+    name += "-no3" if evaluation.block_trigrams else ""
+    decoder = BeamDecoder(
+        captioner,
+        tokenizer.specials,
+        evaluation.tokens,
+        evaluation.beams,
+        evaluation.length_penalty,
+        evaluation.block_trigrams,
+    )
+    return decoder, name
+
+
+def sample_captions(
+    config: Config, captioner: Captioner, tokenizer: Tokenizer, source: ImageSource | FeatureSource, images: int
+) -> list[list[str]]:
+    """`eval.samples` captions of every image of `source`, drawn from the whole distribution."""
+    group_size, size, tokens = config.eval.samples, config.eval.batch_images, config.eval.tokens
+    sampler = GroupSampler(captioner, tokenizer.specials, tokenizer.allowed, temperature=1.0, top_k=0)
+    captions: list[list[str]] = []
+    for number, inputs in enumerate(source.batches(padded_batches(images, size))):
+        draws = uniforms(config.seed, 0, number * size * group_size, size * group_size, tokens)
+        ids = sampler(Tensor(inputs), Tensor(draws.reshape(size, group_size, tokens)))[0].asnumpy()
+        texts = [tokenizer.decode(row) for row in ids]
+        captions += [texts[start : start + group_size] for start in range(0, len(texts), group_size)]
+    return captions[:images]
+
+
+def caption_rows(captions: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Captions in COCO's results format."""
+    return [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
+
+
+def scored(
+    captions: dict[int, str], dataset: Dataset, split: str, decoding: str
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Metrics, signature and number of images of one caption per image of a split; and its segment statistics."""
     scores: CaptionScores = compute_metrics(captions, dataset.by_image_id(split), ptb_done=True)
     line = signature(document_frequencies=split, decoding=decoding, num_images=len(captions))
-    return {"metrics": scores.metrics, "signature": line, "num_images": len(captions)}
+    return {"metrics": scores.metrics, "signature": line, "num_images": len(captions)}, scores.segments
 
 
 def caption_images(config: Config, checkpoint: Path, paths: list[Path]) -> tuple[dict[Path, str], dict[Path, str]]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from src.config import RewardConfig
+from src.config import Config, RewardConfig
 from src.data.tokenizer import Tokenizer
 from src.rewards.cider import CiderD
 
@@ -33,3 +33,15 @@ class CaptionReward:
             return self.scorer(image_rows, words, ended)
         images, local_rows = np.unique(image_rows, return_inverse=True)
         return CiderD([self.ground_truths[image] for image in images], eos=self.eos)(local_rows, words, ended)
+
+
+def reward_signature(config: Config) -> str:
+    """How rewards and baseline are made, as SacreEOS writes it (Hu et al. 2023, arXiv:2305.12254).
+
+    wInit: document frequencies from the training captions; nspi: samples per image; `group` is GRPO's baseline, and
+    `average` the mean of the other samples.
+    """
+    eos = "STANDARD" if config.reward.eos else "NO<EOS>"
+    init = "wInit" if config.reward.document_frequency == "train" else "w/oInit"
+    base = {"group": "group", "leave_one_out": "average", "greedy": "greedy"}[config.advantage.baseline]
+    return f"{eos}_{init}+Cider-D[n4,s6.0]+{base}[nspi{config.grpo.group_size}]"
