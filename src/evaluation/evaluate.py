@@ -1,7 +1,5 @@
 """Evaluate a checkpoint on a split, or caption photographs with it."""
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,9 @@ from src.data.images import ImageSource
 from src.data.tokenizer import Tokenizer
 from src.decoding.beam import BeamDecoder
 from src.decoding.sampler import GreedyDecoder, GroupSampler
-from src.errors import InputError
 from src.evaluation.caption_metrics import CaptionScores, compute_metrics, signature
 from src.evaluation.diversity import broken_endings, diversity
+from src.evaluation.files import write_json
 from src.evaluation.report import owning_folder
 from src.models.captioner import Captioner, build_captioner
 from src.rng import uniforms
@@ -134,14 +132,3 @@ def caption_images(config: Config, checkpoint: Path, paths: list[Path]) -> tuple
     source = build_image_source(config, readable)
     texts, _ = greedy_captions(greedy, tokenizer, source, len(readable), min(len(readable), config.eval.batch_images))
     return dict(zip(readable, texts)), broken
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is whole or absent. Errors: InputError naming the file."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another output_root") from None

@@ -1,11 +1,11 @@
 """report.md: the scores of several runs side by side."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from src.config import Config
 from src.errors import InputError
+from src.evaluation.files import read_evaluation
 
 
 def owning_folder(config: Config, checkpoint: Path) -> Path:
@@ -29,12 +29,7 @@ def write_report(folders: Mapping[str, Path], target: Path, split: str) -> str:
 
     Errors: InputError where a run has no eval_<split>.json, or where the scores were not made alike.
     """
-    results = {}
-    for system, folder in folders.items():
-        path = folder / f"eval_{split}.json"
-        if not path.is_file():
-            raise InputError(f"there is no {path}: evaluate that run first")
-        results[system] = json.loads(path.read_text())
+    results = {system: read_evaluation(folder, split) for system, folder in folders.items()}
     signatures = {result["signature"] for result in results.values()}
     if len(signatures) > 1:
         raise InputError(

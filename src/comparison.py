@@ -1,0 +1,84 @@
+"""Train and evaluate several RL methods from the same CE checkpoints with the same budget, and compare them.
+
+python -m src.comparison [--config configs/demo/comparison.yaml] [seeds=3] [key=value ...]
+Each run is a process of its own that goes on where it stopped; so does the comparison.
+"""
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+from src.config import Config
+from src.config_load import load_config
+from src.config_plan import Plan, load_plan
+from src.environment import run_program
+from src.evaluation.comparison import write_comparison
+from src.pipeline import Stage, run_program_of
+
+
+class ComparedRun(NamedTuple):
+    """One training run of a comparison: which system and seed, and the stage that makes it."""
+
+    system: str
+    seed: int
+    stage: Stage
+
+
+def main() -> None:
+    """Run what is not complete, evaluate what is not evaluated, and write the report."""
+    parser = argparse.ArgumentParser(description="Compare RL methods at an equal number of sampled captions.")
+    parser.add_argument("--config", type=Path, default=Path("configs/demo/comparison.yaml"))
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="seeds=N, or settings of every stage")
+    arguments = parser.parse_intermixed_args()
+    plan = load_plan(arguments.config, arguments.overrides)
+    runs = plan_runs(plan)
+    for run in runs:
+        run_program_of(run.stage, "train.py")
+        best = run.stage.config.run_folder / "checkpoints" / "best"
+        if not (run.stage.config.run_folder / "segments_test.npz").is_file():
+            run_program_of(run.stage, "eval.py", "--checkpoint", str(best))
+    folders: dict[str, list[Path]] = {}
+    configs: dict[str, Config] = {}
+    for run in runs:
+        folders.setdefault(run.system, []).append(run.stage.config.run_folder)
+        configs[run.system] = run.stage.config
+    ce = runs[0].stage.config
+    print(write_comparison(folders, configs, Path(ce.output_root) / f"{ce.data.dataset}-comparison", plan))
+
+
+def plan_runs(plan: Plan) -> list[ComparedRun]:
+    """All runs in the order in which they can be made: for each seed CE, then every system that starts from it."""
+    runs = []
+    for seed in plan.seeds:
+        overrides = [*plan.overrides, f"seed={seed}"]
+        runs.append(ComparedRun("ce", seed, _stage(plan.ce, overrides)))
+        for system, file in plan.systems.items():
+            config = load_config(file, overrides)
+            rollouts = -(-plan.captions // captions_per_rollout(config))
+            named = [*overrides, f"grpo.rollouts={rollouts}", f"name={config.name}-{plan.captions}"]
+            runs.append(ComparedRun(system, seed, _stage(file, named)))
+        for system, file in plan.systems.items() if plan.updates else ():
+            config = load_config(file, overrides)
+            rollouts = -(-plan.updates // updates_per_rollout(config))
+            named = [*overrides, f"grpo.rollouts={rollouts}", f"name={config.name}-{plan.updates}-updates"]
+            runs.append(ComparedRun(f"{system}_equal_updates", seed, _stage(file, named)))
+    return runs
+
+
+def captions_per_rollout(config: Config) -> int:
+    """Captions decoded per rollout; the greedy captions of a greedy baseline count."""
+    rows = config.grpo.group_size + (config.advantage.baseline == "greedy")
+    return config.grpo.rollout_images * rows
+
+
+def updates_per_rollout(config: Config) -> int:
+    """Optimiser updates per rollout."""
+    return config.grpo.passes * (config.grpo.rollout_images // config.grpo.update_images)
+
+
+def _stage(file: Path, overrides: list[str]) -> Stage:
+    return Stage(file, load_config(file, overrides), overrides, None)
+
+
+if __name__ == "__main__":
+    run_program(main)

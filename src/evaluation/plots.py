@@ -1,0 +1,76 @@
+"""Plots of a comparison, as PNG files."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")  # no display
+from matplotlib import pyplot as plt
+
+Runs = Mapping[str, Sequence[Sequence[dict]]]  # system -> lines of metrics.jsonl of each seed
+
+
+def plot_learning(runs: Runs, budget: Mapping[str, Mapping[str, float]], target: Path) -> None:
+    """learning.png: validation CIDEr against decoded captions and against seconds of sampling, reward and updates."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
+    for number, (system, seeds) in enumerate((s, r) for s, r in runs.items() if s != "ce"):
+        captions_per_step = budget[system]["captions"] / budget[system]["updates"]
+        for seed, lines in enumerate(seeds):
+            steps, scores = series(lines, "val/CIDEr")
+            label = system if seed == 0 else None
+            axes[0].plot(steps * captions_per_step, 100 * scores, color=f"C{number}", label=label, alpha=0.7)
+            axes[1].plot(seconds_at(lines, steps), 100 * scores, color=f"C{number}", alpha=0.7)
+    axes[0].set(xlabel="decoded captions", ylabel="validation CIDEr")
+    axes[1].set(xlabel="seconds of sampling, reward and updates")
+    axes[0].legend()
+    _save(figure, target / "learning.png")
+
+
+def plot_curves(runs: Runs, target: Path) -> None:
+    """curves.png: reward, KL against the CE policy, and entropy against the share of the run."""
+    names = ("rollout/reward_mean", "train/kl", "train/entropy")
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4))
+    for axis, name in zip(axes, names):
+        for number, (system, seeds) in enumerate((s, r) for s, r in runs.items() if s != "ce"):
+            for seed, lines in enumerate(seeds):
+                steps, values = series(lines, name)
+                label = system if seed == 0 else None
+                axis.plot(steps / max(1, steps.max(initial=0)), values, color=f"C{number}", label=label, alpha=0.7)
+        axis.set(xlabel="share of the run", ylabel=name)
+    axes[0].legend()
+    _save(figure, target / "curves.png")
+
+
+def plot_quality_diversity(evaluations: Mapping[str, Sequence[dict]], target: Path) -> None:
+    """quality_diversity.png: CIDEr of greedy captions against self-CIDEr of samples, one point per seed."""
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for number, (system, results) in enumerate(evaluations.items()):
+        known = [result for result in results if "diversity" in result]
+        x = [result["diversity"]["self-CIDEr"] for result in known]
+        axis.scatter(x, [100 * result["metrics"]["CIDEr"] for result in known], color=f"C{number}", label=system)
+    axis.set(xlabel="self-CIDEr of samples (diversity)", ylabel="CIDEr of greedy captions")
+    axis.legend()
+    _save(figure, target / "quality_diversity.png")
+
+
+def series(lines: Sequence[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one logged name."""
+    found = [(line["step"], line[name]) for line in lines if name in line]
+    return np.array([step for step, _ in found]), np.array([value for _, value in found])
+
+
+def seconds_at(lines: Sequence[dict], steps: np.ndarray) -> np.ndarray:
+    """Seconds of sampling, reward and updates up to and including each step."""
+    spent = np.array(
+        [sum(line.get(f"time/{part}_s", 0.0) for part in ("rollout", "reward", "update")) for line in lines]
+    )
+    at = np.array([line["step"] for line in lines])
+    return np.array([spent[at <= step].sum() for step in steps])
+
+
+def _save(figure: plt.Figure, path: Path) -> None:
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
