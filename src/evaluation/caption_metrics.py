@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +14,7 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.spice import get_stanford_models, spice
 
 from src.data.ptb import java_failure, ptb_tokenize, put_java_on_path, tokenize_captions
 from src.errors import InputError
@@ -44,6 +47,9 @@ def compute_metrics(
     metrics |= {"METEOR": meteor, "ROUGE_L": float(rouge), "CIDEr": float(cider)}
     segments = {"bleu": bleu_counts, "meteor": meteor_statistics}
     segments |= {"ROUGE_L": np.asarray(rouge_per_image), "CIDEr": np.asarray(cider_per_image)}
+    spice_per_image = _spice(truths, results)
+    if spice_per_image is not None:
+        metrics["SPICE"], segments["SPICE"] = float(spice_per_image.mean()), spice_per_image
     return CaptionScores(metrics, segments)
 
 
@@ -155,6 +161,23 @@ def _meteor(truths: Mapping[int, list[str]], results: Mapping[int, list[str]]) -
     perfect = (statistics[:, 21:23] == statistics[:, 0:2]).all(1) & (statistics[:, 20] == 1)
     statistics[perfect, 20] = 0  # as METEOR does before it sums
     return float(score), statistics
+
+
+def _spice(truths: Mapping[int, list[str]], results: Mapping[int, list[str]]) -> np.ndarray | None:
+    """SPICE of each image, in the order of `results`; None, and one line on stderr, where it cannot run."""
+    folder = Path(spice.__file__).parent
+    if not (folder / "lib" / f"{get_stanford_models.JAR}-models.jar").is_file():
+        command = "python -m pycocoevalcap.spice.get_stanford_models"
+        print(f"SPICE is left out, for want of its models: '{command}' downloads them (400 MB)", file=sys.stderr)
+        return None
+    put_java_on_path()
+    try:
+        _, scores = spice.Spice().compute_score(truths, results)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        print(f"SPICE is left out: it failed in {folder} ({' '.join(str(error).split())})", file=sys.stderr)
+        return None
+    by_image = dict(zip(sorted(results), scores, strict=True))  # its scores are in the order of the sorted ids
+    return np.array([by_image[image_id]["All"]["f"] for image_id in results])
 
 
 class _Meteor(Meteor):
