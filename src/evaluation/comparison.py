@@ -15,6 +15,7 @@ from src.config_plan import Plan
 from src.evaluation.bootstrap import average_seeds, paired_differences
 from src.evaluation.files import read_evaluation, write_json
 from src.evaluation.plots import plot_curves, plot_learning, plot_quality_diversity
+from src.evaluation.report import markdown_table
 from src.rewards.caption_reward import reward_signature
 from src.training.metrics import read_lines
 
@@ -173,5 +174,4 @@ def published(dataset: str) -> list[str]:
 
 
 def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
-    lines = [["", *columns], ["---", *["---:"] * len(columns)], *([name, *cells] for name, cells in rows.items())]
-    return ["| " + " | ".join(line) + " |" for line in lines]
+    return markdown_table(["", *columns], [[name, *cells] for name, cells in rows.items()])

@@ -1,6 +1,6 @@
 """report.md: the scores of several runs side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from src.config import Config
@@ -14,14 +14,19 @@ def owning_folder(config: Config, checkpoint: Path) -> Path:
     return owner.parent if owner.name == "checkpoints" else config.run_folder
 
 
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, numbers to the right of the first column."""
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
 def metrics_table(results: Mapping[str, dict]) -> str:
     """A Markdown table of results as eval_<split>.json holds them, by system; metrics times 100, as papers print."""
     metrics = list(next(iter(results.values()))["metrics"])
-    lines = [["", *metrics], ["---", *["---:"] * len(metrics)]]
-    lines += [
+    rows = [
         [system, *[f"{100 * result['metrics'][name]:.1f}" for name in metrics]] for system, result in results.items()
     ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(markdown_table(["", *metrics], rows))
 
 
 def write_report(folders: Mapping[str, Path], target: Path, split: str) -> str:

@@ -1,0 +1,64 @@
+"""Read everything that a configuration names, once, and say what is there: before a run of days is started.
+
+python -m src.data.check --config FILE [key=value ...]
+Prints a table of splits (images, captions, words per caption, captions that are cut, unknown words) and lists every
+image or caption that is skipped. Exit status 0, or 2 with one line where the data cannot be used.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import numpy as np
+
+from src.config import Config
+from src.config_load import load_config
+from src.environment import prepare_environment, run_program
+
+COLUMNS = ("split", "images", "captions", "words (mean)", "words (max)", "longer than limit", "unknown words")
+
+
+def main() -> None:
+    """Parse the command line and print what the data holds."""
+    parser = argparse.ArgumentParser(description="Check the data of a configuration.")
+    parser.add_argument("--config", required=True, help="a YAML file of configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, arguments.overrides)
+    prepare_environment()
+
+    from src.data.dataset import build_tokenizer, load_dataset
+    from src.evaluation.report import markdown_table
+
+    dataset = load_dataset(config)
+    tokenizer = build_tokenizer(config, dataset)
+    rows = [
+        [split, *split_facts([tokens for image in truths for tokens in encode(tokenizer, image)], len(truths), config)]
+        for split, truths in dataset.ground_truths.items()
+    ]
+    print("\n".join(markdown_table(COLUMNS, rows)))
+    print(f"vocabulary: {tokenizer.vocab_size}, of which {int(tokenizer.allowed.sum())} can be produced")
+    for skipped in dataset.skipped:
+        print(f"skipped: {skipped.file}: {skipped.reason}")
+    print(f"{len(dataset.skipped)} images or captions skipped")
+
+
+def encode(tokenizer, captions: Sequence[str]) -> list[np.ndarray]:
+    """For each caption, bool per token: whether it is unknown."""
+    return [np.array(tokenizer.encode(caption)) == tokenizer.unk_id for caption in captions]
+
+
+def split_facts(unknown: Sequence[np.ndarray], images: int, config: Config) -> list[str]:
+    """The cells of one split behind its name; a caption of ce.tokens tokens has no room for its EOS."""
+    lengths = np.array([len(tokens) for tokens in unknown])
+    return [
+        f"{images:,}",
+        f"{len(unknown):,}",
+        f"{lengths.mean():.1f}",
+        str(lengths.max()),
+        f"{(lengths + 1 > config.ce.tokens).mean():.1%}",
+        f"{sum(tokens.sum() for tokens in unknown) / max(1, lengths.sum()):.1%}",
+    ]
+
+
+if __name__ == "__main__":
+    run_program(main)
