@@ -1,0 +1,53 @@
+"""Plans of comparisons: what they read, refuse and run."""
+
+from pathlib import Path
+
+import pytest
+
+from src.comparison import captions_per_rollout, plan_runs
+from src.config_plan import load_plan
+from src.errors import InputError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/comparison.yaml")), ids=lambda path: path.parent.name)
+def test_every_shipped_plan_gives_every_system_its_budget(path):
+    plan = load_plan(path, ["seeds=2"])
+    runs = plan_runs(plan)
+    assert {run.seed for run in runs} == {1, 2}
+    assert [run.system for run in runs if run.seed == 1][:4] == ["ce", "scst", "scst_leave_one_out", "grpo"]
+    folders = [run.stage.config.run_folder for run in runs]
+    assert len(set(folders)) == len(folders)
+    for run in runs:
+        config = run.stage.config
+        if run.system in plan.systems:
+            captions = config.grpo.rollouts * captions_per_rollout(config)
+            assert plan.captions <= captions < plan.captions + captions_per_rollout(config)
+
+
+def test_scst_counts_its_greedy_captions(tmp_path):
+    runs = {run.system: run.stage.config for run in plan_runs(load_plan(CONFIGS / "demo/comparison.yaml", ["seeds=1"]))}
+    scst, one_out = runs["scst"], runs["scst_leave_one_out"]
+    assert captions_per_rollout(scst) == 2 * scst.grpo.rollout_images
+    assert captions_per_rollout(one_out) == 5 * one_out.grpo.rollout_images
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("captions: many", ["captions=many", "int"]),
+        ("captions: 0", ["captions=0", "at least 1"]),
+        ("budget: 3", ["budget"]),
+        ("- 1", ["key: value"]),
+    ],
+)
+def test_a_bad_plan_is_named(tmp_path, text, words):
+    path = tmp_path / "comparison.yaml"
+    good = (CONFIGS / "demo/comparison.yaml").read_text()
+    path.write_text(
+        text if text == "- 1" else good.replace("captions: 19200", text.replace("budget", "captions: 1\nbudget"))
+    )
+    with pytest.raises(InputError) as error:
+        load_plan(path, [])
+    assert all(word in str(error.value) for word in [*words, str(path)])
