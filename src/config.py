@@ -51,6 +51,7 @@ class DecoderConfig:
     heads: int
     feed_forward: int
     dropout: float
+    embedding_dropout: float | None
     positions: int
 
 
@@ -143,6 +144,7 @@ class Config:
     fresh: bool
     init_config: str
     init_checkpoint: str | None
+    select: Literal["best", "original"]
     log_every: int
     data: DataConfig
     demo: DemoConfig
@@ -166,6 +168,11 @@ class Config:
     def convolves(self) -> bool:
         """Whether training and evaluation run the encoder themselves: it is trained, or a small one."""
         return self.encoder.trainable or self.encoder.kind == "cnn"
+
+    @property
+    def result_checkpoint(self) -> Path:
+        """The weights of this run that are evaluated."""
+        return self.run_folder / "checkpoints" / ("best" if self.select == "best" else "last")
 
     @property
     def cache_folder(self) -> Path:

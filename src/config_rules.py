@@ -55,6 +55,7 @@ def check(config: Config) -> None:
     ]
     shares = [
         "decoder.dropout",
+        "decoder.embedding_dropout",
         "ce.label_smoothing",
         "ce.optimizer.warmup_ratio",
         "grpo.optimizer.warmup_ratio",
@@ -74,7 +75,7 @@ def check(config: Config) -> None:
     ]
     flat = flatten(dataclasses.asdict(c))
     rules = [(key, flat[key] > 0, "must be above 0") for key in positive]
-    rules += [(key, 0 <= flat[key] < 1, "must be at least 0 and below 1") for key in shares]
+    rules += [(key, 0 <= (flat[key] or 0) < 1, "must be at least 0 and below 1") for key in shares]
     rules += [(key, flat[key] >= 0, "must not be negative") for key in not_negative]
     rules += [
         (

@@ -39,8 +39,8 @@ def main() -> None:
         if arguments.goal != "eval" and stage.checkpoint is None:
             run_program_of(stage, "train.py")
     for stage in stages:
-        best = stage.config.run_folder / "checkpoints" / "best"
-        run_program_of(stage, "eval.py", "--split", arguments.split, "--checkpoint", str(stage.checkpoint or best))
+        checkpoint = stage.checkpoint or stage.config.result_checkpoint
+        run_program_of(stage, "eval.py", "--split", arguments.split, "--checkpoint", str(checkpoint))
     folders = {
         stage.config.stage.upper(): owning_folder(stage.config, stage.checkpoint)
         if stage.checkpoint

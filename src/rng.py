@@ -30,13 +30,18 @@ def uniforms(seed: int, step: int, first_row: int, rows: int, columns: int) -> n
     return ((raw >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)).reshape(rows, -1)[:, :columns]
 
 
-def keep_masks(seed: int, step: int, first_row: int, rows: int, shape: tuple[int, ...], rate: float) -> np.ndarray:
-    """Dropout masks, bool [rows, *shape], True where a value is kept (probability 1 - rate, to within 2^-16)."""
+def keep_masks(
+    seed: int, step: int, first_row: int, rows: int, shape: tuple[int, ...], rate: float | np.ndarray
+) -> np.ndarray:
+    """Dropout masks, bool [rows, *shape], True where a value is kept (probability 1 - rate, to within 2^-16).
+
+    rate: below 1, for all or in a shape that broadcasts to `shape`.
+    """
     words = int(np.prod(shape))
     blocks = -(-words // 16)  # 16 draws of 16 bits per block
     raw = _bits("dropout", seed, first_row * blocks, step).random_raw(rows * blocks * 4)
     draws = raw.view(np.uint16).reshape(rows, -1)[:, :words]
-    return (draws >= np.uint16(round(rate * 65536))).reshape(rows, *shape)
+    return draws.reshape(rows, *shape) >= np.round(np.multiply(rate, 65536)).astype(np.uint16)
 
 
 def _bits(stream: str, seed: int, block: int, *counters: int) -> np.random.Philox:

@@ -61,6 +61,7 @@ def test_precedence_is_base_then_file_then_command_line(tmp_path):
         ("name=../x", ["name=../x"]),
         ("ce.optimizer.lr=0", ["ce.optimizer.lr=0"]),
         ("decoder.dropout=1", ["decoder.dropout=1"]),
+        ("decoder.embedding_dropout=1", ["decoder.embedding_dropout=1"]),
     ],
 )
 def test_bad_overrides_name_the_key(override, words):
@@ -102,7 +103,7 @@ def test_a_resolved_file_has_only_what_its_stage_reads():
 
 def test_every_key_is_read_by_the_code():
     sources = "".join(path.read_text() for path in CONFIGS.parent.glob("src/**/*.py") if not path.match("config*.py"))
-    sources += inspect.getsource(Config.run_folder.fget) + inspect.getsource(Config.cache_folder.fget)
+    sources += inspect.getsource(Config.run_folder.fget) + inspect.getsource(Config.result_checkpoint.fget) + inspect.getsource(Config.cache_folder.fget)
     sources += (CONFIGS.parent / "train.py").read_text()
 
     def names(cls):

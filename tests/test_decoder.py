@@ -104,10 +104,11 @@ def test_later_tokens_do_not_change_earlier_logits(captioner, features, inputs):
 def test_dropout_factors_are_applied_at_every_site(captioner, features, inputs):
     decoder = captioner.decoder
     one = Tensor(np.ones((*inputs.shape, decoder.width), np.float32))
-    ones = (one,) * decoder.sites
+    sites = len(decoder.dropout_rates)
+    ones = (one,) * sites
     hidden = captioner.hidden(features, Tensor(inputs)).asnumpy()
     np.testing.assert_allclose(captioner.hidden(features, Tensor(inputs), ones).asnumpy(), hidden, atol=1e-6)
-    for site in range(decoder.sites):
+    for site in range(sites):
         keep = (*ones[:site], one * 0, *ones[site + 1 :])
         assert (captioner.hidden(features, Tensor(inputs), keep).asnumpy() != hidden).any(), site
 

@@ -25,7 +25,8 @@ class Decoder(nn.Cell):
         super().__init__()
         width, vocab_size = config.width, len(allowed)
         self.width = width
-        self.sites = 1 + 3 * config.layers
+        embedding_dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
+        self.dropout_rates = (embedding_dropout, *[config.dropout] * (3 * config.layers))
         self.memory_projection = Linear(channels, width, has_bias=False)
         self.memory_norm = LayerNorm(width)
         self.embedding = Parameter(initializer(Normal(1.0), (vocab_size, width)), name="embedding")

@@ -104,27 +104,27 @@ class CELossCell(nn.Cell):
     """Cross-entropy of all captions of an image with one encoding.
 
     Inputs: inputs (pixels or features of B images), targets int32 [M, T], mask float32 [M, T], keep bool
-    [M, T, D] for each dropout site of the decoder (none where the rate is 0). Returns the loss and STATS.
+    [M, T, D] for each dropout site of the decoder (none where all rates are 0). Returns the loss and STATS.
     """
 
     STATS = ("token_accuracy",)
 
     def __init__(
-        self, captioner: Captioner, bos_id: int, allowed: np.ndarray, dropout: float, smoothing: float
+        self, captioner: Captioner, bos_id: int, allowed: np.ndarray, smoothing: float
     ) -> None:
         super().__init__()
         self.captioner = captioner
         self.bos_id = bos_id
         self.allowed_share = Tensor(allowed / allowed.sum(), ms.float32)  # [V]
-        self.dropout = dropout
+        self.scales = tuple(1.0 / (1.0 - rate) for rate in captioner.decoder.dropout_rates)
         self.smoothing = smoothing
 
     def construct(self, inputs: Tensor, targets: Tensor, mask: Tensor, *keep: Tensor) -> tuple[Tensor, tuple[Tensor]]:
         factors = None
-        if self.dropout > 0:
+        if len(keep) > 0:
             factors = ()
-            for site in keep:
-                factors += (ops.cast(site, mstype.float32) * (1.0 / (1.0 - self.dropout)),)
+            for site, scale in zip(keep, self.scales):
+                factors += (ops.cast(site, mstype.float32) * scale,)
         tokens = targets.reshape(-1)
         logits = flat_logits(self.captioner, inputs, targets, self.bos_id, factors)
         all_logprobs = ops.log_softmax(logits, -1)  # [M*T, V]

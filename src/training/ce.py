@@ -16,7 +16,7 @@ from src.rl.cells import CELossCell
 from src.rng import generator, keep_masks, permutation
 from src.training.checkpoint import find_last, load_checkpoint, optimizer_parameters
 from src.training.optim import build_optimizer
-from src.training.run import Run
+from src.training.run import FIRST, Run
 from src.training.step import TrainStep
 
 
@@ -62,9 +62,7 @@ def run_ce(run: Run) -> None:
         load_checkpoint(find_last(run.folder), run.captioner, optimizer_state)
     else:
         run.save("last", optimizer_state)
-    loss_cell = CELossCell(
-        run.captioner, run.tokenizer.bos_id, run.tokenizer.allowed, config.decoder.dropout, ce.label_smoothing
-    )
+    loss_cell = CELossCell(run.captioner, run.tokenizer.bos_id, run.tokenizer.allowed, ce.label_smoothing)
     step_cell = TrainStep(loss_cell, optimizer, ce.optimizer.grad_clip)
     bar = tqdm(total=total_steps, initial=run.state["step"], desc="CE", unit="step", disable=None, mininterval=1)
     for epoch in range(run.state["step"] // steps_per_epoch, ce.epochs):
@@ -99,6 +97,8 @@ def run_ce(run: Run) -> None:
             tqdm.write(
                 f"CE epoch {epoch + 1}/{ce.epochs}: loss {values[0]:.3f}, val CIDEr {100 * scores['val/CIDEr']:.1f}"
             )
+        if config.select == "original" and epoch == 0:
+            run.save(FIRST)
         run.save("last", optimizer_state)
         run.check_terminated(last)
     bar.close()
@@ -121,10 +121,11 @@ def _epoch_batches(run: Run, targets: CaptionTargets, epoch: int, first: int) ->
 
 
 def _dropout(run: Run, rows: int, tokens: int) -> list[np.ndarray]:
-    """Dropout masks bool [M, T, D] of this step, one for each site of the decoder; none where the rate is 0."""
+    """Dropout masks bool [M, T, D] of this step, one for each site of the decoder; none where all rates are 0."""
     decoder = run.captioner.decoder
-    rate = run.config.decoder.dropout
-    if rate == 0:
+    rates = np.array(decoder.dropout_rates)
+    if not rates.any():
         return []
-    keep = keep_masks(run.config.seed, run.state["step"], 0, rows, (decoder.sites, tokens, decoder.width), rate)
-    return [np.ascontiguousarray(keep[:, site]) for site in range(decoder.sites)]
+    shape = (len(rates), tokens, decoder.width)
+    keep = keep_masks(run.config.seed, run.state["step"], 0, rows, shape, rates.reshape(-1, 1, 1))
+    return [np.ascontiguousarray(keep[:, site]) for site in range(len(rates))]

@@ -27,6 +27,7 @@ from src.training.checkpoint import find_last, load_checkpoint, read_state, save
 from src.training.metrics import MetricsWriter
 
 COMPLETED = "completed"  # a file of this name marks a finished run
+FIRST = "first"  # the checkpoint after CE's first epoch, kept where select is original
 
 
 @dataclass
@@ -109,7 +110,7 @@ def file_digest(path: Path) -> str:
 
 
 def init_checkpoint(config: Config, config_file: Path, overrides: Sequence[str]) -> Path:
-    """The CE checkpoint that RL starts from: `init_checkpoint`, or the best of the run of `init_config`.
+    """The CE checkpoint that RL starts from: `init_checkpoint`, or one of the run of `init_config`, as `select` says.
 
     Errors: InputError where there is none.
     """
@@ -118,7 +119,8 @@ def init_checkpoint(config: Config, config_file: Path, overrides: Sequence[str])
         mend = "check init_checkpoint"
     else:
         ce_file = config_file.parent / config.init_config
-        path = load_config(ce_file, stage_overrides(overrides)).run_folder / "checkpoints" / "best"
+        name = "best" if config.select == "best" else FIRST
+        path = load_config(ce_file, stage_overrides(overrides)).run_folder / "checkpoints" / name
         mend = f"train with {ce_file} first, or set init_checkpoint"
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path} to start from: {mend}")
