@@ -12,7 +12,8 @@ from src.config import Config
 from src.config_load import load_config
 from src.config_plan import Plan, load_plan
 from src.environment import run_program
-from src.evaluation.comparison import write_comparison
+from src.evaluation.comparison import EQUAL_UPDATES, write_comparison
+from src.evaluation.files import read_evaluation
 from src.pipeline import Stage, run_program_of
 
 
@@ -34,9 +35,9 @@ def main() -> None:
     runs = plan_runs(plan)
     for run in runs:
         run_program_of(run.stage, "train.py")
-        best = run.stage.config.run_folder / "checkpoints" / "best"
-        if not (run.stage.config.run_folder / "segments_test.npz").is_file():
-            run_program_of(run.stage, "eval.py", "--checkpoint", str(best))
+        checkpoint = run.stage.config.result_checkpoint
+        if not is_evaluated(run.stage.config.run_folder, checkpoint, plan.samples):
+            run_program_of(run.stage, "eval.py", "--checkpoint", str(checkpoint), f"eval.samples={plan.samples}")
     folders: dict[str, list[Path]] = {}
     configs: dict[str, Config] = {}
     for run in runs:
@@ -44,6 +45,14 @@ def main() -> None:
         configs[run.system] = run.stage.config
     ce = runs[0].stage.config
     print(write_comparison(folders, configs, Path(ce.output_root) / f"{ce.data.dataset}-comparison", plan))
+
+
+def is_evaluated(folder: Path, checkpoint: Path, samples: int) -> bool:
+    """Whether eval.py has scored this checkpoint on the test split, with as many samples per image."""
+    if not (folder / "eval_test.json").is_file():
+        return False
+    newer = (folder / "eval_test.json").stat().st_mtime >= checkpoint.stat().st_mtime
+    return newer and read_evaluation(folder, "test").get("samples") == samples
 
 
 def plan_runs(plan: Plan) -> list[ComparedRun]:
@@ -61,7 +70,7 @@ def plan_runs(plan: Plan) -> list[ComparedRun]:
             config = load_config(file, overrides)
             rollouts = -(-plan.updates // updates_per_rollout(config))
             named = [*overrides, f"grpo.rollouts={rollouts}", f"name={config.name}-{plan.updates}-updates"]
-            runs.append(ComparedRun(f"{system}_equal_updates", seed, _stage(file, named)))
+            runs.append(ComparedRun(system + EQUAL_UPDATES, seed, _stage(file, named)))
     return runs
 
 

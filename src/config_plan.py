@@ -8,19 +8,21 @@ import yaml
 from src.config_load import load_config
 from src.errors import InputError
 
-_KEYS = {"ce": str, "systems": dict, "captions": int, "updates": int, "seeds": int, "resamples": int}
+_KEYS = {"ce": str, "systems": dict, "captions": int, "updates": int, "samples": int, "seeds": int, "resamples": int}
 
 
 @dataclass(frozen=True)
 class Plan:
     """ce and systems: configuration files. captions: budget of each system and seed, in decoded captions; updates: a
-    second budget, in optimiser updates, 0 for none. resamples: of the bootstrap. overrides: key=value for every stage.
+    second budget, in optimiser updates, 0 for none. samples: captions per image for diversity. resamples: of the
+    bootstrap. overrides: key=value for every stage.
     """
 
     ce: Path
     systems: dict[str, Path]
     captions: int
     updates: int
+    samples: int
     seeds: tuple[int, ...]
     resamples: int
     overrides: tuple[str, ...]
@@ -50,7 +52,7 @@ def load_plan(path: Path, overrides: list[str]) -> Plan:
     for key, kind in _KEYS.items():
         if type(tree.get(key)) is not kind:
             raise InputError(f"{path}: {key}={tree.get(key)} must be of type {kind.__name__}")
-    for key, least in (("captions", 1), ("seeds", 1), ("updates", 0), ("resamples", 1)):
+    for key, least in (("captions", 1), ("seeds", 1), ("updates", 0), ("samples", 2), ("resamples", 1)):
         if tree[key] < least:
             raise InputError(f"{path}: {key}={tree[key]} must be at least {least}")
     first = load_config(path.parent / tree["ce"], rest).seed
@@ -59,6 +61,7 @@ def load_plan(path: Path, overrides: list[str]) -> Plan:
         systems={name: path.parent / file for name, file in tree["systems"].items()},
         captions=tree["captions"],
         updates=tree["updates"],
+        samples=tree["samples"],
         seeds=tuple(range(first, first + tree["seeds"])),
         resamples=tree["resamples"],
         overrides=tuple(rest),

@@ -43,7 +43,9 @@ def allowed():
 def captioner(allowed):
     """A two-layer captioner on cached features [B, N, 6] with lively random weights."""
     ms.set_seed(1)
-    config = DecoderConfig(layers=2, width=16, heads=2, feed_forward=24, dropout=0.0, embedding_dropout=None, positions=8)
+    config = DecoderConfig(
+        layers=2, width=16, heads=2, feed_forward=24, dropout=0.0, embedding_dropout=None, positions=8
+    )
     model = Captioner(None, Decoder(config, CHANNELS, allowed), cached=True).set_train(False)
     rng = np.random.default_rng(0)
     for parameter in model.get_parameters():

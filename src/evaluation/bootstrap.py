@@ -65,31 +65,27 @@ def average_seeds(seeds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.nda
     return {name: np.mean([seed[name] for seed in seeds], axis=0) for name in seeds[0]}
 
 
+def whole_split(segments: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Each metric of the split itself."""
+    return {
+        name: float(values[0]) for name, values in corpus_metrics(segments, np.ones((1, len(segments["bleu"])))).items()
+    }
+
+
 def paired_differences(
-    system: Mapping[str, np.ndarray],
-    other: Mapping[str, np.ndarray],
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    system: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], resamples: int
 ) -> dict[str, dict[str, float]]:
-    """system minus other for each metric: `mean` (of the whole split), and `low` and `high` of the interval.
+    """system minus other for each metric: `mean` (of the whole split), and `low` and `high` of the 95 % interval.
 
     Both are scored on the same resampled images (Koehn 2004); the interval takes percentiles.
     """
     images = len(system["bleu"])
-    draws = np.random.default_rng(seed).integers(0, images, (resamples, images))
+    draws = np.random.default_rng(0).integers(0, images, (resamples, images))
     counts = np.stack([np.bincount(draw, minlength=images) for draw in draws]).astype(np.float64)  # [R, n]
-    whole = np.ones((1, images))
-    edges = [100 * (1 - level) / 2, 100 * (1 + level) / 2]
-    result = {}
     ours, theirs = corpus_metrics(system, counts), corpus_metrics(other, counts)
-    ours_whole, theirs_whole = corpus_metrics(system, whole), corpus_metrics(other, whole)
+    ours_whole, theirs_whole = whole_split(system), whole_split(other)
+    result = {}
     for name in ours:
-        low, high = np.percentile(ours[name] - theirs[name], edges)
-        result[name] = {
-            "mean": float((ours_whole[name] - theirs_whole[name])[0]),
-            "low": float(low),
-            "high": float(high),
-        }
+        low, high = np.percentile(ours[name] - theirs[name], [2.5, 97.5])
+        result[name] = {"mean": ours_whole[name] - theirs_whole[name], "low": float(low), "high": float(high)}
     return result

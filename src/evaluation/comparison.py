@@ -12,14 +12,16 @@ import yaml
 
 from src.config import Config
 from src.config_plan import Plan
-from src.evaluation.bootstrap import average_seeds, paired_differences
-from src.evaluation.files import read_evaluation, write_json
-from src.evaluation.plots import plot_curves, plot_learning, plot_quality_diversity
+from src.evaluation.bootstrap import average_seeds, paired_differences, whole_split
+from src.evaluation.files import read_arrays, read_evaluation, write_json
+from src.evaluation.plots import PARTS, plot_curves, plot_learning, plot_quality_diversity
 from src.evaluation.report import markdown_table
 from src.rewards.caption_reward import reward_signature
 from src.training.metrics import read_lines
 
-PUBLISHED = Path("docs/published_results.yaml")
+PUBLISHED = Path(__file__).parents[2] / "docs" / "published_results.yaml"
+METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
+EQUAL_UPDATES = "_equal_updates"  # ends the name of a system that was given updates, not captions
 
 
 def write_comparison(
@@ -60,117 +62,110 @@ def over_seeds(results: Sequence[dict]) -> dict[str, dict]:
 
 
 def differences(folders: Mapping[str, Sequence[Path]], resamples: int) -> dict[str, dict]:
-    """GRPO minus every other system of the same budget: mean and 95 % interval of each metric, and of each seed."""
-    segments = {}
-    for system, runs in folders.items():
-        segments[system] = []
-        for folder in runs:
-            with np.load(folder / "segments_test.npz", allow_pickle=False) as file:
-                segments[system].append(dict(file))
+    """GRPO minus CE and minus every other system of the same budget: `mean`, the ends of the interval, and each seed's
+    difference, of every metric.
+    """
+    segments = {
+        system: [read_arrays(folder / "segments_test.npz") for folder in runs] for system, runs in folders.items()
+    }
     result = {}
-    for ours in ("grpo", "grpo_equal_updates"):
-        if ours not in segments:
-            continue
-        suffix = ours.removeprefix("grpo")
-        others = [name for name in segments if name != ours and (name == "ce" or name.endswith(suffix or name))]
-        for other in others:
-            if other != "ce" and other.endswith("_equal_updates") != bool(suffix):
+    for ours in (name for name in segments if name in ("grpo", "grpo" + EQUAL_UPDATES)):
+        for other in segments:
+            if other != "ce" and (other == ours or other.endswith(EQUAL_UPDATES) != ours.endswith(EQUAL_UPDATES)):
                 continue
-            interval = paired_differences(
-                average_seeds(segments[ours]), average_seeds(segments[other]), resamples=resamples
-            )
-            for name, values in interval.items():
-                values["seeds"] = [
-                    paired_differences(mine, theirs, resamples=1)[name]["mean"]
-                    for mine, theirs in zip(segments[ours], segments[other])
-                ]
-            result[f"{ours}-{other}"] = interval
+            pair = paired_differences(average_seeds(segments[ours]), average_seeds(segments[other]), resamples)
+            seeds = [
+                {name: mine[name] - theirs[name] for name in mine}
+                for mine, theirs in zip(map(whole_split, segments[ours]), map(whole_split, segments[other]))
+            ]
+            result[f"{ours}-{other}"] = {
+                name: values | {"seeds": [seed[name] for seed in seeds]} for name, values in pair.items()
+            }
     return result
 
 
 def budget(runs: Sequence[Sequence[dict]], config: Config) -> dict[str, float]:
-    """What one seed of a system cost: captions decoded, tokens updated, optimiser updates, and mean seconds."""
+    """What one seed of a system cost, mean over seeds: captions decoded, tokens updated, optimiser updates, seconds."""
     grpo = config.grpo
-    rows = grpo.group_size + (config.advantage.baseline == "greedy")
-    trained_rows = grpo.rollout_images * grpo.group_size
-    seconds = [
-        sum(line.get(name, 0.0) for line in lines for name in ("time/rollout_s", "time/reward_s", "time/update_s"))
-        for lines in runs
-    ]
+    rows = grpo.rollout_images * grpo.group_size
+    decoded = rows + grpo.rollout_images * (config.advantage.baseline == "greedy")
+    tokens = [rows * grpo.passes * sum(line.get("rollout/length_mean", 0.0) for line in lines) for lines in runs]
+    seconds = [sum(line.get(f"time/{part}_s", 0.0) for line in lines for part in PARTS) for lines in runs]
     return {
-        "captions": grpo.rollouts * grpo.rollout_images * rows,
-        "token_updates": grpo.rollouts * grpo.passes * trained_rows * grpo.tokens,
+        "captions": grpo.rollouts * decoded,
+        "token_updates": mean(tokens),
         "updates": grpo.rollouts * grpo.passes * (grpo.rollout_images // grpo.update_images),
         "seconds": mean(seconds),
     }
 
 
 def stability(runs: Sequence[Sequence[dict]]) -> dict[str, float]:
-    """Means over seeds: variance of the advantages, variance of the gradient norm, largest fall of validation CIDEr.
-
-    A fall is the distance from the highest score so far.
+    """Means over seeds: variance of the advantages; variance of the gradient norm, and its standard deviation over its
+    mean, which no scale of the advantages changes; largest fall of validation CIDEr below the highest so far.
     """
-    advantage, gradient, fall = [], [], []
+    advantage, gradient, relative, fall = [], [], [], []
     for lines in runs:
         advantage.append(mean(line["rollout/advantage_std"] ** 2 for line in lines if "rollout/advantage_std" in line))
-        gradient.append(float(np.var([line["train/grad_norm"] for line in lines if "train/grad_norm" in line])))
+        norms = np.array([line["train/grad_norm"] for line in lines if "train/grad_norm" in line])
+        gradient.append(float(norms.var()))
+        relative.append(float(norms.std() / norms.mean()))
         scores = np.array([line["val/CIDEr"] for line in lines if "val/CIDEr" in line])
         fall.append(float((np.maximum.accumulate(scores) - scores).max()))
     return {
         "advantage_variance": mean(advantage),
         "gradient_norm_variance": mean(gradient),
+        "gradient_norm_relative_std": mean(relative),
         "largest_fall_of_val_CIDEr": mean(fall),
     }
 
 
 def markdown(report: dict, config: Config, seeds: int) -> str:
     """report.md: every section of report.json as a table, metrics times 100."""
-    systems, rows = report["systems"], []
-    metrics = [name for name in systems["ce"] if name in ("METEOR", "ROUGE_L", "CIDEr", "SPICE") or "Bleu" in name]
-    others = [name for name in systems["ce"] if name not in metrics]
-    rows += [f"# {', '.join(systems)} on {config.data.dataset}, test split, {seeds} seeds", ""]
-    rows += ["Mean and standard deviation over seeds; metrics times 100.", ""]
-    rows += _table(
-        metrics,
-        {
-            system: [f"{100 * table[name]['mean']:.1f} ± {100 * table[name]['std']:.1f}" for name in metrics]
-            for system, table in systems.items()
-        },
-    )
-    if others:
-        rows += ["", "Diversity of sampled captions, and endings of the greedy ones.", ""]
-        rows += _table(others, {s: [f"{table[name]['mean']:.3f}" for name in others] for s, table in systems.items()})
-    rows += ["", "Differences: mean [95 % interval of a paired bootstrap over images] (each seed); times 100. An"]
-    rows += ["interval covers the choice of test images, not the variance of training.", ""]
-    rows += _table(
-        metrics,
-        {
-            pair: [
-                f"{100 * v['mean']:+.1f} [{100 * v['low']:+.1f}, {100 * v['high']:+.1f}] "
-                f"({', '.join(f'{100 * seed:+.1f}' for seed in v['seeds'])})"
-                for v in (interval[name] for name in metrics)
-            ]
-            for pair, interval in report["differences"].items()
-        },
-    )
+    systems = report["systems"]
+    metrics = [name for name in systems["ce"] if name in METRICS]
+    others = [name for name in systems["ce"] if name not in METRICS]
+    published = published_figures(config.data.dataset)
+    main = {
+        system: [f"{100 * table[name]['mean']:.1f} ± {100 * table[name]['std']:.1f}" for name in metrics]
+        for system, table in systems.items()
+    }
+    columns = list(metrics)
+    if published:
+        columns.append("CIDEr, published")
+        main = {system: [*cells, published.pop(system, "")] for system, cells in main.items()}
+        main |= {system: [*[""] * len(metrics), figure] for system, figure in published.items()}
+    pairs = {
+        pair: [
+            f"{100 * v['mean']:+.1f} [{100 * v['low']:+.1f}, {100 * v['high']:+.1f}] "
+            f"({', '.join(f'{100 * seed:+.1f}' for seed in v['seeds'])})"
+            for v in (interval[name] for name in metrics)
+        ]
+        for pair, interval in report["differences"].items()
+    }
+    rows = [f"# {', '.join(systems)} on {config.data.dataset}, test split, {seeds} seeds", ""]
+    rows += ["Mean and standard deviation over seeds; metrics times 100.", "", *_table(columns, main)]
+    rows += ["", "Diversity of sampled captions, and endings of the greedy ones.", ""]
+    rows += _table(others, {s: [f"{table[name]['mean']:.3f}" for name in others] for s, table in systems.items()})
+    rows += ["", "Differences, times 100: mean [95 % interval of a paired bootstrap over images] (of each seed). An"]
+    rows += ["interval covers the choice of test images, not the variance of training.", "", *_table(metrics, pairs)]
     for title, section in (("Budget of one seed", "budget"), ("Stability", "stability")):
         names = list(next(iter(report[section].values())))
         rows += ["", f"{title}.", ""]
         rows += _table(names, {s: [f"{values[name]:,.4g}" for name in names] for s, values in report[section].items()})
-    rows += ["", *published(config.data.dataset), "", "Signatures:", ""]
-    rows += [f"- {system}: `{line}`" for system, line in report["signatures"].items()]
+    rows += ["", "Signatures:", "", *[f"- {system}: `{line}`" for system, line in report["signatures"].items()]]
     rows += ["", "![learning](learning.png) ![curves](curves.png) ![quality and diversity](quality_diversity.png)"]
     return "\n".join(rows) + "\n"
 
 
-def published(dataset: str) -> list[str]:
-    """A table of published figures on a dataset, from docs/published_results.yaml; empty where there is none."""
-    entries = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["results"] if PUBLISHED.is_file() else []
-    entries = [entry for entry in entries if entry["dataset"] == dataset and entry["value"] is not None]
-    if not entries:
-        return []
-    names = ("split", "decoding", "metric", "value", "source")
-    return ["Published figures.", "", *_table(names, {e["system"]: [str(e[name]) for name in names] for e in entries})]
+def published_figures(dataset: str) -> dict[str, str]:
+    """CIDEr on the test split of a dataset by system, with decoding and source, from docs/published_results.yaml."""
+    entries = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["results"]
+    return {
+        entry["system"]: f"{entry['value']} ({entry['decoding']}; {entry['source']})"
+        for entry in entries
+        if (entry["dataset"], entry["split"], entry["metric"]) == (dataset, "test", "CIDEr")
+        and entry["value"] is not None
+    }
 
 
 def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:

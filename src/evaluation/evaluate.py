@@ -17,12 +17,12 @@ from src.decoding.beam import BeamDecoder
 from src.decoding.sampler import GreedyDecoder, GroupSampler
 from src.evaluation.caption_metrics import CaptionScores, compute_metrics, signature
 from src.evaluation.diversity import broken_endings, diversity
-from src.evaluation.files import write_json
+from src.evaluation.files import write_arrays, write_json
 from src.evaluation.report import owning_folder
 from src.models.captioner import Captioner, build_captioner
 from src.rng import uniforms
 from src.training.checkpoint import load_checkpoint
-from src.training.run import check_tokenizer, greedy_captions, load_run_tokenizer
+from src.training.run import check_tokenizer, decode_images, load_run_tokenizer
 
 
 def load_captioner(config: Config, checkpoint: Path, *, cached: bool) -> tuple[Captioner, Tokenizer]:
@@ -36,39 +36,31 @@ def load_captioner(config: Config, checkpoint: Path, *, cached: bool) -> tuple[C
 def evaluate(config: Config, dataset: Dataset, checkpoint: Path, split: str) -> dict[str, Any]:
     """Captions of a split and their scores, written as captions_<split>.json and eval_<split>.json.
 
-    Both names end in _<decoding> where that is not greedy. Segment statistics for confidence intervals go into
-    segments_<split>.npz. Returns what the JSON of scores holds. Captions are written before they are scored, so that
-    they are kept.
+    Names end in _<decoding> where that is not greedy. Segment statistics for confidence intervals go into
+    segments_<split>.npz, `eval.samples` captions per image into samples_<split>.json. Returns what the JSON of scores
+    holds, which is written last; captions are written before they are scored, so that they are kept.
     """
     captioner, tokenizer = load_captioner(config, checkpoint, cached=not config.encoder.trainable)
     records = dataset.records[split]
     source = build_source(config, records, captioner.encoder)
     decoder, decoding = build_decoder(config, captioner, tokenizer)
-    texts, lengths = greedy_captions(decoder, tokenizer, source, len(records), config.eval.batch_images)
+    texts, _, ended = decode_images(decoder, tokenizer, source, len(records), config.eval.batch_images)
     captions = {record.image_id: text for record, text in zip(records, texts)}
     folder = owning_folder(config, checkpoint)
     suffix = split if decoding == "greedy" else f"{split}_{decoding}"
     write_json(folder / f"captions_{suffix}.json", caption_rows(captions))
     result, segments = scored(captions, dataset, split, decoding)
-    result["endings"] = {
-        "function_word": broken_endings(texts),
-        "truncated": float((lengths >= config.eval.tokens).mean()),
-    }
+    result["endings"] = {"function_word": broken_endings(texts), "truncated": float(1 - ended.mean())}
     if config.eval.samples:
         samples = sample_captions(config, captioner, tokenizer, source, len(records))
         samples = {record.image_id: rows for record, rows in zip(records, samples)}
-        write_json(
-            folder / f"samples_{suffix}.json",
-            [
-                row
-                for g in range(config.eval.samples)
-                for row in caption_rows({image_id: rows[g] for image_id, rows in samples.items()})
-            ],
-        )
+        rows = [{"image_id": image_id, "captions": captions} for image_id, captions in samples.items()]
+        write_json(folder / f"samples_{split}.json", rows)
         training = {caption for rows in dataset.ground_truths["train"] for caption in rows}
+        result["samples"] = config.eval.samples
         result["diversity"] = diversity(samples, dataset.by_image_id(split), training)
+    write_arrays(folder / f"segments_{suffix}.npz", segments)
     write_json(folder / f"eval_{suffix}.json", result)
-    np.savez(folder / f"segments_{suffix}.npz", **segments)
     return result
 
 
@@ -121,14 +113,14 @@ def scored(
 
 
 def caption_images(config: Config, checkpoint: Path, paths: list[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
-    """Greedy captions of image files, and the reason for each that cannot be read."""
+    """Captions of image files, and the reason for each that cannot be read."""
     reasons = {path: check_image(path) for path in paths}
     broken = {path: reason for path, reason in reasons.items() if reason is not None}
     readable = [path for path in paths if path not in broken]
     if not readable:
         return {}, broken
     captioner, tokenizer = load_captioner(config, checkpoint, cached=False)
-    greedy = GreedyDecoder(captioner, tokenizer.specials, config.eval.tokens)
+    decoder, _ = build_decoder(config, captioner, tokenizer)
     source = build_image_source(config, readable)
-    texts, _ = greedy_captions(greedy, tokenizer, source, len(readable), min(len(readable), config.eval.batch_images))
+    texts, _, _ = decode_images(decoder, tokenizer, source, len(readable), min(len(readable), config.eval.batch_images))
     return dict(zip(readable, texts)), broken

@@ -1,19 +1,42 @@
-"""The JSON files of results: written whole or not at all."""
+"""The files of results: written whole or not at all."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import numpy as np
 
 from src.errors import InputError
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is whole or absent. Errors: InputError naming the file."""
+    """Write JSON. Errors: InputError naming the file."""
+    with _whole(path) as file:
+        file.write((json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as an .npz. Errors: InputError naming the file."""
+    with _whole(path) as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `write_arrays` wrote."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[IO[bytes]]:
     partial = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        with partial.open("wb") as file:
+            yield file
         os.replace(partial, path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another output_root") from None

@@ -9,6 +9,7 @@ import numpy as np
 matplotlib.use("Agg")  # no display
 from matplotlib import pyplot as plt
 
+PARTS = ("rollout", "reward", "update")  # what a run spends its time on
 Runs = Mapping[str, Sequence[Sequence[dict]]]  # system -> lines of metrics.jsonl of each seed
 
 
@@ -63,9 +64,7 @@ def series(lines: Sequence[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
 
 def seconds_at(lines: Sequence[dict], steps: np.ndarray) -> np.ndarray:
     """Seconds of sampling, reward and updates up to and including each step."""
-    spent = np.array(
-        [sum(line.get(f"time/{part}_s", 0.0) for part in ("rollout", "reward", "update")) for line in lines]
-    )
+    spent = np.array([sum(line.get(f"time/{part}_s", 0.0) for part in PARTS) for line in lines])
     at = np.array([line["step"] for line in lines])
     return np.array([spent[at <= step].sum() for step in steps])
 

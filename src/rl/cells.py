@@ -109,9 +109,7 @@ class CELossCell(nn.Cell):
 
     STATS = ("token_accuracy",)
 
-    def __init__(
-        self, captioner: Captioner, bos_id: int, allowed: np.ndarray, smoothing: float
-    ) -> None:
+    def __init__(self, captioner: Captioner, bos_id: int, allowed: np.ndarray, smoothing: float) -> None:
         super().__init__()
         self.captioner = captioner
         self.bos_id = bos_id

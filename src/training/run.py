@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from src.config import Config
 from src.config_load import differing_keys, load_config, resolved, stage_overrides, write_config
@@ -56,7 +56,7 @@ class Run:
     def validate(self) -> dict[str, float]:
         """Score greedy captions of the validation split by CIDEr; a better score than any before is kept as `best`."""
         image_ids = [record.image_id for record in self.dataset.records["val"]]
-        captions, lengths = greedy_captions(
+        captions, lengths, _ = decode_images(
             self.greedy, self.tokenizer, self.val_source, len(image_ids), self.config.eval.batch_images
         )
         score = corpus_cider(dict(zip(image_ids, captions)), self.dataset.by_image_id("val"))
@@ -75,17 +75,21 @@ class Run:
         (self.folder / COMPLETED).write_text(json.dumps(self.state) + "\n")
 
 
-def greedy_captions(
-    greedy: GreedyDecoder, tokenizer: Tokenizer, source: ImageSource | FeatureSource, images: int, batch_images: int
-) -> tuple[list[str], np.ndarray]:
-    """Greedy captions of all `images` of `source`, in order, and their lengths in tokens (with the EOS), float [n]."""
+def decode_images(
+    decoder: nn.Cell, tokenizer: Tokenizer, source: ImageSource | FeatureSource, images: int, batch_images: int
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The caption that `decoder` (greedy or beams) gives each of all `images` of `source`, in order.
+
+    Also their lengths in tokens with the EOS, float [n], and whether they end in an EOS, bool [n].
+    """
     captions: list[str] = []
-    lengths: list[np.ndarray] = []
+    lengths, ended = [], []
     for inputs in source.batches(padded_batches(images, batch_images)):
-        ids, mask, _ = greedy(Tensor(inputs))
-        captions += [tokenizer.decode(row) for row in ids.asnumpy()]
-        lengths.append(mask.asnumpy().sum(1))
-    return captions[:images], np.concatenate(lengths)[:images]
+        ids, mask, _ = (output.asnumpy() for output in decoder(Tensor(inputs)))
+        captions += [tokenizer.decode(row) for row in ids]
+        lengths.append(mask.sum(1))
+        ended.append((ids == tokenizer.eos_id).any(1))
+    return captions[:images], np.concatenate(lengths)[:images], np.concatenate(ended)[:images]
 
 
 def is_complete(folder: Path, init: Path | None) -> bool:
