@@ -56,21 +56,22 @@ def is_evaluated(folder: Path, checkpoint: Path, samples: int) -> bool:
 
 
 def plan_runs(plan: Plan) -> list[ComparedRun]:
-    """All runs in the order in which they can be made: for each seed CE, then every system that starts from it."""
+    """All runs in the order in which they can be made: for each seed CE, then every system that starts from it.
+
+    Where both budgets come to the same number of rollouts, they share a run.
+    """
     runs = []
     for seed in plan.seeds:
         overrides = [*plan.overrides, f"seed={seed}"]
         runs.append(ComparedRun("ce", seed, _stage(plan.ce, overrides)))
         for system, file in plan.systems.items():
             config = load_config(file, overrides)
-            rollouts = -(-plan.captions // captions_per_rollout(config))
-            named = [*overrides, f"grpo.rollouts={rollouts}", f"name={config.name}-{plan.captions}"]
-            runs.append(ComparedRun(system, seed, _stage(file, named)))
-        for system, file in plan.systems.items() if plan.updates else ():
-            config = load_config(file, overrides)
-            rollouts = -(-plan.updates // updates_per_rollout(config))
-            named = [*overrides, f"grpo.rollouts={rollouts}", f"name={config.name}-{plan.updates}-updates"]
-            runs.append(ComparedRun(system + EQUAL_UPDATES, seed, _stage(file, named)))
+            budgets = {system: -(-plan.captions // captions_per_rollout(config))}
+            if plan.updates:
+                budgets[system + EQUAL_UPDATES] = -(-plan.updates // updates_per_rollout(config))
+            for name, rollouts in budgets.items():
+                named = [*overrides, f"grpo.rollouts={rollouts}", f"name={config.name}-{rollouts}-rollouts"]
+                runs.append(ComparedRun(name, seed, _stage(file, named)))
     return runs
 
 

@@ -103,11 +103,8 @@ def test_a_resolved_file_has_only_what_its_stage_reads():
 
 def test_every_key_is_read_by_the_code():
     sources = "".join(path.read_text() for path in CONFIGS.parent.glob("src/**/*.py") if not path.match("config*.py"))
-    sources += (
-        inspect.getsource(Config.run_folder.fget)
-        + inspect.getsource(Config.result_checkpoint.fget)
-        + inspect.getsource(Config.cache_folder.fget)
-    )
+    for derived in (Config.run_folder, Config.result_checkpoint, Config.cache_folder):
+        sources += inspect.getsource(derived.fget)
     sources += (CONFIGS.parent / "train.py").read_text()
 
     def names(cls):

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from src.comparison import captions_per_rollout, plan_runs
+from src.comparison import captions_per_rollout, plan_runs, updates_per_rollout
 from src.config_plan import load_plan
 from src.errors import InputError
+from src.evaluation.comparison import EQUAL_UPDATES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -16,14 +17,19 @@ def test_every_shipped_plan_gives_every_system_its_budget(path):
     plan = load_plan(path, ["seeds=2"])
     runs = plan_runs(plan)
     assert {run.seed for run in runs} == {1, 2}
-    assert [run.system for run in runs if run.seed == 1][:4] == ["ce", "scst", "scst_leave_one_out", "grpo"]
-    folders = [run.stage.config.run_folder for run in runs]
-    assert len(set(folders)) == len(folders)
+    named = {run.system for run in runs}
+    suffixes = ["", EQUAL_UPDATES] if plan.updates else [""]
+    assert named == {"ce", *(system + suffix for system in plan.systems for suffix in suffixes)}
     for run in runs:
         config = run.stage.config
         if run.system in plan.systems:
             captions = config.grpo.rollouts * captions_per_rollout(config)
             assert plan.captions <= captions < plan.captions + captions_per_rollout(config)
+        elif run.system != "ce":
+            updates = config.grpo.rollouts * updates_per_rollout(config)
+            assert plan.updates <= updates < plan.updates + updates_per_rollout(config)
+    folders = {(run.stage.config.run_folder, run.stage.config.grpo.rollouts, run.seed) for run in runs}
+    assert len(folders) == len({folder for folder, _, _ in folders})  # a folder is shared by equal runs alone
 
 
 def test_scst_counts_its_greedy_captions(tmp_path):

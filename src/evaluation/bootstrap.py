@@ -67,9 +67,8 @@ def average_seeds(seeds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.nda
 
 def whole_split(segments: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Each metric of the split itself."""
-    return {
-        name: float(values[0]) for name, values in corpus_metrics(segments, np.ones((1, len(segments["bleu"])))).items()
-    }
+    once = np.ones((1, len(segments["bleu"])))
+    return {name: float(values[0]) for name, values in corpus_metrics(segments, once).items()}
 
 
 def paired_differences(
