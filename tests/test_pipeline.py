@@ -51,7 +51,7 @@ def test_grpo_logs_every_statistic(outputs):
         for word in line.split("|")[1].split(",")
     }  # fmt: skip
     assert names - {"step", "stage"} <= documented
-    assert documented - names <= {"name", "---", "train/token_accuracy"}
+    assert documented - names <= {"name", "---", "train/token_accuracy", "rollout/greedy_reward_mean"}
     first = next(line for line in lines if line["step"] == 1)
     assert first["train/ratio_mean"] == pytest.approx(1, abs=1e-4) and first["train/kl"] == pytest.approx(0, abs=1e-4)
 

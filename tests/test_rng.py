@@ -33,6 +33,8 @@ def test_keep_masks_keep_the_stated_share():
     masks = keep_masks(1, 0, 0, 100, (4, 25, 64), 0.1)
     assert abs(masks.mean() - 0.9) < 4 * (0.09 / masks.size) ** 0.5
     assert keep_masks(1, 0, 0, 3, (5,), 0.0).all()
+    sites = keep_masks(1, 0, 0, 100, (2, 25, 64), np.array([0.9, 0.0]).reshape(2, 1, 1))
+    assert abs(sites[:, 0].mean() - 0.1) < 4 * (0.09 / 160000) ** 0.5 and sites[:, 1].all()
 
 
 def test_permutations_depend_on_the_epoch_only():

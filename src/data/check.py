@@ -1,18 +1,22 @@
 """Read everything that a configuration names, once, and say what is there: before a run of days is started.
 
 python -m src.data.check --config FILE [key=value ...]
-Prints a table of splits (images, captions, words per caption, captions that are cut, unknown words) and lists every
-image or caption that is skipped. Exit status 0, or 2 with one line where the data cannot be used.
+Prints a table of splits (images, captions, words per caption, captions that are cut, unknown words), and every image or
+caption that is skipped. Exit status 0, or 2 with one line where the data would stop a run.
 """
 
 import argparse
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from tqdm import tqdm
 
 from src.config import Config
 from src.config_load import load_config
+from src.data.image_check import check_by_decoding
 from src.environment import prepare_environment, run_program
+from src.errors import InputError
 
 COLUMNS = ("split", "images", "captions", "words (mean)", "words (max)", "longer than limit", "unknown words")
 
@@ -39,7 +43,15 @@ def main() -> None:
     print(f"vocabulary: {tokenizer.vocab_size}, of which {int(tokenizer.allowed.sum())} can be produced")
     for skipped in dataset.skipped:
         print(f"skipped: {skipped.file}: {skipped.reason}")
-    print(f"{len(dataset.skipped)} images or captions skipped")
+    print(f"{len(dataset.skipped)} images or captions skipped", flush=True)
+    files = [record.file for records in dataset.records.values() for record in records]
+    with ThreadPoolExecutor(config.data.workers) as pool:
+        reasons = list(tqdm(pool.map(check_by_decoding, files), "decoding images", len(files), disable=None))
+    broken = [f"{file}: {reason}" for file, reason in zip(files, reasons) if reason is not None]
+    for line in broken:
+        print(f"broken: {line}")
+    if broken:
+        raise InputError(f"{len(broken)} images would stop a run, first {broken[0]}; delete them, and they are skipped")
 
 
 def encode(tokenizer, captions: Sequence[str]) -> list[np.ndarray]:

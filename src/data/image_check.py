@@ -59,7 +59,7 @@ def check_image(file: Path) -> str | None:
             width_height = _quick_size(head) if is_complete(head, tail) else None
             if width_height:
                 return _too_large(*width_height) if width_height[0] * width_height[1] > MAX_PIXELS else None
-            return _check_with_pillow(file)
+            return check_by_decoding(file)
     except FileNotFoundError:
         return "missing"
     except OSError as error:
@@ -89,7 +89,8 @@ def _quick_size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _check_with_pillow(file: Path) -> str | None:
+def check_by_decoding(file: Path) -> str | None:
+    """Like `check_image`, but surer and slower: by decoding the whole file."""
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:

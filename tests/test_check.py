@@ -1,0 +1,30 @@
+import shutil
+
+import numpy as np
+from tiny import TINY, run, tiny_data
+
+from src.config_load import load_config
+from src.data.check import split_facts
+
+
+def test_facts_of_a_split_by_hand():
+    config = load_config("configs/demo/ce.yaml", ["ce.tokens=4"])
+    unknown = [np.array([False, True, False]), np.zeros(4, bool), np.zeros(1, bool)]
+    # 8 tokens of which one is unknown; with its EOS, the caption of 4 is longer than 4
+    assert split_facts(unknown, 2, config) == ["2", "3", "2.7", "4", "33.3%", "12.5%"]
+
+
+def test_everything_is_read_and_what_is_broken_is_named(tmp_path):
+    settings = [*TINY, f"output_root={tmp_path}", f"data.root={tiny_data()}"]
+    result = run("-m", "src.data.check", "--config", "configs/demo/ce.yaml", *settings)
+    assert result.returncode == 0, result.stderr
+    assert "| train | 64 | 320 |" in result.stdout and "| test | 16 | 80 |" in result.stdout
+    assert "0 images or captions skipped" in result.stdout
+    shutil.copytree(tiny_data(), tmp_path / "mine")
+    broken = sorted((tmp_path / "mine/images/train").iterdir())[0]
+    data = bytearray(broken.read_bytes())
+    data[60:90] = bytes(30)  # header and end marker stay: only decoding finds it
+    broken.write_bytes(data)
+    settings += ["data.dataset=mine", f"data.root={tmp_path}/mine"]
+    result = run("-m", "src.data.check", "--config", "configs/demo/ce.yaml", *settings)
+    assert result.returncode == 2 and f"1 images would stop a run, first {broken}" in result.stderr, result.stderr
