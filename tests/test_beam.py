@@ -113,5 +113,6 @@ def test_a_caption_does_not_depend_on_its_neighbours(captioner, features):
     cell = BeamDecoder(captioner, SPECIALS, 5, 3)
     both = [out.asnumpy() for out in cell(features)]
     swapped = [out.asnumpy() for out in cell(Tensor(features.asnumpy()[::-1].copy()))]
-    for one, other in zip(both, swapped):
+    for one, other in zip(both[:2], swapped):
         np.testing.assert_array_equal(one, other[::-1])
+    np.testing.assert_allclose(both[2], swapped[2][::-1], atol=1e-5)

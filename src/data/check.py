@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)
-    prepare_environment()
+    prepare_environment(convolutions=False)
 
     from src.data.dataset import build_tokenizer, load_dataset
     from src.evaluation.report import markdown_table
