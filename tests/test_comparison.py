@@ -81,7 +81,8 @@ def plan(tmp_path_factory):
     file = tmp_path_factory.mktemp("plan") / "comparison.yaml"
     demo = ROOT / "configs/demo"
     tree = {"ce": f"{demo}/ce.yaml", "systems": {"scst": f"{demo}/scst.yaml", "grpo": f"{demo}/grpo.yaml"}}
-    file.write_text(yaml.safe_dump(tree | {"captions": 48, "updates": 0, "samples": 2, "seeds": 1, "resamples": 50}))
+    budget = {"captions": 48, "updates": 0, "samples": 2, "seeds": 1, "resamples": 50}
+    file.write_text(yaml.safe_dump(tree | budget, sort_keys=False))
     return file
 
 
