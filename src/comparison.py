@@ -66,24 +66,13 @@ def plan_runs(plan: Plan) -> list[ComparedRun]:
         runs.append(ComparedRun("ce", seed, _stage(plan.ce, overrides)))
         for system, file in plan.systems.items():
             config = load_config(file, overrides)
-            budgets = {system: -(-plan.captions // captions_per_rollout(config))}
+            budgets = {system: -(-plan.captions // config.captions_per_rollout)}
             if plan.updates:
-                budgets[system + EQUAL_UPDATES] = -(-plan.updates // updates_per_rollout(config))
+                budgets[system + EQUAL_UPDATES] = -(-plan.updates // config.updates_per_rollout)
             for name, rollouts in budgets.items():
                 named = [*overrides, f"grpo.rollouts={rollouts}", f"name={config.name}-{rollouts}-rollouts"]
                 runs.append(ComparedRun(name, seed, _stage(file, named)))
     return runs
-
-
-def captions_per_rollout(config: Config) -> int:
-    """Captions decoded per rollout; the greedy captions of a greedy baseline count."""
-    rows = config.grpo.group_size + (config.advantage.baseline == "greedy")
-    return config.grpo.rollout_images * rows
-
-
-def updates_per_rollout(config: Config) -> int:
-    """Optimiser updates per rollout."""
-    return config.grpo.passes * (config.grpo.rollout_images // config.grpo.update_images)
 
 
 def _stage(file: Path, overrides: list[str]) -> Stage:

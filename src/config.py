@@ -133,7 +133,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole configuration of one stage. `stem` is the name of the file that it came from."""
+    """The whole configuration of one stage."""
 
     stage: Literal["ce", "grpo", "scst"]
     seed: int
@@ -168,6 +168,16 @@ class Config:
     def convolves(self) -> bool:
         """Whether training and evaluation run the encoder themselves: it is trained, or a small one."""
         return self.encoder.trainable or self.encoder.kind == "cnn"
+
+    @property
+    def captions_per_rollout(self) -> int:
+        """Captions decoded; the greedy ones of a greedy baseline count."""
+        return self.grpo.rollout_images * (self.grpo.group_size + (self.advantage.baseline == "greedy"))
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Optimiser updates."""
+        return self.grpo.passes * (self.grpo.rollout_images // self.grpo.update_images)
 
     @property
     def result_checkpoint(self) -> Path:

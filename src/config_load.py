@@ -17,6 +17,7 @@ import yaml
 from src.config import Config
 from src.config_rules import check, flatten
 from src.errors import InputError
+from src.files import whole_file
 
 # Keys that change where or how a run computes, not what: a run may go on with other values of them.
 NOT_COMPARED = ("output_root", "name", "device", "fresh", "log_every", "data.workers")
@@ -72,9 +73,8 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def write_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(yaml.safe_dump(resolved(config), sort_keys=False), encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(yaml.safe_dump(resolved(config), sort_keys=False), encoding="utf-8")
 
 
 def _load_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

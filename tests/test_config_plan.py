@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from src.comparison import captions_per_rollout, plan_runs, updates_per_rollout
+from src.comparison import plan_runs
 from src.config_plan import load_plan
 from src.errors import InputError
 from src.evaluation.comparison import EQUAL_UPDATES
@@ -23,11 +23,11 @@ def test_every_shipped_plan_gives_every_system_its_budget(path):
     for run in runs:
         config = run.stage.config
         if run.system in plan.systems:
-            captions = config.grpo.rollouts * captions_per_rollout(config)
-            assert plan.captions <= captions < plan.captions + captions_per_rollout(config)
+            captions = config.grpo.rollouts * config.captions_per_rollout
+            assert plan.captions <= captions < plan.captions + config.captions_per_rollout
         elif run.system != "ce":
-            updates = config.grpo.rollouts * updates_per_rollout(config)
-            assert plan.updates <= updates < plan.updates + updates_per_rollout(config)
+            updates = config.grpo.rollouts * config.updates_per_rollout
+            assert plan.updates <= updates < plan.updates + config.updates_per_rollout
     folders = {(run.stage.config.run_folder, run.stage.config.grpo.rollouts, run.seed) for run in runs}
     assert len(folders) == len({folder for folder, _, _ in folders})  # a folder is shared by equal runs alone
 
@@ -35,8 +35,8 @@ def test_every_shipped_plan_gives_every_system_its_budget(path):
 def test_scst_counts_its_greedy_captions(tmp_path):
     runs = {run.system: run.stage.config for run in plan_runs(load_plan(CONFIGS / "demo/comparison.yaml", ["seeds=1"]))}
     scst, one_out = runs["scst"], runs["scst_leave_one_out"]
-    assert captions_per_rollout(scst) == 2 * scst.grpo.rollout_images
-    assert captions_per_rollout(one_out) == 5 * one_out.grpo.rollout_images
+    assert scst.captions_per_rollout == 2 * scst.grpo.rollout_images
+    assert one_out.captions_per_rollout == 5 * one_out.grpo.rollout_images
 
 
 @pytest.mark.parametrize(

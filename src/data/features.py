@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from src.data.images import ImageSource
 from src.errors import InputError
+from src.files import whole_file
 
 _FLUSH_BATCHES = 32  # what a kill -9 can lose
 
@@ -107,9 +108,8 @@ def _compute(
 
     def record() -> None:
         rows.flush()
-        temporary = progress.with_name(progress.name + ".part")
-        temporary.write_text(json.dumps({"rows": done, "key": key}))
-        os.replace(temporary, progress)
+        with whole_file(progress) as partial:
+            partial.write_text(json.dumps({"rows": done, "key": key}))
 
     starts = range(done, len(files), batch)
     # The last batch is filled up with its last image: a smaller one would be compiled for once more.

@@ -5,7 +5,6 @@ so a caption that says "[EOS]" is just an unknown word.
 """
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from src.errors import InputError
+from src.files import whole_file
 
 # Names of PAD, UNK, BOS, EOS, by the library's model type.
 _SPECIALS = {
@@ -91,9 +91,8 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write the library's JSON; a crash leaves the old file or the new one, never half."""
-        part = path.with_name(path.name + ".part")
-        part.write_text(self._library.to_str(pretty=True), encoding="utf-8")
-        os.replace(part, path)
+        with whole_file(path) as partial:
+            partial.write_text(self._library.to_str(pretty=True), encoding="utf-8")
 
 
 def build_word_tokenizer(captions: Iterable[str], min_count: int) -> Tokenizer:

@@ -86,15 +86,9 @@ class GroupSampler(nn.Cell):
         outputs = generate(self.captioner, inputs, columns.shape[0], tokens, self.specials, choose)
         if not self.greedy:
             return outputs
-        split = ()
-        for output in outputs:
-            split += (output.reshape(images, group_size + 1, tokens),)
-        ids, mask, logprobs = split
-        samples = (ids[:, :group_size], mask[:, :group_size], logprobs[:, :group_size])
-        flat = ()
-        for sample in samples:
-            flat += (sample.reshape(-1, tokens),)
-        return *flat, ids[:, group_size], mask[:, group_size]
+        ids, mask, logprobs = [output.reshape(images, group_size + 1, tokens) for output in outputs]
+        sampled = [groups[:, :group_size].reshape(-1, tokens) for groups in (ids, mask, logprobs)]
+        return *sampled, ids[:, group_size], mask[:, group_size]
 
 
 class GreedyDecoder(nn.Cell):

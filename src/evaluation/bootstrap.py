@@ -12,12 +12,13 @@ import numpy as np
 # METEOR 1.5 for English (Denkowski and Lavie 2014, section 4); the matchers: exact, stem, synonym, paraphrase.
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 _MATCHERS = np.array([1.0, 0.6, 0.8, 0.6])
-BLEU_COLUMNS = 10  # length, closest ground truth's length, n-grams for n = 1..4, matched n-grams for n = 1..4
-METEOR_COLUMNS = 23
 
 
 def bleu_scores(totals: np.ndarray) -> np.ndarray:
-    """Bleu_1..4 [R, 4] of summed counts [R, 10], as pycocoevalcap's BleuScorer computes them from its totals."""
+    """Bleu_1..4 [R, 4] of summed counts [R, 10], as pycocoevalcap's BleuScorer computes them from its totals.
+
+    Columns: length, closest ground truth's length, n-grams for n = 1..4, matched n-grams for n = 1..4.
+    """
     small, tiny = 1e-9, 1e-15
     precisions = (totals[:, 6:10] + tiny) / (totals[:, 2:6] + small)
     scores = np.cumprod(precisions, 1) ** (1 / np.arange(1, 5))

@@ -87,14 +87,13 @@ def differences(folders: Mapping[str, Sequence[Path]], resamples: int) -> dict[s
 def budget(runs: Sequence[Sequence[dict]], config: Config) -> dict[str, float]:
     """What one seed of a system cost, mean over seeds: captions decoded, tokens updated, optimiser updates, seconds."""
     grpo = config.grpo
-    rows = grpo.rollout_images * grpo.group_size
-    decoded = rows + grpo.rollout_images * (config.advantage.baseline == "greedy")
-    tokens = [rows * grpo.passes * sum(line.get("rollout/length_mean", 0.0) for line in lines) for lines in runs]
+    updated = grpo.rollout_images * grpo.group_size * grpo.passes
+    tokens = [updated * sum(line.get("rollout/length_mean", 0.0) for line in lines) for lines in runs]
     seconds = [sum(line.get(f"time/{part}_s", 0.0) for line in lines for part in PARTS) for lines in runs]
     return {
-        "captions": grpo.rollouts * decoded,
+        "captions": grpo.rollouts * config.captions_per_rollout,
         "token_updates": mean(tokens),
-        "updates": grpo.rollouts * grpo.passes * (grpo.rollout_images // grpo.update_images),
+        "updates": grpo.rollouts * config.updates_per_rollout,
         "seconds": mean(seconds),
     }
 

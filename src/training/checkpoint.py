@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from src.errors import InputError
+from src.files import whole_file
 from src.models.captioner import Captioner
 
 FORMAT = "1"
@@ -30,14 +31,13 @@ def save_checkpoint(
     arrays = {f"model.{name}": value.asnumpy() for name, value in captioner.parameters_and_names()}
     arrays |= {f"optimizer.{name}": value.asnumpy() for name, value in (optimizer_state or {}).items()}
     arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-    partial = path.with_name(path.name + ".part")
     try:
-        save_file(arrays, partial, metadata={"format": FORMAT, "state": json.dumps(state)})
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        if path.name == "last" and path.exists():
-            os.replace(path, path.with_name("previous"))
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            save_file(arrays, partial, metadata={"format": FORMAT, "state": json.dumps(state)})
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+            if path.name == "last" and path.exists():
+                os.replace(path, path.with_name("previous"))
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write the checkpoint {path}: {error}; free or choose another output_root") from None
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from src.files import whole_file
+
 
 class MetricsWriter:
     """Appends to metrics.jsonl. Lines of steps after `resume_step` are dropped: they will be written again."""
@@ -11,9 +13,8 @@ class MetricsWriter:
         self.path = folder / "metrics.jsonl"
         self.stage = stage
         kept = [line for line in read_lines(self.path) if line["step"] <= resume_step]
-        partial = self.path.with_suffix(".part")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(self.path)
+        with whole_file(self.path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -98,8 +98,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
     """Train from the state of `run` to its last rollout. Checkpoints are taken between rollouts."""
     config = run.config
     grpo = config.grpo
-    updates_per_rollout = grpo.passes * (grpo.rollout_images // grpo.update_images)
-    total_steps = grpo.rollouts * updates_per_rollout
+    total_steps = grpo.rollouts * config.updates_per_rollout
     optimizer = build_optimizer(run.captioner.trained_parameters(), grpo.optimizer, total_steps)
     optimizer_state = optimizer_parameters(optimizer, run.captioner)
     last = run.folder / "checkpoints" / "last"
@@ -119,7 +118,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
         disable=None,
         mininterval=1,
     )
-    for index in range(run.state["step"] // updates_per_rollout, grpo.rollouts):
+    for index in range(run.state["step"] // config.updates_per_rollout, grpo.rollouts):
         rollout, rollout_stats = collector.collect(index)
         run.check_terminated(last)
         for number in range(grpo.passes):
