@@ -18,10 +18,10 @@ TINY = [
         "ce.batch_images=32",
         "ce.tokens=12",
         "eval.batch_images=16",
-        "eval.tokens=8",
+        "eval.tokens=5",
         "eval.every=1",
     ),
-    *("grpo.rollouts=2", "grpo.rollout_images=8", "grpo.sample_images=8", "grpo.update_images=4", "grpo.tokens=8"),
+    *("grpo.rollouts=2", "grpo.rollout_images=8", "grpo.sample_images=8", "grpo.update_images=4", "grpo.tokens=5"),
     "grpo.group_size=3",
 ]
 
