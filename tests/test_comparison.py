@@ -13,7 +13,7 @@ from tiny import ROOT, TINY, run, tiny_data
 from src.config_load import load_config
 from src.evaluation import comparison
 from src.evaluation.comparison import budget, over_seeds, published_figures, stability
-from src.evaluation.plots import seconds_at, series
+from src.evaluation.plots import series
 
 
 def test_means_and_deviations_over_seeds_by_hand():
@@ -28,15 +28,12 @@ LINES = [
     {
         "step": 1,
         "train/grad_norm": 1.0,
-        "time/update_s": 0.5,
         "rollout/advantage_std": 2.0,
         "rollout/length_mean": 9.0,
-        "time/rollout_s": 2.0,
-        "time/reward_s": 0.25,
     },
-    {"step": 2, "train/grad_norm": 3.0, "time/update_s": 0.5, "val/CIDEr": 0.8},
+    {"step": 2, "train/grad_norm": 3.0, "val/CIDEr": 0.8},
     {"step": 3, "train/grad_norm": 2.0, "rollout/advantage_std": 1.0, "rollout/length_mean": 7.0, "val/CIDEr": 0.55},
-    {"step": 4, "val/CIDEr": 0.75},
+    {"step": 4, "val/CIDEr": 0.75, "time/total_s": 3.25},
 ]
 
 
@@ -61,7 +58,6 @@ def test_stability_by_hand():
 def test_curves():
     steps, values = series(LINES, "val/CIDEr")
     assert steps.tolist() == [0, 2, 3, 4] and values.tolist() == [0.5, 0.8, 0.55, 0.75]
-    assert seconds_at(LINES, steps).tolist() == [0, 3.25, 3.25, 3.25]
 
 
 def test_published_figures(tmp_path, monkeypatch):

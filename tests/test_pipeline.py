@@ -52,6 +52,9 @@ def test_grpo_logs_every_statistic(outputs):
     }  # fmt: skip
     assert names - {"step", "stage"} <= documented
     assert documented - names <= {"name", "---", "train/token_accuracy", "rollout/greedy_reward_mean"}
+    parts = ("time/rollout_s", "time/reward_s", "time/update_s")
+    spent = sum(line.get(part, 0) for line in lines for part in parts)
+    assert lines[-1]["time/total_s"] == pytest.approx(spent, rel=1e-6)
     first = next(line for line in lines if line["step"] == 1)
     assert first["train/ratio_mean"] == pytest.approx(1, abs=1e-4) and first["train/kl"] == pytest.approx(0, abs=1e-4)
 

@@ -14,7 +14,7 @@ from src.config import Config
 from src.config_plan import Plan
 from src.evaluation.bootstrap import average_seeds, paired_differences, whole_split
 from src.evaluation.files import read_arrays, read_evaluation, write_json
-from src.evaluation.plots import PARTS, plot_curves, plot_learning, plot_quality_diversity
+from src.evaluation.plots import plot_curves, plot_learning, plot_quality_diversity
 from src.evaluation.report import markdown_table
 from src.rewards.caption_reward import reward_signature
 from src.training.metrics import read_lines
@@ -89,12 +89,11 @@ def budget(runs: Sequence[Sequence[dict]], config: Config) -> dict[str, float]:
     grpo = config.grpo
     updated = grpo.rollout_images * grpo.group_size * grpo.passes
     tokens = [updated * sum(line.get("rollout/length_mean", 0.0) for line in lines) for lines in runs]
-    seconds = [sum(line.get(f"time/{part}_s", 0.0) for line in lines for part in PARTS) for lines in runs]
     return {
         "captions": grpo.rollouts * config.captions_per_rollout,
         "token_updates": mean(tokens),
         "updates": grpo.rollouts * config.updates_per_rollout,
-        "seconds": mean(seconds),
+        "seconds": mean(lines[-1]["time/total_s"] for lines in runs),
     }
 
 

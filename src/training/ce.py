@@ -78,13 +78,15 @@ def run_ce(run: Run) -> None:
             values = step_cell(Tensor(inputs), Tensor(ids), Tensor(mask), *map(Tensor, keep)).asnumpy()
             if not np.isfinite(values[:2]).all():
                 raise RunStopped(f"the loss is not finite at step {run.state['step'] + 1}; {last} is the last good one")
+            seconds = time.perf_counter() - started
+            run.state["seconds"] += seconds
             run.state["step"] += 1
             step = run.state["step"]
             if step % config.log_every == 0:
                 names = ("train/loss", "train/grad_norm", "train/token_accuracy")
-                logged = dict(zip(names, values)) | {"time/update_s": time.perf_counter() - started}
+                logged = dict(zip(names, values)) | {"time/update_s": seconds}
                 logged["train/lr"] = optimizer.learning_rate(Tensor(step - 1)).asnumpy().item()
-                run.metrics.write(step, logged)
+                run.log(logged)
             bar.set_postfix(loss=f"{values[0]:.3f}", CIDEr=f"{100 * run.state['best_score']:.1f}", refresh=False)
             bar.update()
             ended = step % steps_per_epoch == 0  # then validation comes first, so that a resumed run does not miss it
@@ -93,7 +95,7 @@ def run_ce(run: Run) -> None:
                 run.check_terminated(last)
         if (epoch + 1) % config.eval.every == 0 or epoch + 1 == ce.epochs:
             scores = run.validate()
-            run.metrics.write(run.state["step"], scores)
+            run.log(scores)
             tqdm.write(
                 f"CE epoch {epoch + 1}/{ce.epochs}: loss {values[0]:.3f}, val CIDEr {100 * scores['val/CIDEr']:.1f}"
             )

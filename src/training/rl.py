@@ -105,7 +105,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
     if run.state["step"]:
         load_checkpoint(find_last(run.folder), run.captioner, optimizer_state)
     else:
-        run.metrics.write(0, run.validate())  # the CE model is the first candidate for `best`
+        run.log(run.validate())  # the CE model is the first candidate for `best`
         run.save("last", optimizer_state)
     collector = RolloutCollector(run, reference)
     loss_cell = GRPOLossCell(run.captioner, run.tokenizer.bos_id, config)
@@ -120,13 +120,14 @@ def run_rl(run: Run, reference: Captioner) -> None:
     )
     for index in range(run.state["step"] // config.updates_per_rollout, grpo.rollouts):
         rollout, rollout_stats = collector.collect(index)
+        run.state["seconds"] += rollout_stats["time/rollout_s"] + rollout_stats["time/reward_s"]
         run.check_terminated(last)
         for number in range(grpo.passes):
             stats = _pass(run, rollout, rollout_stats, index, number, step_cell, optimizer, bar, last)
             rollout_stats = {}
         if (index + 1) % config.eval.every == 0 or index + 1 == grpo.rollouts:
             scores = run.validate()
-            run.metrics.write(run.state["step"], scores)
+            run.log(scores)
             tqdm.write(
                 f"{config.stage.upper()} rollout {index + 1}/{grpo.rollouts}: reward {rollout.rewards.mean():.3f}, "
                 f"KL {stats['train/kl']:.4f}, val CIDEr {100 * scores['val/CIDEr']:.1f}"
@@ -163,11 +164,13 @@ def _pass(
         values = step_cell(*map(Tensor, arrays)).asnumpy()
         if not np.isfinite(values[:2]).all():
             raise RunStopped(f"the loss is not finite at step {run.state['step'] + 1}; {last} is the last good one")
-        logged = dict(zip(names, values)) | {"time/update_s": time.perf_counter() - started}
+        seconds = time.perf_counter() - started
+        logged = dict(zip(names, values)) | {"time/update_s": seconds}
         logged["train/lr"] = optimizer.learning_rate(Tensor(run.state["step"])).asnumpy().item()
+        run.state["seconds"] += seconds
         run.state["step"] += 1
         if run.state["step"] % run.config.log_every == 0 or rollout_stats:
-            run.metrics.write(run.state["step"], rollout_stats | logged)
+            run.log(rollout_stats | logged)
             rollout_stats = {}
         bar.set_postfix(reward=f"{rollout.rewards.mean():.3f}", KL=f"{logged['train/kl']:.4f}", refresh=False)
         bar.update()

@@ -32,7 +32,8 @@ FIRST = "first"  # the checkpoint after CE's first epoch, kept where select is o
 
 @dataclass
 class Run:
-    """The parts of a stage. `state` is what a checkpoint keeps beside parameters: step, best_score and the like."""
+    """The parts of a stage. `state` is what a checkpoint keeps beside parameters: step, seconds (of sampling,
+    rewards and updates), best_score and the like."""
 
     config: Config
     folder: Path
@@ -52,6 +53,10 @@ class Run:
         state = {**self.state, "stage": self.config.stage, "tokenizer": self.tokenizer.fingerprint}
         save_checkpoint(path, self.captioner, state, optimizer_state)
         return path
+
+    def log(self, values: dict[str, float]) -> None:
+        """Write one line of metrics.jsonl for the present step, with the seconds spent so far."""
+        self.metrics.write(self.state["step"], values | {"time/total_s": self.state["seconds"]})
 
     def validate(self) -> dict[str, float]:
         """Score greedy captions of the validation split by CIDEr; a better score than any before is kept as `best`."""
@@ -179,12 +184,13 @@ def start_run(config: Config, folder: Path, init: Path | None) -> Run:
     cached = not config.encoder.trainable
     checkpoint = None if init or last else config.encoder.checkpoint
     captioner = build_captioner(config, tokenizer.allowed, cached=cached, checkpoint=checkpoint)
-    state = {"step": 0, "best_score": -1.0, "best_step": 0}
+    state = {"step": 0, "seconds": 0.0, "best_score": -1.0, "best_step": 0}
     if init is not None:
         state["init"] = file_digest(init)
     if last is not None:
-        state = read_state(last)
-        check_init(folder, init, state)
+        saved = read_state(last)
+        check_init(folder, init, saved)
+        state |= saved
         check_tokenizer(last, state, tokenizer)
         load_checkpoint(last, captioner)
     elif init is not None:
