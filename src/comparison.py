@@ -12,8 +12,9 @@ from src.config import Config
 from src.config_load import load_config
 from src.config_plan import Plan, load_plan
 from src.environment import run_program
-from src.evaluation.comparison import EQUAL_UPDATES, write_comparison
-from src.evaluation.files import read_evaluation
+from src.evaluation.comparison import EQUAL_UPDATES, published_figures, write_comparison
+from src.evaluation.files import read_evaluation, results_name, scored_as
+from src.files import file_digest
 from src.pipeline import Stage, run_program_of
 
 
@@ -33,36 +34,41 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     plan = load_plan(arguments.config, arguments.overrides)
     runs = plan_runs(plan)
-    for run in runs:
-        run_program_of(run.stage, "train.py")
-        checkpoint = run.stage.config.result_checkpoint
-        if not is_evaluated(run.stage.config.run_folder, checkpoint, plan.samples):
-            run_program_of(run.stage, "eval.py", "--checkpoint", str(checkpoint), f"eval.samples={plan.samples}")
+    published_figures(runs[0].stage.config.data.dataset)  # a mistake in them is told now, not after the last run
+    stages = {run.stage.config.run_folder: run.stage for run in runs}
+    for number, (folder, stage) in enumerate(stages.items(), start=1):
+        print(f"run {number} of {len(stages)}: {folder}", flush=True)
+        run_program_of(stage, "train.py")
+        if not is_evaluated(stage.config):
+            run_program_of(stage, "eval.py", "--checkpoint", str(stage.config.result_checkpoint))
     folders: dict[str, list[Path]] = {}
     configs: dict[str, Config] = {}
     for run in runs:
         folders.setdefault(run.system, []).append(run.stage.config.run_folder)
         configs[run.system] = run.stage.config
-    ce = runs[0].stage.config
-    print(write_comparison(folders, configs, Path(ce.output_root) / f"{ce.data.dataset}-comparison", plan))
+    ce = configs["ce"]
+    target = Path(ce.output_root) / f"{ce.data.dataset}-comparison"
+    print(write_comparison(folders, configs, target, plan), f"{target}/report.md", sep="\n")
 
 
-def is_evaluated(folder: Path, checkpoint: Path, samples: int) -> bool:
-    """Whether eval.py has scored this checkpoint on the test split, with as many samples per image."""
-    if not (folder / "eval_test.json").is_file():
+def is_evaluated(config: Config) -> bool:
+    """Whether eval.py has scored the result of this run on the test split with these settings."""
+    name = results_name("test", config.eval)
+    if not (config.run_folder / f"eval_{name}.json").is_file():
         return False
-    newer = (folder / "eval_test.json").stat().st_mtime >= checkpoint.stat().st_mtime
-    return newer and read_evaluation(folder, "test").get("samples") == samples
+    result = read_evaluation(config.run_folder, name)
+    return result.get("checkpoint") == file_digest(config.result_checkpoint) and result.get("eval") == scored_as(config)
 
 
 def plan_runs(plan: Plan) -> list[ComparedRun]:
     """All runs in the order in which they can be made: for each seed CE, then every system that starts from it.
 
-    Where both budgets come to the same number of rollouts, they share a run.
+    Where both budgets come to the same number of rollouts, they share a run. All are validated equally often, so that
+    `best` has as many chances in each.
     """
     runs = []
     for seed in plan.seeds:
-        overrides = [*plan.overrides, f"seed={seed}"]
+        overrides = [*plan.overrides, f"seed={seed}", f"eval.samples={plan.samples}"]
         runs.append(ComparedRun("ce", seed, _stage(plan.ce, overrides)))
         for system, file in plan.systems.items():
             config = load_config(file, overrides)
@@ -70,8 +76,9 @@ def plan_runs(plan: Plan) -> list[ComparedRun]:
             if plan.updates:
                 budgets[system + EQUAL_UPDATES] = -(-plan.updates // config.updates_per_rollout)
             for name, rollouts in budgets.items():
-                named = [*overrides, f"grpo.rollouts={rollouts}", f"name={config.name}-{rollouts}-rollouts"]
-                runs.append(ComparedRun(name, seed, _stage(file, named)))
+                own = [f"grpo.rollouts={rollouts}", f"eval.every={max(1, round(rollouts / plan.validations))}"]
+                own.append(f"name={config.name}-{rollouts}-rollouts")
+                runs.append(ComparedRun(name, seed, _stage(file, [*overrides, *own])))
     return runs
 
 

@@ -1,6 +1,7 @@
 """Environment of a program: set before MindSpore is imported, and restored by nobody."""
 
 import contextlib
+import ctypes
 import errno
 import logging
 import os
@@ -60,6 +61,12 @@ def run_program(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def end_with_parent() -> None:
+    """Have this process sent SIGTERM when its parent ends, also where that is killed. On Linux; nowhere else."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 @contextlib.contextmanager

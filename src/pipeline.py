@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from src.config import Config
 from src.config_load import load_config, stage_overrides
-from src.environment import run_program
+from src.environment import end_with_parent, run_program
+from src.evaluation.files import results_name
 from src.evaluation.report import owning_folder, write_report
 
 
@@ -47,7 +48,8 @@ def main() -> None:
         else stage.config.run_folder
         for stage in stages
     }
-    print(write_report(folders, folders[stages[-1].config.stage.upper()], arguments.split))
+    name = results_name(arguments.split, config.eval)
+    print(write_report(folders, folders[stages[-1].config.stage.upper()], name))
 
 
 class Stage(NamedTuple):
@@ -61,12 +63,15 @@ class Stage(NamedTuple):
 
 def run_program_of(stage: Stage, program: str, *arguments: str) -> None:
     """Run train.py or eval.py in the foreground, hand SIGTERM on to it, and end with its status if not 0."""
-    child = subprocess.Popen([sys.executable, program, "--config", str(stage.file), *arguments, *stage.overrides])
-    signal.signal(signal.SIGTERM, lambda signum, frame: child.send_signal(signum))
+    command = [sys.executable, program, "--config", str(stage.file), *arguments, *stage.overrides]
+    child = subprocess.Popen(command, preexec_fn=end_with_parent)
+    terminate = signal.signal(signal.SIGTERM, lambda signum, frame: child.send_signal(signum))
     try:
         status = child.wait()
     except KeyboardInterrupt:
         status = child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, terminate)
     if status != 0:
         sys.exit(status if status > 0 else 128 - status)
 

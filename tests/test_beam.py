@@ -98,7 +98,39 @@ def test_narrow_beams_equal_beams_in_lists(captioner, features, allowed, penalty
         tokens, total, _ = PythonBeam(captioner, feature, allowed, block_trigrams).search(3, length, penalty)
         assert tuple(ids[image][mask[image] > 0]) == tokens
         assert scores[image] == pytest.approx(total, abs=1e-4)
-        assert (ids[image][mask[image] == 0] == PAD).all()
+
+
+@pytest.fixture
+def eos_bias(captioner):
+    """Sets the bias of the EOS, of a captioner whose tokens weigh four times as much; put back at the end."""
+    decoder = captioner.decoder
+    before = {
+        parameter: parameter.asnumpy() for parameter in (decoder.embedding, decoder.positions, decoder.output.bias)
+    }
+    for parameter in (decoder.embedding, decoder.positions):
+        parameter.set_data(Tensor(4 * before[parameter]))
+
+    def set_bias(value):
+        bias = before[decoder.output.bias].copy()
+        bias[EOS] = value
+        decoder.output.bias.set_data(Tensor(bias))
+
+    yield set_bias
+    for parameter, values in before.items():
+        parameter.set_data(Tensor(values))
+
+
+@pytest.mark.parametrize("penalty, bias", [(0.0, 1.5), (1.0, 2.2)])
+def test_finished_beams_keep_their_score_and_length(captioner, allowed, eos_bias, penalty, bias):
+    eos_bias(bias)
+    features = np.random.default_rng(5).normal(size=(12, 4, 6)).astype(np.float16)
+    ids, mask, scores = (out.asnumpy() for out in BeamDecoder(captioner, SPECIALS, 8, 3, penalty)(Tensor(features)))
+    for image, feature in enumerate(features):
+        tokens, total, _ = PythonBeam(captioner, feature, allowed).search(3, 8, penalty)
+        assert tuple(ids[image][mask[image] > 0]) == tokens
+        assert scores[image] == pytest.approx(total, abs=1e-4)
+    ended = (ids == EOS).any(1)
+    assert 0 < ended.mean() < 1 and (ids[mask == 0] == PAD).all()  # finished beams that won, and that lost
 
 
 def test_one_beam_is_greedy_decoding(captioner, features):

@@ -2,18 +2,21 @@
 
 import json
 import math
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pycocoevalcap.eval
 import pytest
+from pycocoevalcap.spice import get_stanford_models, spice
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from src.data import ptb
 from src.errors import InputError
 from src.evaluation import caption_metrics
-from src.evaluation.caption_metrics import compute_metrics, corpus_cider, load_captions, signature
+from src.evaluation.caption_metrics import _spice, compute_metrics, load_captions, signature
+from src.rewards.cider import corpus_cider
 
 KEYS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 SUBJECTS = ["A man", "Two dogs", "The child's dog", "An old woman", "A red bird"]
@@ -33,8 +36,16 @@ def scenes():
     return captions, truths
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_spice():
+    """As on machines without SPICE's models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(caption_metrics, "_spice", lambda truths, results: None)
+        yield
+
+
 @pytest.fixture(scope="module")
-def scores():
+def scores(no_spice):
     return compute_metrics(*scenes())
 
 
@@ -81,6 +92,24 @@ def test_hand_worked_example(monkeypatch, capsys):
         assert metrics["CIDEr"] == pytest.approx((first + second) / 2)
     assert corpus_cider({2: "a cat", 1: "a dog runs"}, truths) == pytest.approx((first + second) / 2)
     assert capsys.readouterr().out == ""
+
+
+def test_spice_is_told_by_image_and_left_out_where_it_fails(monkeypatch, tmp_path, capsys):
+    """Spice itself needs models that no package holds: a stand-in gives its scores in the order of sorted ids."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / f"lib/{get_stanford_models.JAR}-models.jar").touch()
+    scores = [{"All": {"f": 0.1}}, {"All": {"f": 0.5}}]
+    monkeypatch.setattr(spice, "__file__", str(tmp_path / "spice.py"))
+    monkeypatch.setattr(spice, "Spice", lambda: SimpleNamespace(compute_score=lambda truths, results: (0.3, scores)))
+    assert _spice({7: ["a"], 2: ["b"]}, {7: ["a"], 2: ["b"]}).tolist() == [0.5, 0.1]
+
+    def fail(truths, results):
+        raise subprocess.CalledProcessError(1, "java")
+
+    monkeypatch.setattr(spice, "Spice", lambda: SimpleNamespace(compute_score=fail))
+    assert _spice({7: ["a"]}, {7: ["a"]}) is None and "left out: it failed" in capsys.readouterr().err
+    (tmp_path / f"lib/{get_stanford_models.JAR}-models.jar").unlink()
+    assert _spice({7: ["a"]}, {7: ["a"]}) is None and "get_stanford_models" in capsys.readouterr().err
 
 
 def test_ptb_done_leaves_the_ground_truths(monkeypatch):
@@ -140,9 +169,8 @@ def test_failing_meteor_neither_hangs_nor_stays(fake_java, reply):
     ],
 )
 def test_other_images_are_refused(captions, truths, message):
-    for score in (compute_metrics, corpus_cider):
-        with pytest.raises(InputError, match=message):
-            score(captions, truths)
+    with pytest.raises(InputError, match=message):
+        compute_metrics(captions, truths)
 
 
 def test_signature():

@@ -9,9 +9,9 @@ from src.data.check import split_facts
 
 def test_facts_of_a_split_by_hand():
     config = load_config("configs/demo/ce.yaml", ["ce.tokens=4"])
-    unknown = [np.array([False, True, False]), np.zeros(4, bool), np.zeros(1, bool)]
-    # 8 tokens of which one is unknown; with its EOS, the caption of 4 is longer than 4
-    assert split_facts(unknown, 2, config) == ["2", "3", "2.7", "4", "33.3%", "12.5%"]
+    unknown = [np.array([False, True, False]), np.zeros(4, bool), np.zeros(5, bool)]
+    # 12 tokens of which one is unknown; of 4 tokens all fit, of 5 the last is cut
+    assert split_facts(unknown, 2, config) == ["2", "3", "4.0", "5", "33.3%", "8.3%"]
 
 
 def test_everything_is_read_and_what_is_broken_is_named(tmp_path):

@@ -6,14 +6,20 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import yaml
-from tiny import ROOT, TINY, run, tiny_data
+from tiny import ROOT, TINY, documented, run, tiny_data
 
+from src.comparison import is_evaluated
 from src.config_load import load_config
+from src.config_plan import load_plan
+from src.errors import InputError
 from src.evaluation import comparison
-from src.evaluation.comparison import budget, over_seeds, published_figures, stability
+from src.evaluation.comparison import METRICS, budget, over_seeds, published_figures, stability, write_comparison
+from src.evaluation.files import scored_as, write_arrays, write_json
 from src.evaluation.plots import series
+from src.files import file_digest
 
 
 def test_means_and_deviations_over_seeds_by_hand():
@@ -24,15 +30,22 @@ def test_means_and_deviations_over_seeds_by_hand():
 
 
 LINES = [
-    {"step": 0, "val/CIDEr": 0.5},
+    {"step": 0, "val/CIDEr": 0.5, "time/total_s": 0.0},
     {
         "step": 1,
         "train/grad_norm": 1.0,
         "rollout/advantage_std": 2.0,
         "rollout/length_mean": 9.0,
     },
-    {"step": 2, "train/grad_norm": 3.0, "val/CIDEr": 0.8},
-    {"step": 3, "train/grad_norm": 2.0, "rollout/advantage_std": 1.0, "rollout/length_mean": 7.0, "val/CIDEr": 0.55},
+    {"step": 2, "train/grad_norm": 3.0, "val/CIDEr": 0.8, "time/total_s": 1.5},
+    {
+        "step": 3,
+        "train/grad_norm": 2.0,
+        "rollout/advantage_std": 1.0,
+        "rollout/length_mean": 7.0,
+        "val/CIDEr": 0.55,
+        "time/total_s": 2.5,
+    },
     {"step": 4, "val/CIDEr": 0.75, "time/total_s": 3.25},
 ]
 
@@ -71,13 +84,95 @@ def test_published_figures(tmp_path, monkeypatch):
     assert published_figures("demo") == {"grpo": "50.5 (greedy; a paper)"}
 
 
+def write_run(folder, cider, images=4, spice=False, decoding="greedy"):
+    """A run folder as training and eval.py leave it; `cider`: of every image."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(len(str(folder)))
+    counts = np.sort(rng.integers(1, 9, (images, 10)), 1)[:, ::-1].astype(float)  # fewer matches than words
+    segments = {"bleu": counts, "meteor": rng.integers(1, 5, (images, 23)).astype(float)}
+    segments |= {"ROUGE_L": np.full(images, 0.25), "CIDEr": np.full(images, cider)}
+    metrics = {f"Bleu_{n}": 0.5 for n in (1, 2, 3, 4)} | {"METEOR": 0.25, "ROUGE_L": 0.25, "CIDEr": cider}
+    if spice:
+        segments["SPICE"], metrics["SPICE"] = np.full(images, 0.125), 0.125
+    write_arrays(folder / "segments_test.npz", segments)
+    result = {"metrics": metrics, "signature": f"tok:ptb|decoding:{decoding}|images:{images}", "num_images": images}
+    result |= {"diversity": {"self-CIDEr": 0.625, "vocabulary": 1345, "best-CIDEr": 1.5}}
+    write_json(folder / "eval_test.json", result | {"endings": {"function_word": 0.25, "truncated": 0.0}})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+
+
+CIDER = {"ce": 0.5, "scst": 0.75, "grpo": 1.0, "scst_equal_updates": 0.625, "grpo_equal_updates": 0.875}
+
+
+def compare(tmp_path, **changes):
+    """report.json and report.md of two seeds of the five systems, the second 0.125 better; `changes` to first seeds."""
+    folders = {system: [tmp_path / f"{system}-{seed}" for seed in (1, 2)] for system in CIDER}
+    for system, (first, second) in folders.items():
+        write_run(first, CIDER[system], **changes.get(system, {}))
+        write_run(second, CIDER[system] + 0.125)
+    configs = {system: load_config(f"configs/demo/{system.partition('_')[0]}.yaml") for system in CIDER}
+    plan = load_plan(ROOT / "configs/demo/comparison.yaml", ["seeds=2", "resamples=10"])
+    text = write_comparison(folders, configs, tmp_path / "report", plan)
+    return json.loads((tmp_path / "report/report.json").read_text()), text
+
+
+def test_systems_are_compared_within_their_budget(tmp_path):
+    report, text = compare(tmp_path)
+    pairs = ["grpo-ce", "grpo-scst", "grpo_equal_updates-ce", "grpo_equal_updates-scst_equal_updates"]
+    assert list(report["differences"]) == pairs
+    differences = [report["differences"][pair]["CIDEr"] for pair in pairs]
+    assert [difference["mean"] for difference in differences] == pytest.approx([0.5, 0.25, 0.375, 0.25])
+    assert all(d["seeds"] == pytest.approx([d["mean"]] * 2) for d in differences)
+    assert all(d["low"] == pytest.approx(d["mean"]) == d["high"] for d in differences)  # every image has the same CIDEr
+    assert report["systems"]["scst"]["CIDEr"] == {
+        "mean": 0.8125,
+        "std": pytest.approx(0.125 / 2**0.5),
+        "seeds": [0.75, 0.875],
+    }
+    rows = {line.split(" | ")[0].strip("| "): line for line in reversed(text.splitlines()) if line.startswith("| ")}
+    assert rows["grpo"].endswith("| 106.2 ± 8.8 |") and rows["grpo-ce"].endswith(
+        "| +50.0 [+50.0, +50.0] (+50.0, +50.0) |"
+    )
+    assert "| ce | 0.625 | 1,345 | 150.0 | 0.25 | 0 |" in text  # diversity and endings
+    assert "| grpo | 19,200 | " in text and "e+0" not in text
+    assert report["left_out"] == [] and "Left out" not in text
+
+
+def test_a_metric_that_one_run_lacks_is_left_out(tmp_path):
+    report, text = compare(tmp_path, scst={"spice": True})
+    assert "SPICE" not in report["systems"]["scst"] and "SPICE" not in report["differences"]["grpo-scst"]
+    assert report["left_out"] == ["SPICE"] and "not every run has it: SPICE" in text
+
+
+@pytest.mark.parametrize("change", [{"images": 3}, {"decoding": "beam3"}])
+def test_scores_that_were_made_differently_are_refused(tmp_path, change):
+    with pytest.raises(InputError, match="made differently"):
+        compare(tmp_path, scst=change)
+
+
+def test_only_the_evaluation_of_these_weights_with_these_settings_counts(tmp_path):
+    settings = [f"output_root={tmp_path}", "eval.samples=5"]
+    config = load_config("configs/demo/ce.yaml", settings)
+    checkpoint = config.result_checkpoint
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"weights")
+    assert not is_evaluated(config)
+    result = {"checkpoint": file_digest(checkpoint), "eval": scored_as(config)}
+    write_json(config.run_folder / "eval_test.json", result)
+    assert is_evaluated(config)
+    assert not is_evaluated(load_config("configs/demo/ce.yaml", [*settings, "eval.tokens=7"]))
+    assert not is_evaluated(load_config("configs/demo/ce.yaml", [*settings, "eval.beams=3"]))
+    checkpoint.write_bytes(b"other weights")
+    assert not is_evaluated(config)
+
+
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
     """A plan of two systems with 48 captions each."""
     file = tmp_path_factory.mktemp("plan") / "comparison.yaml"
     demo = ROOT / "configs/demo"
     tree = {"ce": f"{demo}/ce.yaml", "systems": {"scst": f"{demo}/scst.yaml", "grpo": f"{demo}/grpo.yaml"}}
-    budget = {"captions": 48, "updates": 0, "samples": 2, "seeds": 1, "resamples": 50}
+    budget = {"captions": 48, "updates": 0, "validations": 2, "samples": 2, "seeds": 1, "resamples": 50}
     file.write_text(yaml.safe_dump(tree | budget, sort_keys=False))
     return file
 
@@ -119,6 +214,9 @@ def test_the_report_holds_what_the_contract_names(report):
         assert difference["low"] <= difference["mean"] <= difference["high"]
         assert difference["seeds"] == pytest.approx([difference["mean"]])
     assert values["budget"]["scst"]["captions"] == 48 and values["budget"]["grpo"]["captions"] == 80
+    known = documented("report.md")
+    systems = values["systems"]["grpo"].keys() - set(METRICS)
+    assert systems | values["budget"]["grpo"].keys() | values["stability"]["grpo"].keys() == known
     folder = root / "demo-comparison"
     assert (folder / "report.md").read_text().strip() in result.stdout
     for name in ("learning", "curves", "quality_diversity"):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from src.comparison import plan_runs
 from src.config_plan import load_plan
@@ -22,6 +23,8 @@ def test_every_shipped_plan_gives_every_system_its_budget(path):
     assert named == {"ce", *(system + suffix for system in plan.systems for suffix in suffixes)}
     for run in runs:
         config = run.stage.config
+        validations = config.grpo.rollouts / config.eval.every
+        assert run.system == "ce" or 0.85 * plan.validations < validations < 1.15 * plan.validations
         if run.system in plan.systems:
             captions = config.grpo.rollouts * config.captions_per_rollout
             assert plan.captions <= captions < plan.captions + config.captions_per_rollout
@@ -32,7 +35,7 @@ def test_every_shipped_plan_gives_every_system_its_budget(path):
     assert len(folders) == len({folder for folder, _, _ in folders})  # a folder is shared by equal runs alone
 
 
-def test_scst_counts_its_greedy_captions(tmp_path):
+def test_scst_counts_its_greedy_captions():
     runs = {run.system: run.stage.config for run in plan_runs(load_plan(CONFIGS / "demo/comparison.yaml", ["seeds=1"]))}
     scst, one_out = runs["scst"], runs["scst_leave_one_out"]
     assert scst.captions_per_rollout == 2 * scst.grpo.rollout_images
@@ -40,20 +43,41 @@ def test_scst_counts_its_greedy_captions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, words",
+    "change, words",
     [
-        ("captions: many", ["captions=many", "int"]),
-        ("captions: 0", ["captions=0", "at least 1"]),
-        ("budget: 3", ["budget"]),
-        ("- 1", ["key: value"]),
+        ({"captions": "many"}, ["captions=many", "whole number"]),
+        ({"captions": 0}, ["captions=0", "at least 1"]),
+        ({"sample": 3}, ["'sample'", "did you mean 'samples'"]),
+        ({"budget": 3}, ["'budget'", "captions"]),
+        ({"systems": {}}, ["systems={}", "grpo.yaml"]),
+        ({"systems": {"grpo": 3}}, ["systems=", "grpo.yaml"]),
+        ({"systems": {"ce": "grpo.yaml"}}, ["systems=", "but ce"]),
+        ({"systems": {"grpo": f"{CONFIGS}/demo/ce.yaml"}}, ["systems.grpo", "cross-entropy"]),
+        ({"ce": f"{CONFIGS}/flickr8k/ce.yaml"}, ["demo/ce.yaml", "flickr8k/ce.yaml", "init_config"]),
+        ({"ce": None}, ["ce=None"]),
+        ([1], ["key: value"]),
     ],
 )
-def test_a_bad_plan_is_named(tmp_path, text, words):
+def test_a_bad_plan_is_named(tmp_path, change, words):
     path = tmp_path / "comparison.yaml"
-    good = (CONFIGS / "demo/comparison.yaml").read_text()
-    path.write_text(
-        text if text == "- 1" else good.replace("captions: 19200", text.replace("budget", "captions: 1\nbudget"))
-    )
+    tree = yaml.safe_load((CONFIGS / "demo/comparison.yaml").read_text())
+    tree["ce"] = f"{CONFIGS}/demo/ce.yaml"
+    tree["systems"] = {name: f"{CONFIGS}/demo/{file}" for name, file in tree["systems"].items()}
+    path.write_text(yaml.safe_dump(tree | change if isinstance(change, dict) else change))
     with pytest.raises(InputError) as error:
         load_plan(path, [])
-    assert all(word in str(error.value) for word in [*words, str(path)])
+    assert all(word in str(error.value) for word in [*words, str(path)]), error.value
+
+
+@pytest.mark.parametrize("override", ["name=mine", "grpo.rollouts=7", "eval.samples=4", "init_checkpoint=best"])
+def test_what_a_comparison_sets_itself_is_refused(override):
+    with pytest.raises(InputError, match=override):
+        load_plan(CONFIGS / "demo/comparison.yaml", [override])
+
+
+def test_numbers_of_a_plan_are_replaced():
+    plan = load_plan(CONFIGS / "demo/comparison.yaml", ["samples=10", "resamples=20", "seeds=1", "seed=5", "updates=0"])
+    assert (plan.samples, plan.resamples, plan.seeds, plan.updates) == (10, 20, (5,), 0)
+    assert plan.overrides == ("seed=5",)
+    with pytest.raises(InputError, match="seeds=-1"):
+        load_plan(CONFIGS / "demo/comparison.yaml", ["seeds=-1"])

@@ -58,10 +58,26 @@ def test_self_cider_at_its_ends_and_by_hand():
     assert self_cider(["a b", "a c"], documents, 3) == pytest.approx(expected)
 
 
+def test_self_cider_weighs_by_count_and_rarity():
+    # 4 images: "a" in 2 of them (and twice in one), "b" and "c" in 1: idf log 2, log 4, log 4, as 1 to 2 to 2
+    documents = document_frequencies([["a", "a b"], ["a"], ["c"], ["d"]])
+    # 1-grams: (2, 2, 0) for "a a b", (1, 0, 2) for "a c": cosine 2 / (sqrt 8 sqrt 5). No 2-gram in common.
+    # The first has a 3-gram, the second none: diagonal 3/4 and 2/4.
+    beside = 2 / math.sqrt(40) / 4
+    eigenvalues = np.linalg.eigvalsh([[3 / 4, beside], [beside, 2 / 4]])
+    share = math.sqrt(eigenvalues[1]) / (math.sqrt(eigenvalues[0]) + math.sqrt(eigenvalues[1]))
+    assert self_cider(["a a b", "a c"], documents, 4) == pytest.approx(-math.log(share) / math.log(2))
+
+
 def test_endings_and_the_whole_table():
     assert broken_endings(["a man on a", "a man", "", "the dog with"]) == 0.5
     table = diversity(SAMPLES, TRUTHS, {"a dog runs"})
     assert table["novel"] == pytest.approx(4 / 6)
     assert table["vocabulary"] == len({word for rows in SAMPLES.values() for row in rows for word in row.split()})
     assert table["Div-1"] == pytest.approx((5 / 9 + distinct_ngrams(SAMPLES[9], 1)) / 2)
+    assert table["Div-2"] == pytest.approx((4 / 9 + distinct_ngrams(SAMPLES[9], 2)) / 2)
+    assert table["mBLEU"] == pytest.approx(mutual_bleu(SAMPLES)) and table["mBLEU"] > 0
+    assert table["best-CIDEr"] == pytest.approx(best_cider(SAMPLES, TRUTHS)) and table["best-CIDEr"] > 0
+    documents = document_frequencies(TRUTHS.values())
+    assert table["self-CIDEr"] == pytest.approx(np.mean([self_cider(rows, documents, 2) for rows in SAMPLES.values()]))
     assert list(table) == ["Div-1", "Div-2", "mBLEU", "self-CIDEr", "vocabulary", "novel", "best-CIDEr"]

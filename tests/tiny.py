@@ -34,6 +34,13 @@ def tiny_data() -> Path:
     return root
 
 
+def documented(section: str) -> set[str]:
+    """The names in the first column of a section's table in docs/metrics.md."""
+    text = (ROOT / "docs/metrics.md").read_text().partition(f"## {section}")[2].partition("\n## ")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    return {word.strip() for row in rows for word in row.split("|")[1].split(",")}
+
+
 def run(*command: str, **options) -> subprocess.CompletedProcess:
     """Run a Python program of the project from its root."""
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, **options)

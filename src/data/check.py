@@ -1,8 +1,9 @@
 """Read everything that a configuration names, once, and say what is there: before a run of days is started.
 
 python -m src.data.check --config FILE [key=value ...]
-Prints a table of splits (images, captions, words per caption, captions that are cut, unknown words), and every image or
-caption that is skipped. Exit status 0, or 2 with one line where the data would stop a run.
+Prints a table of splits (images, captions, tokens per caption, captions that ce.tokens cuts, unknown tokens), and every
+image or caption that is skipped; the weights of the encoder are opened too. Exit status 0, or 2 with one line where the
+data would stop a run.
 """
 
 import argparse
@@ -17,8 +18,9 @@ from src.config_load import load_config
 from src.data.image_check import check_by_decoding
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
+from src.tables import markdown_table
 
-COLUMNS = ("split", "images", "captions", "words (mean)", "words (max)", "longer than limit", "unknown words")
+COLUMNS = ("split", "images", "captions", "tokens (mean)", "tokens (max)", "cut", "unknown tokens")
 
 
 def main() -> None:
@@ -31,8 +33,12 @@ def main() -> None:
     prepare_environment(convolutions=False)
 
     from src.data.dataset import build_tokenizer, load_dataset
-    from src.evaluation.report import markdown_table
+    from src.models.encoder import build_encoder
 
+    encoder = config.encoder
+    build_encoder(
+        encoder.kind, variant=encoder.variant, checkpoint=encoder.checkpoint, image_size=config.data.image_size
+    )
     dataset = load_dataset(config)
     tokenizer = build_tokenizer(config, dataset)
     rows = [
@@ -60,14 +66,14 @@ def encode(tokenizer, captions: Sequence[str]) -> list[np.ndarray]:
 
 
 def split_facts(unknown: Sequence[np.ndarray], images: int, config: Config) -> list[str]:
-    """The cells of one split behind its name; a caption of ce.tokens tokens has no room for its EOS."""
+    """The cells of one split behind its name."""
     lengths = np.array([len(tokens) for tokens in unknown])
     return [
         f"{images:,}",
         f"{len(unknown):,}",
         f"{lengths.mean():.1f}",
         str(lengths.max()),
-        f"{(lengths + 1 > config.ce.tokens).mean():.1%}",
+        f"{(lengths > config.ce.tokens).mean():.1%}",
         f"{sum(tokens.sum() for tokens in unknown) / max(1, lengths.sum()):.1%}",
     ]
 

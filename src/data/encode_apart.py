@@ -5,7 +5,6 @@ with AVX-512, and a process has one of the two: training on features takes AVX-5
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -16,10 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from src.config import Config
-from src.environment import prepare_environment, run_program
+from src.environment import end_with_parent, prepare_environment, run_program
 from src.errors import RunStopped, Terminated
-
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def encode_apart(config: Config, files: Sequence[Path], weights: Mapping[str, np.ndarray]) -> None:
@@ -50,8 +47,7 @@ def encode_apart(config: Config, files: Sequence[Path], weights: Mapping[str, np
 
 def _run(config: Config, files: Sequence[Path], weights: Mapping[str, np.ndarray], parent: int) -> None:
     os.setpgid(0, 0)  # out of reach of the terminal's Ctrl-C, for which MindData has a handler that ends the process
-    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # also where the parent is killed
+    end_with_parent()
 
     def main() -> None:
         if os.getppid() == parent:  # else it ended before the line above

@@ -64,16 +64,6 @@ def tokenized(
     return truths, {image_id: [line] for image_id, line in zip(captions, lines, strict=True)}
 
 
-def corpus_cider(captions: Mapping[int, str], ground_truths: Mapping[int, Sequence[str]]) -> float:
-    """pycocoevalcap's CIDEr without Java, for validation during training.
-
-    Both sides hold PTB tokens separated by blanks. InputError if they do not hold the same images.
-    """
-    _check_same_images(captions, ground_truths)
-    truths = {image_id: list(ground_truths[image_id]) for image_id in captions}
-    return float(Cider().compute_score(truths, {image_id: [caption] for image_id, caption in captions.items()})[0])
-
-
 def signature(*, document_frequencies: str, decoding: str, num_images: int) -> str:
     """How the scores of `compute_metrics` were made, in SacreBLEU's manner.
 
@@ -147,9 +137,8 @@ def _bleu(truths: Mapping[int, list[str]], results: Mapping[int, list[str]]) -> 
 def _meteor(truths: Mapping[int, list[str]], results: Mapping[int, list[str]]) -> tuple[float, np.ndarray]:
     """METEOR, and per image [n, 23] the statistics that it is computed from (src.evaluation.bootstrap)."""
 
-    def one_field(
-        texts: list[str],
-    ) -> list[str]:  # ||| separates METEOR's fields, and pycocoevalcap leaves it in truths
+    def one_field(texts: list[str]) -> list[str]:
+        """||| separates METEOR's fields, and pycocoevalcap leaves it in ground truths."""
         return [text.replace("|||", " ") for text in texts]
 
     with _meteor_child() as meteor:

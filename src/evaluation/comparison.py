@@ -12,11 +12,13 @@ import yaml
 
 from src.config import Config
 from src.config_plan import Plan
+from src.errors import InputError
 from src.evaluation.bootstrap import average_seeds, paired_differences, whole_split
-from src.evaluation.files import read_arrays, read_evaluation, write_json
+from src.evaluation.files import read_arrays, read_evaluation, results_name, write_json
 from src.evaluation.plots import plot_curves, plot_learning, plot_quality_diversity
-from src.evaluation.report import markdown_table
+from src.evaluation.report import common_signature
 from src.rewards.caption_reward import reward_signature
+from src.tables import markdown_table
 from src.training.metrics import read_lines
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "published_results.yaml"
@@ -29,17 +31,24 @@ def write_comparison(
 ) -> str:
     """Write report.md, report.json and PNG plots of `folders` (system -> run folder of each seed) into `target`.
 
-    Returns the text of report.md. Errors: InputError where a run has not been evaluated.
+    Returns the text of report.md. Errors: InputError where a run has not been evaluated, or not as the others.
     """
     target.mkdir(parents=True, exist_ok=True)
-    evaluations = {system: [read_evaluation(folder, "test") for folder in runs] for system, runs in folders.items()}
+    name = results_name("test", configs["ce"].eval)
+    evaluations = {system: [read_evaluation(folder, name) for folder in runs] for system, runs in folders.items()}
+    line = common_signature(result for results in evaluations.values() for result in results)
+    segments = {
+        system: [read_arrays(folder / f"segments_{name}.npz") for folder in runs] for system, runs in folders.items()
+    }
+    left_out = drop_partial_metrics(evaluations, segments)
     lines = {system: [read_lines(folder / "metrics.jsonl") for folder in runs] for system, runs in folders.items()}
     report = {
         "systems": {system: over_seeds(results) for system, results in evaluations.items()},
-        "differences": differences(folders, plan.resamples),
+        "differences": differences(segments, plan.resamples),
         "budget": {system: budget(runs, configs[system]) for system, runs in lines.items() if system != "ce"},
         "stability": {system: stability(runs) for system, runs in lines.items() if system != "ce"},
-        "signatures": {"score": evaluations["ce"][0]["signature"]}
+        "left_out": left_out,
+        "signatures": {"score": line}
         | {system: reward_signature(config) for system, config in configs.items() if system != "ce"},
     }
     write_json(target / "report.json", report)
@@ -49,6 +58,18 @@ def write_comparison(
     text = markdown(report, next(iter(configs.values())), len(plan.seeds))
     (target / "report.md").write_text(text, encoding="utf-8")
     return text
+
+
+def drop_partial_metrics(
+    evaluations: Mapping[str, Sequence[dict]], segments: Mapping[str, Sequence[dict[str, np.ndarray]]]
+) -> list[str]:
+    """Take out of both, in place, the metrics that only some runs have (SPICE may fail), and return their names."""
+    tables = [result["metrics"] for results in evaluations.values() for result in results]
+    partial = set().union(*tables) - set(tables[0]).intersection(*tables)
+    for table in [*tables, *(statistics for seeds in segments.values() for statistics in seeds)]:
+        for metric in partial & table.keys():
+            del table[metric]
+    return sorted(partial)
 
 
 def over_seeds(results: Sequence[dict]) -> dict[str, dict]:
@@ -61,13 +82,10 @@ def over_seeds(results: Sequence[dict]) -> dict[str, dict]:
     return table
 
 
-def differences(folders: Mapping[str, Sequence[Path]], resamples: int) -> dict[str, dict]:
+def differences(segments: Mapping[str, Sequence[dict[str, np.ndarray]]], resamples: int) -> dict[str, dict]:
     """GRPO minus CE and minus every other system of the same budget: `mean`, the ends of the interval, and each seed's
-    difference, of every metric.
+    difference, of every metric. segments: system -> segment statistics of each seed.
     """
-    segments = {
-        system: [read_arrays(folder / "segments_test.npz") for folder in runs] for system, runs in folders.items()
-    }
     result = {}
     for ours in (name for name in segments if name in ("grpo", "grpo" + EQUAL_UPDATES)):
         for other in segments:
@@ -124,7 +142,10 @@ def markdown(report: dict, config: Config, seeds: int) -> str:
     others = [name for name in systems["ce"] if name not in METRICS]
     published = published_figures(config.data.dataset)
     main = {
-        system: [f"{100 * table[name]['mean']:.1f} ± {100 * table[name]['std']:.1f}" for name in metrics]
+        system: [
+            f"{100 * table[name]['mean']:.1f}" + (f" ± {100 * table[name]['std']:.1f}" if seeds > 1 else "")
+            for name in metrics
+        ]
         for system, table in systems.items()
     }
     columns = list(metrics)
@@ -140,30 +161,49 @@ def markdown(report: dict, config: Config, seeds: int) -> str:
         ]
         for pair, interval in report["differences"].items()
     }
-    rows = [f"# {', '.join(systems)} on {config.data.dataset}, test split, {seeds} seeds", ""]
-    rows += ["Mean and standard deviation over seeds; metrics times 100.", "", *_table(columns, main)]
-    rows += ["", "Diversity of sampled captions, and endings of the greedy ones.", ""]
-    rows += _table(others, {s: [f"{table[name]['mean']:.3f}" for name in others] for s, table in systems.items()})
+    spread = "Means and standard deviations over seeds, " if seeds > 1 else ""
+    rows = [f"# {', '.join(systems)} on {config.data.dataset}, test split, {seeds} seed{'s' if seeds > 1 else ''}", ""]
+    rows += [f"{spread}times 100.".capitalize(), "", *_table(columns, main)]
+    rows += ["", "Diversity of sampled captions, and endings of the others (docs/metrics.md).", ""]
+    rows += _table(others, {s: [_number(name, table[name]["mean"]) for name in others] for s, table in systems.items()})
     rows += ["", "Differences, times 100: mean [95 % interval of a paired bootstrap over images] (of each seed). An"]
-    rows += ["interval covers the choice of test images, not the variance of training.", "", *_table(metrics, pairs)]
+    rows += ["interval covers the choice of test images, not the variance of training. BLEU and METEOR are computed"]
+    rows += ["from the counts of all seeds together.", "", *_table(metrics, pairs)]
     for title, section in (("Budget of one seed", "budget"), ("Stability", "stability")):
         names = list(next(iter(report[section].values())))
-        rows += ["", f"{title}.", ""]
-        rows += _table(names, {s: [f"{values[name]:,.4g}" for name in names] for s, values in report[section].items()})
+        rows += ["", f"{title} (docs/metrics.md).", ""]
+        rows += _table(
+            names, {s: [_number(name, values[name]) for name in names] for s, values in report[section].items()}
+        )
+    if report["left_out"]:
+        rows += ["", f"Left out, since not every run has it: {', '.join(report['left_out'])}."]
     rows += ["", "Signatures:", "", *[f"- {system}: `{line}`" for system, line in report["signatures"].items()]]
     rows += ["", "![learning](learning.png) ![curves](curves.png) ![quality and diversity](quality_diversity.png)"]
     return "\n".join(rows) + "\n"
 
 
 def published_figures(dataset: str) -> dict[str, str]:
-    """CIDEr on the test split of a dataset by system, with decoding and source, from docs/published_results.yaml."""
-    entries = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["results"]
-    return {
-        entry["system"]: f"{entry['value']} ({entry['decoding']}; {entry['source']})"
-        for entry in entries
-        if (entry["dataset"], entry["split"], entry["metric"]) == (dataset, "test", "CIDEr")
-        and entry["value"] is not None
-    }
+    """CIDEr on the test split of a dataset by system, with decoding and source, from docs/published_results.yaml.
+
+    Errors: InputError where the file is damaged, or an entry lacks a key.
+    """
+    try:
+        entries = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["results"]
+        figures: dict[str, list[str]] = {}
+        for entry in entries:
+            system, value = entry["system"], entry["value"]
+            if (entry["dataset"], entry["split"], entry["metric"]) == (dataset, "test", "CIDEr") and value is not None:
+                figures.setdefault(system, []).append(f"{value} ({entry['decoding']}; {entry['source']})")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"{PUBLISHED}: {' '.join(repr(error).split())}: restore it, or complete the entry") from None
+    return {system: ", ".join(lines) for system, lines in figures.items()}
+
+
+def _number(name: str, value: float) -> str:
+    """A value for a table: CIDEr times 100, as everywhere, and no power of ten."""
+    if name in ("best-CIDEr", "largest_fall_of_val_CIDEr"):
+        return f"{100 * value:.1f}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:

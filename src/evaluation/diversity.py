@@ -27,7 +27,7 @@ def diversity(
     """Scores of sampled captions, by name.
 
     Div-1, Div-2: distinct n-grams of an image's captions over their words, mean over images (Aneja et al. 2019).
-    mBLEU: BLEU-4 of each caption against the other G-1 of its image, mean over captions; lower is more diverse.
+    mBLEU: corpus BLEU-4 of the g-th captions against the other G-1 of their images, mean over g; lower is more diverse.
     self-CIDEr: `self_cider`, mean over images. Vocabulary: distinct words. Novel: share of captions not in `training`.
     CIDEr of the best: mean over images of the highest of the G CIDEr scores (an oracle).
     """
@@ -99,7 +99,7 @@ def self_cider(captions: Sequence[str], frequencies: Sequence[Counter], images: 
     kernel = np.zeros((len(captions), len(captions)))
     for n, frequency in enumerate(frequencies, start=1):
         kernel += _cosines([Counter(ngrams(caption, n)) for caption in captions], frequency, images)
-    singular = np.sqrt(np.clip(np.linalg.eigvalsh(kernel / len(frequencies)), 0, None))
+    singular = np.sqrt(np.clip(np.linalg.eigvalsh(kernel), 0, None))
     if singular.sum() == 0:
         return 0.0
     return float(-np.log(singular.max() / singular.sum()) / np.log(len(captions)))
@@ -119,6 +119,5 @@ def _cosines(counts: Sequence[Counter], frequency: Counter, images: int) -> np.n
 
 def broken_endings(captions: Collection[str]) -> float:
     """Share of captions whose last word is a function word."""
-    return sum(caption.split()[-1:] != [] and caption.split()[-1] in FUNCTION_WORDS for caption in captions) / len(
-        captions
-    )
+    last_words = [(caption.split() or [""])[-1] for caption in captions]
+    return sum(word in FUNCTION_WORDS for word in last_words) / len(last_words)

@@ -12,13 +12,15 @@ from src.data.dataset import Dataset, build_image_source, build_source, padded_b
 from src.data.features import FeatureSource
 from src.data.image_check import check_image
 from src.data.images import ImageSource
+from src.data.ptb import tokenize_captions
 from src.data.tokenizer import Tokenizer
 from src.decoding.beam import BeamDecoder
 from src.decoding.sampler import GreedyDecoder, GroupSampler
 from src.evaluation.caption_metrics import CaptionScores, compute_metrics, signature
 from src.evaluation.diversity import broken_endings, diversity
-from src.evaluation.files import write_arrays, write_json
+from src.evaluation.files import decoding_name, results_name, scored_as, write_arrays, write_json
 from src.evaluation.report import owning_folder
+from src.files import file_digest
 from src.models.captioner import Captioner, build_captioner
 from src.rng import uniforms
 from src.training.checkpoint import load_checkpoint
@@ -43,13 +45,13 @@ def evaluate(config: Config, dataset: Dataset, checkpoint: Path, split: str) -> 
     captioner, tokenizer = load_captioner(config, checkpoint, cached=not config.encoder.trainable)
     records = dataset.records[split]
     source = build_source(config, records, captioner.encoder)
-    decoder, decoding = build_decoder(config, captioner, tokenizer)
+    decoder = build_decoder(config, captioner, tokenizer)
     texts, _, ended = decode_images(decoder, tokenizer, source, len(records), config.eval.batch_images)
     captions = {record.image_id: text for record, text in zip(records, texts)}
     folder = owning_folder(config, checkpoint)
-    suffix = split if decoding == "greedy" else f"{split}_{decoding}"
-    write_json(folder / f"captions_{suffix}.json", caption_rows(captions))
-    result, segments = scored(captions, dataset, split, decoding)
+    name = results_name(split, config.eval)
+    write_json(folder / f"captions_{name}.json", caption_rows(captions))
+    result, segments = scored(captions, dataset, split, decoding_name(config.eval))
     result["endings"] = {"function_word": broken_endings(texts), "truncated": float(1 - ended.mean())}
     if config.eval.samples:
         samples = sample_captions(config, captioner, tokenizer, source, len(records))
@@ -57,22 +59,19 @@ def evaluate(config: Config, dataset: Dataset, checkpoint: Path, split: str) -> 
         rows = [{"image_id": image_id, "captions": captions} for image_id, captions in samples.items()]
         write_json(folder / f"samples_{split}.json", rows)
         training = {caption for rows in dataset.ground_truths["train"] for caption in rows}
-        result["samples"] = config.eval.samples
-        result["diversity"] = diversity(samples, dataset.by_image_id(split), training)
-    write_arrays(folder / f"segments_{suffix}.npz", segments)
-    write_json(folder / f"eval_{suffix}.json", result)
+        result["diversity"] = diversity(tokenize_captions(samples, None), dataset.by_image_id(split), training)
+    result |= {"checkpoint": file_digest(checkpoint), "eval": scored_as(config)}
+    write_arrays(folder / f"segments_{name}.npz", segments)
+    write_json(folder / f"eval_{name}.json", result)
     return result
 
 
-def build_decoder(config: Config, captioner: Captioner, tokenizer: Tokenizer) -> tuple[nn.Cell, str]:
-    """The decoder that the configuration asks for, and its name for signatures: greedy, beam3, beam3-lp0.7, ..."""
+def build_decoder(config: Config, captioner: Captioner, tokenizer: Tokenizer) -> nn.Cell:
+    """The decoder that the configuration asks for."""
     evaluation = config.eval
     if evaluation.beams == 1:
-        return GreedyDecoder(captioner, tokenizer.specials, evaluation.tokens), "greedy"
-    name = f"beam{evaluation.beams}"
-    name += f"-lp{evaluation.length_penalty:g}" if evaluation.length_penalty else ""
-    name += "-no3" if evaluation.block_trigrams else ""
-    decoder = BeamDecoder(
+        return GreedyDecoder(captioner, tokenizer.specials, evaluation.tokens)
+    return BeamDecoder(
         captioner,
         tokenizer.specials,
         evaluation.tokens,
@@ -80,7 +79,6 @@ def build_decoder(config: Config, captioner: Captioner, tokenizer: Tokenizer) ->
         evaluation.length_penalty,
         evaluation.block_trigrams,
     )
-    return decoder, name
 
 
 def sample_captions(
@@ -120,7 +118,7 @@ def caption_images(config: Config, checkpoint: Path, paths: list[Path]) -> tuple
     if not readable:
         return {}, broken
     captioner, tokenizer = load_captioner(config, checkpoint, cached=False)
-    decoder, _ = build_decoder(config, captioner, tokenizer)
+    decoder = build_decoder(config, captioner, tokenizer)
     source = build_image_source(config, readable)
     texts, _, _ = decode_images(decoder, tokenizer, source, len(readable), min(len(readable), config.eval.batch_images))
     return dict(zip(readable, texts)), broken

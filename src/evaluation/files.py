@@ -3,11 +3,13 @@
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from src.config import Config, EvalConfig
 from src.errors import InputError
 from src.files import whole_file
 
@@ -40,9 +42,29 @@ def _whole(path: Path) -> Iterator[IO[bytes]]:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another output_root") from None
 
 
-def read_evaluation(folder: Path, split: str) -> dict[str, Any]:
-    """What eval.py wrote into a run folder. Errors: InputError where it did not."""
-    path = folder / f"eval_{split}.json"
+def decoding_name(evaluation: EvalConfig) -> str:
+    """How captions are decoded, for signatures and names of files: greedy, beam3, beam3-lp0.7, beam3-no3."""
+    if evaluation.beams == 1:
+        return "greedy"
+    name = f"beam{evaluation.beams}"
+    name += f"-lp{evaluation.length_penalty:g}" if evaluation.length_penalty else ""
+    return name + ("-no3" if evaluation.block_trigrams else "")
+
+
+def results_name(split: str, evaluation: EvalConfig) -> str:
+    """What stands behind captions_, eval_ and segments_ in a run folder: the split, and a decoding but greedy."""
+    decoding = decoding_name(evaluation)
+    return split if decoding == "greedy" else f"{split}_{decoding}"
+
+
+def scored_as(config: Config) -> dict[str, Any]:
+    """The settings that results depend on, as eval_*.json holds them."""
+    return asdict(config.eval) | {"seed": config.seed}
+
+
+def read_evaluation(folder: Path, name: str) -> dict[str, Any]:
+    """What eval.py wrote into a run folder; `name` from `results_name`. Errors: InputError where it did not."""
+    path = folder / f"eval_{name}.json"
     if not path.is_file():
         raise InputError(f"there is no {path}: evaluate that run first")
     return json.loads(path.read_text(encoding="utf-8"))

@@ -13,11 +13,12 @@ unlike a hash, and stays small at any vocabulary. In shapes, M is the number of 
 U of n-grams of one order, P of distinct (ground truth, n-gram) pairs, E of distinct (caption, n-gram) pairs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
+from pycocoevalcap.cider.cider import Cider
 
 _MAX_N = 4
 _SIGMA = 6.0
@@ -188,3 +189,13 @@ def _ranges(first: np.ndarray, size: np.ndarray) -> np.ndarray:
     """first[0], first[0]+1, ... (size[0] numbers), first[1], ... in one array."""
     before = np.cumsum(size) - size
     return np.repeat(first - before, size) + np.arange(size.sum())
+
+
+def corpus_cider(captions: Mapping[int, str], ground_truths: Mapping[int, Sequence[str]]) -> float:
+    """pycocoevalcap's CIDEr of a split, for validation during training: one caption for each image.
+
+    Captions are words separated by blanks as the tokenizer decodes them, ground truths PTB tokens: with word pieces the
+    score differs a little from eval.py's, which runs the PTB tokenizer (in Java) on the captions too.
+    """
+    truths = {image_id: list(ground_truths[image_id]) for image_id in captions}
+    return float(Cider().compute_score(truths, {image_id: [caption] for image_id, caption in captions.items()})[0])

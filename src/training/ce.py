@@ -58,8 +58,9 @@ def run_ce(run: Run) -> None:
     optimizer = build_optimizer(run.captioner.trained_parameters(), ce.optimizer, total_steps)
     optimizer_state = optimizer_parameters(optimizer, run.captioner)
     last = run.folder / "checkpoints" / "last"
-    if run.state["step"]:
-        load_checkpoint(find_last(run.folder), run.captioner, optimizer_state)
+    saved = find_last(run.folder)
+    if saved is not None:
+        load_checkpoint(saved, run.captioner, optimizer_state)
     else:
         run.save("last", optimizer_state)
     loss_cell = CELossCell(run.captioner, run.tokenizer.bos_id, run.tokenizer.allowed, ce.label_smoothing)

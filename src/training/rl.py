@@ -102,8 +102,9 @@ def run_rl(run: Run, reference: Captioner) -> None:
     optimizer = build_optimizer(run.captioner.trained_parameters(), grpo.optimizer, total_steps)
     optimizer_state = optimizer_parameters(optimizer, run.captioner)
     last = run.folder / "checkpoints" / "last"
-    if run.state["step"]:
-        load_checkpoint(find_last(run.folder), run.captioner, optimizer_state)
+    saved = find_last(run.folder)
+    if saved is not None:
+        load_checkpoint(saved, run.captioner, optimizer_state)
     else:
         run.log(run.validate())  # the CE model is the first candidate for `best`
         run.save("last", optimizer_state)

@@ -1,6 +1,5 @@
 """A run: its folder, its parts, what it goes on from, and how it ends."""
 
-import hashlib
 import json
 import shutil
 import signal
@@ -21,8 +20,9 @@ from src.data.images import ImageSource
 from src.data.tokenizer import Tokenizer, load_tokenizer
 from src.decoding.sampler import GreedyDecoder
 from src.errors import InputError, Terminated
-from src.evaluation.caption_metrics import corpus_cider
+from src.files import file_digest, whole_file
 from src.models.captioner import Captioner, build_captioner
+from src.rewards.cider import corpus_cider
 from src.training.checkpoint import find_last, load_checkpoint, read_state, save_checkpoint
 from src.training.metrics import MetricsWriter
 
@@ -77,7 +77,8 @@ class Run:
 
     def complete(self) -> None:
         """Mark the run as finished."""
-        (self.folder / COMPLETED).write_text(json.dumps(self.state) + "\n")
+        with whole_file(self.folder / COMPLETED) as partial:
+            partial.write_text(json.dumps(self.state) + "\n")
 
 
 def decode_images(
@@ -111,11 +112,6 @@ def check_init(folder: Path, init: Path | None, state: dict[str, Any]) -> None:
         raise InputError(
             f"the run in {folder} started from other weights than {init} holds now: fresh=true starts over"
         )
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def init_checkpoint(config: Config, config_file: Path, overrides: Sequence[str]) -> Path:
