@@ -17,7 +17,6 @@ _SET_BY_THE_PLAN = {
     "init_checkpoint": "every system starts from the comparison's CE",
     "init_config": "every system starts from the comparison's CE",
     "grpo.rollouts": "captions=N sets the budget",
-    "eval.every": "validations=N sets it",
     "eval.samples": "samples=N sets it",
 }
 
