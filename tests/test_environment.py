@@ -3,8 +3,13 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+from tiny import ROOT
 
 from src.environment import run_program
 from src.errors import InputError, RunStopped, Terminated
@@ -44,3 +49,20 @@ def test_sigterm_is_status_4_wherever_it_comes(capsys):
 def test_a_defect_keeps_its_traceback():
     with pytest.raises(FileNotFoundError):
         run_program(lambda: open("/absent"))  # noqa: SIM115
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has it")
+def test_a_child_ends_with_its_killed_parent():
+    code = (
+        "import subprocess, time; from src.environment import end_with_parent; "
+        "print(subprocess.Popen(['sleep', '60'], preexec_fn=end_with_parent).pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = Path(f"/proc/{int(parent.stdout.readline())}/cmdline")
+    assert "sleep" in child.read_text()
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while child.exists() and "sleep" in child.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not child.exists() or "sleep" not in child.read_text()

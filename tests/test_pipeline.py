@@ -134,6 +134,8 @@ def test_evaluation_of_a_given_checkpoint_writes_where_it_lies(outputs, tmp_path
     root, settings, _ = outputs
     checkpoint = root / "demo-ce/checkpoints/last"
     command = ["eval", "--config", "configs/demo/ce.yaml", "--checkpoint", str(checkpoint), "--split", "val"]
-    result = run("-m", "src.pipeline", *command, *settings, f"output_root={tmp_path}")
+    result = run("-m", "src.pipeline", *command, *settings, f"output_root={tmp_path}", "eval.beams=2")
     assert result.returncode == 0, result.stderr
-    assert json.loads((root / "demo-ce/eval_val.json").read_text())["num_images"] == 16
+    scores = json.loads((root / "demo-ce/eval_val_beam2.json").read_text())
+    assert scores["num_images"] == 16 and "decoding:beam2" in scores["signature"]
+    assert "# CE on the val split" in result.stdout and scores["signature"] in result.stdout
