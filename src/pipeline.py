@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train and evaluate the stages of a configuration.")
     parser.add_argument("goal", choices=("ce", "grpo", "scst", "eval"))
     parser.add_argument("--config", type=Path, help="default: configs/demo/<goal>.yaml, grpo.yaml for eval")
-    parser.add_argument("--checkpoint", type=Path, help="for eval: default is the best of the run")
+    parser.add_argument("--checkpoint", type=Path, help="for eval: default is the result of the run")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="go to every stage")
     arguments = parser.parse_intermixed_args()
