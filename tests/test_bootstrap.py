@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
-from test_caption_metrics import scenes, scores  # noqa: F401  a fixture
+from test_caption_metrics import no_spice, scenes, scores  # noqa: F401  fixtures
 
 from src.evaluation.bootstrap import average_seeds, corpus_metrics, meteor_score, paired_differences
 from src.evaluation.caption_metrics import _meteor_child, tokenized
