@@ -136,6 +136,6 @@ def test_evaluation_of_a_given_checkpoint_writes_where_it_lies(outputs, tmp_path
     command = ["eval", "--config", "configs/demo/ce.yaml", "--checkpoint", str(checkpoint), "--split", "val"]
     result = run("-m", "src.pipeline", *command, *settings, f"output_root={tmp_path}", "eval.beams=2")
     assert result.returncode == 0, result.stderr
-    scores = json.loads((root / "demo-ce/eval_val_beam2.json").read_text())
-    assert scores["num_images"] == 16 and "decoding:beam2" in scores["signature"]
+    scores = json.loads((root / "demo-ce/eval_val_beam2-lp1.json").read_text())
+    assert scores["num_images"] == 16 and "decoding:beam2-lp1" in scores["signature"]
     assert "# CE on the val split" in result.stdout and scores["signature"] in result.stdout
