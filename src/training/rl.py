@@ -23,6 +23,8 @@ from src.training.optim import build_optimizer
 from src.training.run import Run
 from src.training.step import TrainStep
 
+SAVE_SECONDS = 60  # between checkpoints: rollouts may be shorter than it takes to write one
+
 
 class RolloutCollector:
     """Samples, rewards and scores a rollout of `rollout_images` images in batches of `sample_images`."""
@@ -31,9 +33,9 @@ class RolloutCollector:
         self.run = run
         self.config = run.config
         grpo, tokenizer = run.config.grpo, run.tokenizer
-        self.greedy_baseline = run.config.advantage.baseline == "greedy"
+        greedy = run.config.advantage.baseline == "greedy"
         self.sampler = GroupSampler(
-            run.captioner, tokenizer.specials, tokenizer.allowed, grpo.temperature, grpo.top_k, self.greedy_baseline
+            run.captioner, tokenizer.specials, tokenizer.allowed, grpo.temperature, grpo.top_k, greedy
         )
         self.ref_logprobs = LogprobCell(reference, tokenizer.bos_id, grpo.temperature, grpo.top_k)
         self.reward = CaptionReward(run.dataset.ground_truths["train"], tokenizer, run.config.reward)
@@ -95,7 +97,10 @@ def minibatches(images: int, size: int, seed: int, index: int, number: int) -> l
 
 
 def run_rl(run: Run, reference: Captioner) -> None:
-    """Train from the state of `run` to its last rollout. Checkpoints are taken between rollouts."""
+    """Train from the state of `run` to its last rollout.
+
+    Checkpoints are taken between rollouts: with every validation, on SIGTERM, and after SAVE_SECONDS.
+    """
     config = run.config
     grpo = config.grpo
     total_steps = grpo.rollouts * config.updates_per_rollout
@@ -119,6 +124,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
         disable=None,
         mininterval=1,
     )
+    saved_at = time.monotonic()
     for index in range(run.state["step"] // config.updates_per_rollout, grpo.rollouts):
         rollout, rollout_stats = collector.collect(index)
         run.state["seconds"] += rollout_stats["time/rollout_s"] + rollout_stats["time/reward_s"]
@@ -126,14 +132,17 @@ def run_rl(run: Run, reference: Captioner) -> None:
         for number in range(grpo.passes):
             stats = _pass(run, rollout, rollout_stats, index, number, step_cell, optimizer, bar, last)
             rollout_stats = {}
-        if (index + 1) % config.eval.every == 0 or index + 1 == grpo.rollouts:
+        validated = (index + 1) % config.eval.every == 0 or index + 1 == grpo.rollouts
+        if validated:
             scores = run.validate()
             run.log(scores)
             tqdm.write(
                 f"{config.stage.upper()} rollout {index + 1}/{grpo.rollouts}: reward {rollout.rewards.mean():.3f}, "
                 f"KL {stats['train/kl']:.4f}, val CIDEr {100 * scores['val/CIDEr']:.1f}"
             )
-        run.save("last", optimizer_state)
+        if validated or run.terminated or time.monotonic() - saved_at > SAVE_SECONDS:
+            run.save("last", optimizer_state)
+            saved_at = time.monotonic()
         run.check_terminated(last)
     bar.close()
 
