@@ -1,0 +1,85 @@
+"""How fast each phase of training is on this machine, against what the machine could do.
+
+python -m src.bench [images=8 group=5 vocab=30522 length=20 layers=1 width=512 encoder=resnet50 trainable=true ...]
+Other keys: beams, documents, rewarded, scored, repeats (src/bench/sizes.py), and every key of the configuration.
+Prints a table, and last one JSON line.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from src.bench.sizes import parse, short_values
+from src.bench.timing import Work
+from src.environment import end_with_parent, run_program
+from src.tables import markdown_table
+
+
+def main() -> None:
+    """Run every set of phases in a process of its own, one after the other, and print what they measured."""
+    arguments = sys.argv[1:]
+    if arguments in (["-h"], ["--help"]):
+        print(__doc__)
+        return
+    config, sizes = parse(arguments)
+    parts = {what: measure(what, arguments) for what in ("features", "pixels", "host")}
+    with tempfile.TemporaryDirectory(prefix="compile-cache-") as folder:
+        cache = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": folder}
+        compile_s = {state: measure("compile", arguments, cache)["phases"] for state in ("cold", "cached")}
+    ceilings = parts["features"]["ceilings"]
+    works = parts["pixels"]["floors"] | parts["host"]["floors"]
+    result = {
+        "sizes": short_values(config) | asdict(sizes),
+        "ceilings": ceilings,
+        "phases": {
+            name: values
+            | {"of_floor": Work(*works[name]).seconds(ceilings) / values["seconds"] if name in works else None}
+            for part in parts.values()
+            for name, values in part["phases"].items()
+        },
+        "compile_s": {
+            state: sum(phase["compile_s"] for phase in phases.values()) for state, phases in compile_s.items()
+        },
+        "peak_memory_mb": max(part["peak_memory_mb"] for part in parts.values()),
+    }
+    print("\n".join(table(result)), json.dumps(result), sep="\n")
+
+
+def measure(what: str, arguments: Sequence[str], environment: Mapping[str, str] = {}) -> dict[str, Any]:
+    """What `src.bench.measure` prints for a set of phases; its failure ends the program with its status."""
+    print(f"measuring: {what}", file=sys.stderr)
+    command = [sys.executable, "-m", "src.bench.measure", what, *arguments]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | environment, preexec_fn=end_with_parent
+    )
+    if done.returncode != 0:
+        sys.exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(result: Mapping[str, Any]) -> list[str]:
+    """The table for people."""
+    rows = []
+    for name, phase in result["phases"].items():
+        floor = "" if phase["of_floor"] is None else f"{phase['of_floor']:.1%}"
+        numbers = [f"{phase['seconds']:.4f}", f"{phase['captions_per_s']:,.1f}", floor, f"{phase['compile_s']:.1f}"]
+        rows.append([name, *numbers])
+    ceilings, compile_s = result["ceilings"], result["compile_s"]
+    return [
+        ", ".join(f"{key} {value}" for key, value in result["sizes"].items()),
+        f"ceilings: {ceilings['matmul_gflops']:.0f} GFLOP/s in matrix products, {ceilings['bandwidth_gbs']:.1f} GB/s",
+        "",
+        *markdown_table(["phase", "seconds", "captions/s", "floor / seconds", "first call took longer by, s"], rows),
+        "",
+        f"compiling sampler and update: {compile_s['cold']:.1f} s, from the cache {compile_s['cached']:.1f} s; "
+        f"peak memory {result['peak_memory_mb']:,.0f} MB",
+    ]
+
+
+if __name__ == "__main__":
+    run_program(main)

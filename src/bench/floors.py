@@ -1,0 +1,83 @@
+"""The least work of each phase: operations that its matrix products need, bytes that must move at least once.
+
+Letters: B images, G group size, K beams, R rows, T tokens, N image tokens, C channels, D width, V vocabulary.
+An operation is a multiplication or an addition. What an implementation adds (softmax, sampling, logits written and read
+again) is not in a floor: the share of the floor says what is left to gain.
+"""
+
+from unittest.mock import patch
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.bench.sizes import Sizes
+from src.bench.timing import Work
+from src.config import Config
+from src.models.encoder import Encoder
+
+
+def floors(config: Config, sizes: Sizes, encoder: Encoder) -> dict[str, Work]:
+    """The least work of every phase on the device."""
+    decoder, grpo, evaluation = config.decoder, config.grpo, config.eval
+    d, n = decoder.width, encoder.tokens
+    layer = 6 * d * d + 2 * d * decoder.feed_forward  # weights of one layer that every token meets
+    token_weights = decoder.layers * layer + sizes.vocab * d
+    image_weights = encoder.channels * d + decoder.layers * 2 * d * d
+
+    def tokens_work(tokens: int) -> float:  # of one row: products with weights, with its past, and with its image
+        attention = decoder.layers * (4 * d * tokens * (tokens + 1) / 2 + 4 * d * n * tokens)
+        return 2 * token_weights * tokens + attention
+
+    def decoding(images: int, rows: int, tokens: int) -> Work:
+        operations = 2 * images * n * image_weights + rows * tokens_work(tokens)
+        return Work(operations, 4 * (images * n * encoder.channels + image_weights + tokens * token_weights))
+
+    def update(images: int, rows: int, tokens: int) -> Work:
+        # Backward: each product twice more, but for the features, which have no gradient. Bytes: a weight is read
+        # forward and backward, its gradient written and read, weight and two moments read and written.
+        projection = 2 * images * n * encoder.channels * d
+        operations = 3 * (decoding(images, rows, tokens).operations - projection) + 2 * projection
+        return Work(operations, 4 * (10 * (token_weights + image_weights) + images * n * encoder.channels))
+
+    images = grpo.sample_images
+    conv_operations, conv_weights = convolutions(encoder, config.data.image_size)
+    sample = decoding(images, images * grpo.group_size, grpo.tokens)
+    features = update(grpo.update_images, grpo.update_images * grpo.group_size, grpo.tokens)
+    encode = Work(images * conv_operations, 4 * conv_weights)
+    trained = 3 if config.encoder.trainable else 1
+    grid = 2 * grpo.update_images * n * encoder.channels * d if config.encoder.trainable else 0.0
+    ce_rows = config.ce.batch_images * config.ce.captions_per_image
+    return {
+        "encode": encode,
+        "sample": sample,
+        "rollout": Work(encode.operations + sample.operations, encode.bytes + sample.bytes),
+        "reference": Work(sample.operations, 4 * (token_weights + image_weights + images * n * encoder.channels)),
+        "update": Work(
+            trained * grpo.update_images * conv_operations + features.operations + grid,
+            (10 if config.encoder.trainable else 1) * 4 * conv_weights + features.bytes,
+        ),
+        "update_features": features,
+        "ce_step": update(config.ce.batch_images, ce_rows, config.ce.tokens),
+        "greedy": decoding(evaluation.batch_images, evaluation.batch_images, evaluation.tokens),
+        "beam": decoding(evaluation.batch_images, evaluation.batch_images * evaluation.beams, evaluation.tokens),
+    }
+
+
+def convolutions(encoder: Encoder, image_size: int) -> tuple[float, int]:
+    """Operations of one image's convolutions, counted where they happen, and the number of their weights.
+
+    MindSpore must be in PyNative mode, where Python runs the encoder.
+    """
+    counts = []
+    function, method = ops.conv2d, nn.Conv2d.construct
+
+    def count(weight: Tensor, out: Tensor) -> Tensor:
+        counts.append((2.0 * weight.size * out.shape[2] * out.shape[3], weight.size))
+        return out
+
+    with (
+        patch.object(ops, "conv2d", lambda x, weight, *rest: count(weight, function(x, weight, *rest))),
+        patch.object(nn.Conv2d, "construct", lambda self, x: count(self.weight, method(self, x))),
+    ):
+        encoder(Tensor(np.zeros((1, 3, image_size, image_size), np.float32)))
+    return sum(operations for operations, _ in counts), sum(weights for _, weights in counts)

@@ -1,0 +1,80 @@
+"""What a benchmark measures: its sizes, and the configuration that they stand for."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.config import Config
+from src.config_load import load_config
+from src.config_rules import flatten
+from src.errors import InputError
+from src.models.variants import KINDS
+
+BASE = Path("configs/coco/grpo.yaml")
+# Short names of what a user varies, and the configuration's keys that they set.
+SHORT = {
+    "images": (
+        "grpo.rollout_images",
+        "grpo.sample_images",
+        "grpo.update_images",
+        "ce.batch_images",
+        "eval.batch_images",
+    ),
+    "group": ("grpo.group_size", "ce.captions_per_image"),
+    "length": ("grpo.tokens", "ce.tokens", "eval.tokens"),
+    "layers": ("decoder.layers",),
+    "width": ("decoder.width",),
+    "encoder": ("encoder.kind",),
+    "trainable": ("encoder.trainable",),
+    "beams": ("eval.beams",),
+}
+# Defaults of short names, where the configuration's own are not the benchmark's.
+DEFAULTS = {"images": "8", "group": "5", "length": "20", "encoder": "resnet50", "trainable": "true", "beams": "3"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What no configuration holds. documents: training images of the reward; rewarded: captions per call of it;
+    scored: captions of the evaluation metrics; repeats: measurements after the warm-up."""
+
+    vocab: int = 30522
+    documents: int = 113287
+    rewarded: int = 3200
+    scored: int = 1000
+    repeats: int = 5
+
+
+def parse(arguments: list[str]) -> tuple[Config, Sizes]:
+    """`key=value` arguments: short names, fields of Sizes, or dotted keys of the configuration.
+
+    Errors: InputError naming the argument.
+    """
+    given = dict(DEFAULTS)
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        if not separator:
+            raise InputError(f"'{argument}' is not of the form key=value")
+        given[key] = value
+    sizes = {}
+    overrides = ["encoder.checkpoint=null"]
+    if given["encoder"] in KINDS:
+        overrides.append(f"encoder.variant={KINDS[given['encoder']][0]}")
+    for key, value in given.items():
+        if key in Sizes.__dataclass_fields__:
+            sizes[key] = _count(key, value)
+        else:
+            overrides += [f"{long}={value}" for long in SHORT.get(key, (key,))]
+    return load_config(BASE, overrides), Sizes(**sizes)
+
+
+def _count(key: str, value: str) -> int:
+    if not value.isdecimal() or int(value) < (10 if key == "vocab" else 1):
+        raise InputError(f"{key}={value} must be a whole number, at least {10 if key == 'vocab' else 1}")
+    return int(value)
+
+
+def short_values(config: Config) -> dict[str, Any]:
+    """The short names with the values that they have in a configuration."""
+    flat = flatten(dataclasses.asdict(config))
+    return {name: flat[keys[0]] for name, keys in SHORT.items()}
