@@ -4,7 +4,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import SPECIALS, VOCAB
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 from test_decoder import Forced
 
 from src.decoding.distribution import inverse_cdf, policy_logits
@@ -38,7 +38,7 @@ class InverseCDF(nn.Cell):
         self.last = last
 
     def construct(self, logits, draws):
-        return inverse_cdf(logits, draws, self.last)
+        return inverse_cdf(ops.softmax(logits, -1), draws, self.last)
 
 
 def test_inverse_cdf_at_the_ends_with_first_and_last_ids_masked(mode):

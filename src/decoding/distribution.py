@@ -26,20 +26,18 @@ def policy_logits(logits: Tensor, temperature: float, top_k: int, tokens: Tensor
     return logits
 
 
-def inverse_cdf(logits: Tensor, uniforms: Tensor, last: int) -> Tensor:
-    """Draw one token a row by inverse transform sampling: int32 [M] from logits [M, V] and uniforms [M].
+def inverse_cdf(probabilities: Tensor, uniforms: Tensor, last: int) -> Tensor:
+    """Draw one token a row by inverse transform sampling: int32 [M] from probabilities [M, V] and uniforms [M].
 
     The index is the number of cumulative sums <= u * (last cumulative sum), so that rounding of the sum does not
     matter; it is clipped to `last`, the last id that may be drawn.
     """
-    weights = ops.exp(logits - ops.stop_gradient(ops.amax(logits, -1, keepdims=True)))
-    cumulative = ops.cumsum(weights, -1)
+    cumulative = ops.cumsum(probabilities, -1)
     threshold = ops.expand_dims(uniforms, -1) * cumulative[:, -1:]
-    index = ops.reduce_sum(ops.cast(cumulative <= threshold, mstype.float32), -1)
-    return ops.minimum(ops.cast(index, mstype.int32), last)
+    index = ops.searchsorted(cumulative, threshold, out_int32=True, right=True)
+    return ops.minimum(ops.squeeze(index, -1), last)
 
 
-def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log p(token): logits [R, V] and tokens int32 [R] -> [R]."""
-    chosen = ops.gather_elements(logits, logits.ndim - 1, ops.expand_dims(tokens, -1))
-    return ops.squeeze(chosen, -1) - ops.logsumexp(logits, -1)
+def select(values: Tensor, tokens: Tensor) -> Tensor:
+    """The value of each row's token: values [R, V] and tokens int32 [R] -> [R]."""
+    return ops.squeeze(ops.gather_elements(values, values.ndim - 1, ops.expand_dims(tokens, -1)), -1)

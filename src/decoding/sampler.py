@@ -9,7 +9,7 @@ import mindspore.common.dtype as mstype
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.decoding.distribution import inverse_cdf, policy_logits, token_logprobs
+from src.decoding.distribution import inverse_cdf, policy_logits, select
 from src.models.captioner import Captioner
 
 
@@ -77,11 +77,12 @@ class GroupSampler(nn.Cell):
         is_greedy = ops.arange(columns.shape[0]) % (group_size + 1) == group_size
 
         def choose(logits, t):
-            logits = policy_logits(logits, self.temperature, self.top_k)
-            token = inverse_cdf(logits, columns[:, t], self.last_allowed)
+            probabilities = ops.softmax(policy_logits(logits, self.temperature, self.top_k), -1)
+            token = inverse_cdf(probabilities, columns[:, t], self.last_allowed)
             if self.greedy:
                 token = ops.where(is_greedy, ops.cast(ops.argmax(logits, -1), mstype.int32), token)
-            return token, token_logprobs(logits, token)
+            # Never log 0: a device that adds in another order might draw a token of no probability, if hardly ever.
+            return token, ops.log(ops.maximum(select(probabilities, token), 1e-30))
 
         outputs = generate(self.captioner, inputs, columns.shape[0], tokens, self.specials, choose)
         if not self.greedy:
@@ -106,6 +107,6 @@ class GreedyDecoder(nn.Cell):
     def construct(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         def choose(logits, t):
             token = ops.cast(ops.argmax(logits, -1), mstype.int32)
-            return token, token_logprobs(logits, token)
+            return token, ops.log(select(ops.softmax(logits, -1), token))
 
         return generate(self.captioner, inputs, inputs.shape[0], self.tokens, self.specials, choose)

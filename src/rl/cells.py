@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.config import Config
-from src.decoding.distribution import policy_logits, token_logprobs
+from src.decoding.distribution import policy_logits, select
 from src.models.captioner import Captioner
 from src.rl.losses import GRPO_STATS, aggregate, cross_entropy_loss, grpo_loss
 
@@ -45,7 +45,7 @@ class LogprobCell(nn.Cell):
         tokens = completion_ids.reshape(-1)
         logits = flat_logits(self.captioner, inputs, completion_ids, self.bos_id)
         logits = policy_logits(logits, self.temperature, self.top_k, tokens)
-        return token_logprobs(logits, tokens).reshape(completion_ids.shape)
+        return select(ops.log_softmax(logits, -1), tokens).reshape(completion_ids.shape)
 
 
 class GRPOLossCell(nn.Cell):
