@@ -4,9 +4,9 @@ Letters: R any leading shape of rows or rows and tokens, V vocabulary.
 """
 
 import mindspore.common.dtype as mstype
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 
-from src.models.layers import MASKED
+from src.models.layers import MASKED, row_means
 
 
 def policy_logits(logits: Tensor, temperature: float, top_k: int, tokens: Tensor | None = None) -> Tensor:
@@ -41,3 +41,25 @@ def inverse_cdf(probabilities: Tensor, uniforms: Tensor, last: int) -> Tensor:
 def select(values: Tensor, tokens: Tensor) -> Tensor:
     """The value of each row's token: values [R, V] and tokens int32 [R] -> [R]."""
     return ops.squeeze(ops.gather_elements(values, values.ndim - 1, ops.expand_dims(tokens, -1)), -1)
+
+
+class TokenLogprobs(nn.Cell):
+    """Log-probs of given tokens, without a table [R, V] of log-probs, and with a gradient in two passes.
+
+    Inputs: logits float32 [R, V], tokens int32 [R]. Returns, each [R] but the last: log p(token); the logsumexp of the
+    logits; the entropy in nats; and the probabilities [R, V]. Only the first two have gradients:
+    d log p(token) / d logits = onehot(token) - p, d logsumexp / d logits = p.
+    """
+
+    def construct(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        probabilities = ops.softmax(logits, -1)
+        # log p of the most probable token is exact: it is never below -log V.
+        logsumexp = ops.max(logits, -1)[0] - ops.log(ops.max(probabilities, -1)[0])
+        mean_logit = ops.squeeze(row_means(probabilities * logits), -1) * logits.shape[-1]
+        return select(logits, tokens) - logsumexp, logsumexp, logsumexp - mean_logit, probabilities
+
+    def bprop(self, logits: Tensor, tokens: Tensor, out: tuple, dout: tuple) -> tuple[Tensor, Tensor]:
+        from_logprob, from_logsumexp = ops.expand_dims(dout[0], -1), ops.expand_dims(dout[1], -1)
+        gradient = out[3] * (from_logsumexp - from_logprob)
+        places = ops.expand_dims(tokens, -1)
+        return ops.tensor_scatter_elements(gradient, places, from_logprob, 1, "add"), ops.zeros_like(tokens)

@@ -64,7 +64,7 @@ class Decoder(nn.Cell):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> logits [..., V], MASKED for tokens that are never produced."""
-        return self.output(hidden) + self.allowed_bias
+        return self.output(hidden, self.allowed_bias)
 
     def empty_cache(self, rows: int, length: int) -> tuple[tuple[Tensor, Tensor], ...]:
         """Zero keys and values [M, H, T, d] for every layer."""

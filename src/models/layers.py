@@ -77,10 +77,11 @@ class Linear(nn.Cell):
         self.matmul = ops.MatMul(transpose_b=True)  # no copy of the weight, as `weight.T` would make
         self.shift = Shift()
 
-    def construct(self, x: Tensor) -> Tensor:
+    def construct(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
+        """offset [D]: a constant beside the bias, which costs no pass of its own."""
         rows = self.matmul(x.reshape(-1, x.shape[-1]), self.weight)
         if self.bias is not None:
-            rows = self.shift(rows, self.bias)
+            rows = self.shift(rows, self.bias if offset is None else self.bias + offset)
         return rows.reshape(*x.shape[:-1], -1)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.config import Config
-from src.decoding.distribution import policy_logits, select
+from src.decoding.distribution import TokenLogprobs, policy_logits, select
 from src.models.captioner import Captioner
 from src.rl.losses import GRPO_STATS, aggregate, cross_entropy_loss, grpo_loss
 
@@ -68,6 +68,7 @@ class GRPOLossCell(nn.Cell):
         self.kl_coef = config.kl.coef
         self.importance_weight = config.kl.importance_weight
         self.aggregation = config.loss.aggregation
+        self.token_logprobs = TokenLogprobs()
 
     def construct(
         self,
@@ -81,8 +82,7 @@ class GRPOLossCell(nn.Cell):
         tokens = completion_ids.reshape(-1)
         logits = flat_logits(self.captioner, inputs, completion_ids, self.bos_id)
         logits = policy_logits(logits, self.temperature, self.top_k, tokens)
-        all_logprobs = ops.log_softmax(logits, -1)  # [M*T, V]
-        logprobs = ops.squeeze(ops.gather_elements(all_logprobs, 1, ops.expand_dims(tokens, 1)), 1)
+        logprobs, _, entropy, _ = self.token_logprobs(logits, tokens)
         loss, stats = grpo_loss(
             logprobs.reshape(mask.shape),
             old_logprobs,
@@ -95,9 +95,7 @@ class GRPOLossCell(nn.Cell):
             aggregation=self.aggregation,
             importance_weight=self.importance_weight,
         )
-        fixed = ops.stop_gradient(all_logprobs)
-        entropy = -ops.reduce_sum(ops.exp(fixed) * fixed, -1).reshape(mask.shape)
-        return loss, (*stats, aggregate(entropy, mask, "token"))
+        return loss, (*stats, aggregate(entropy.reshape(mask.shape), mask, "token"))
 
 
 class CELossCell(nn.Cell):
@@ -113,9 +111,10 @@ class CELossCell(nn.Cell):
         super().__init__()
         self.captioner = captioner
         self.bos_id = bos_id
-        self.allowed_share = Tensor(allowed / allowed.sum(), ms.float32)  # [V]
+        self.allowed_share = Tensor(allowed[:, None] / allowed.sum(), ms.float32)  # [V, 1]
         self.scales = tuple(1.0 / (1.0 - rate) for rate in captioner.decoder.dropout_rates)
         self.smoothing = smoothing
+        self.token_logprobs = TokenLogprobs()
 
     def construct(self, inputs: Tensor, targets: Tensor, mask: Tensor, *keep: Tensor) -> tuple[Tensor, tuple[Tensor]]:
         factors = None
@@ -125,11 +124,10 @@ class CELossCell(nn.Cell):
                 factors += (ops.cast(site, mstype.float32) * scale,)
         tokens = targets.reshape(-1)
         logits = flat_logits(self.captioner, inputs, targets, self.bos_id, factors)
-        all_logprobs = ops.log_softmax(logits, -1)  # [M*T, V]
-        logprobs = ops.squeeze(ops.gather_elements(all_logprobs, 1, ops.expand_dims(tokens, 1)), 1).reshape(mask.shape)
+        logprobs, logsumexp, _, _ = self.token_logprobs(logits, tokens)
         mean_logprobs = logprobs
         if self.smoothing > 0:
-            mean_logprobs = ops.reduce_sum(all_logprobs * self.allowed_share, -1).reshape(mask.shape)
-        loss = cross_entropy_loss(logprobs, mean_logprobs, mask, self.smoothing)
+            mean_logprobs = ops.squeeze(ops.matmul(logits, self.allowed_share), -1) - logsumexp
+        loss = cross_entropy_loss(logprobs.reshape(mask.shape), mean_logprobs.reshape(mask.shape), mask, self.smoothing)
         hits = ops.cast(ops.cast(ops.argmax(logits, -1), mstype.int32) == tokens, mstype.float32).reshape(mask.shape)
         return loss, (aggregate(hits, mask, "token"),)
