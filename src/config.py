@@ -73,6 +73,7 @@ class CEConfig:
     epochs: int
     patience: int
     batch_images: int
+    micro_batches: int
     captions_per_image: int
     tokens: int
     label_smoothing: float
@@ -88,6 +89,7 @@ class GRPOConfig:
     sample_images: int
     passes: int
     update_images: int
+    micro_batches: int
     tokens: int
     temperature: float
     top_k: int

@@ -37,6 +37,7 @@ def check(config: Config) -> None:
         "log_every",
         "ce.epochs",
         "ce.batch_images",
+        "ce.micro_batches",
         "ce.captions_per_image",
         "ce.tokens",
         "grpo.group_size",
@@ -45,6 +46,7 @@ def check(config: Config) -> None:
         "grpo.sample_images",
         "grpo.passes",
         "grpo.update_images",
+        "grpo.micro_batches",
         "grpo.tokens",
         "grpo.temperature",
         "ce.optimizer.lr",
@@ -95,6 +97,16 @@ def check(config: Config) -> None:
     ]
     longest = max(c.ce.tokens, c.grpo.tokens, c.eval.tokens)
     rules += [
+        (
+            "ce.micro_batches",
+            c.ce.batch_images % c.ce.micro_batches == 0,
+            f"must divide ce.batch_images={c.ce.batch_images}",
+        ),
+        (
+            "grpo.micro_batches",
+            c.grpo.update_images % c.grpo.micro_batches == 0,
+            f"must divide grpo.update_images={c.grpo.update_images}",
+        ),
         ("decoder.heads", c.decoder.width % c.decoder.heads == 0, f"must divide decoder.width={c.decoder.width}"),
         ("decoder.positions", c.decoder.positions >= longest, f"must be at least {longest}, the longest caption"),
         (

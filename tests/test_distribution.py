@@ -1,4 +1,4 @@
-"""Log-probs, logsumexp and entropy of logits against float64 formulas, and their gradient against finite differences."""
+"""Log-probs, logsumexp and entropy against float64 formulas, and their gradient against finite differences."""
 
 import mindspore as ms
 import numpy as np

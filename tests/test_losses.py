@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.rl.losses import GRPO_STATS, cross_entropy_loss, grpo_loss
+from src.rl.losses import GRPO_STATS, cross_entropy_loss, grpo_loss, token_weights
 
-PLAIN = dict(clip_eps_low=0.2, clip_eps_high=0.2, kl_coef=0.04, aggregation="token", importance_weight=False)
+PLAIN = dict(clip_eps_low=0.2, clip_eps_high=0.2, kl_coef=0.04, importance_weight=False)
 
 
 class LossCell(nn.Cell):
@@ -15,8 +15,8 @@ class LossCell(nn.Cell):
         super().__init__()
         self.settings = settings
 
-    def construct(self, logprobs, old, ref, advantages, mask):
-        return grpo_loss(logprobs, old, ref, advantages, mask, **self.settings)
+    def construct(self, logprobs, old, ref, advantages, weights):
+        return grpo_loss(logprobs, old, ref, advantages, weights, **self.settings)
 
 
 class ScalarCell(nn.Cell):
@@ -30,19 +30,21 @@ class ScalarCell(nn.Cell):
         return self.cell(*inputs)[0]
 
 
-def run(arrays, **settings):
+def run(arrays, aggregation="token", **settings):
     cell = LossCell(**(PLAIN | settings))
+    arrays = (*arrays[:4], token_weights(np.asarray(arrays[4]), aggregation))
     loss, stats = cell(*(Tensor(np.asarray(array, np.float32)) for array in arrays))
     return float(loss.asnumpy()), {name: float(value.asnumpy()) for name, value in zip(GRPO_STATS, stats)}
 
 
 def gradient(arrays, **settings):
+    arrays = (*arrays[:4], token_weights(np.asarray(arrays[4]), "token"))
     grad = ms.grad(ScalarCell(LossCell(**(PLAIN | settings))), grad_position=0)
     return grad(*(Tensor(np.asarray(array, np.float32)) for array in arrays)).asnumpy()
 
 
 def expected(
-    logprobs, old, ref, advantages, mask, clip_eps_low, clip_eps_high, kl_coef, aggregation, importance_weight
+    logprobs, old, ref, advantages, mask, clip_eps_low, clip_eps_high, kl_coef, importance_weight, aggregation="token"
 ):
     """Equation 3 of arXiv:2402.03300 token by token, in float64."""
     values = np.zeros_like(logprobs)
@@ -131,7 +133,7 @@ def test_the_first_update_has_ratio_one_and_policy_gradient():
     logprobs, _, _, advantages, mask = random_case()
     case = (logprobs, logprobs, logprobs, advantages, mask)
     loss, stats = run(case)
-    assert stats["ratio_mean"] == 1.0 and stats["kl"] == 0.0 and stats["clip_fraction"] == 0.0
+    assert stats["ratio_mean"] == pytest.approx(1.0, abs=1e-6) and stats["kl"] == 0.0 and stats["clip_fraction"] == 0.0
     np.testing.assert_allclose(gradient(case), -advantages[:, None] * mask / mask.sum(), atol=1e-6)
 
 
@@ -140,5 +142,6 @@ def test_cross_entropy_with_label_smoothing(mode):
     mean = np.array([[-4.0, -4.0], [-5.0, -9.0]], np.float32)
     mask = np.array([[1, 1], [1, 0]], np.float32)
     # 0.9 * (1 + 2 + 3) / 3 + 0.1 * (4 + 4 + 5) / 3 = 1.8 + 0.43333
-    loss = cross_entropy_loss(Tensor(logprobs), Tensor(mean), Tensor(mask), 0.1)
+    weights = Tensor(token_weights(mask, "token"))
+    loss = cross_entropy_loss(Tensor(logprobs), Tensor(mean), weights, 0.1)
     assert float(loss.asnumpy()) == pytest.approx(2.2333333, abs=1e-6)

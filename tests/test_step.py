@@ -7,7 +7,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from src.config import OptimizerConfig
 from src.training.optim import build_optimizer, build_schedule
-from src.training.step import TrainStep
+from src.training.step import TrainStep, build_step
 
 CONFIG = OptimizerConfig(
     lr=0.1, final_lr=0.01, warmup_ratio=0.25, decay_ratio=0.75, weight_decay=0.2, beta2=0.99, grad_clip=0.5
@@ -63,6 +63,34 @@ def numpy_updates(xs):
 def step_cell():
     cell = Quadratic()
     return TrainStep(cell, build_optimizer(cell.trainable_params(), CONFIG, STEPS), CONFIG.grad_clip), cell
+
+
+class WeightedSquares(nn.Cell):
+    """sum(weights * (x @ matrix)^2): a sum over rows, as build_step wants it."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix = Parameter(Tensor(np.arange(6, dtype=np.float32).reshape(3, 2) / 6), name="matrix")
+
+    def construct(self, x, weights):
+        out = ops.matmul(x, self.matrix)
+        return ops.reduce_sum(weights * ops.square(out)), (ops.reduce_sum(weights * out),)
+
+
+def test_parts_of_a_batch_give_what_one_batch_gives(mode):
+    rng = np.random.default_rng(0)
+    batches = [(rng.normal(size=(8, 3)), rng.uniform(0, 0.2, (8, 2))) for _ in range(4)]
+    batches[2][1][:] = np.nan  # nothing is updated, and nothing of it is left in the sums
+    results = []
+    for micro_batches in (1, 2, 8):
+        cell = WeightedSquares()
+        optimizer = build_optimizer(cell.trainable_params(), CONFIG, STEPS)
+        step = build_step(cell, optimizer, CONFIG.grad_clip, micro_batches)
+        values = [step(*(array.astype(np.float32) for array in batch)) for batch in batches]
+        results.append((np.array(values), cell.matrix.asnumpy()))
+    for values, matrix in results[1:]:
+        np.testing.assert_allclose(values, results[0][0], rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(matrix, results[0][1], rtol=1e-6, atol=1e-7)
 
 
 def test_equals_float64_adamw(mode, step_cell):

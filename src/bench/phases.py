@@ -16,7 +16,7 @@ from src.decoding.sampler import GreedyDecoder, GroupSampler
 from src.models.captioner import Captioner, build_captioner
 from src.rl.cells import CELossCell, GRPOLossCell, LogprobCell
 from src.training.optim import build_optimizer
-from src.training.step import TrainStep
+from src.training.step import build_step
 
 SPECIALS = (0, 1, 2)  # PAD, BOS, EOS; none is ever sampled, so that every caption has all T tokens
 
@@ -86,11 +86,13 @@ def _update(name: str, captioner: Captioner, config: Config, sizes: Sizes, input
     rows, tokens = config.grpo.update_images * config.grpo.group_size, config.grpo.tokens
     rng = np.random.default_rng(1)
     logprobs = rng.normal(-8, 1, (rows, tokens)).astype(np.float32)
-    arrays = (_ids(sizes, rows, tokens), np.ones_like(logprobs), logprobs, logprobs, rng.normal(size=rows))
-    arrays = [Tensor(array.astype(np.float32) if array.dtype == np.float64 else array) for array in arrays]
+    weights = np.full_like(logprobs, 1 / logprobs.size)
+    advantages = rng.standard_normal(rows, np.float32)
+    arrays = (inputs.asnumpy(), _ids(sizes, rows, tokens), weights, logprobs, logprobs, advantages)
     optimizer = build_optimizer(captioner.trained_parameters(), config.grpo.optimizer, total_steps=1000)
-    step = TrainStep(GRPOLossCell(captioner, SPECIALS[1], config), optimizer, config.grpo.optimizer.grad_clip)
-    yield Phase(name, rows, lambda: step(inputs, *arrays).asnumpy())
+    loss = GRPOLossCell(captioner, SPECIALS[1], config)
+    step = build_step(loss, optimizer, config.grpo.optimizer.grad_clip, config.grpo.micro_batches)
+    yield Phase(name, rows, lambda: step(*arrays))
 
 
 def _ce_step(captioner: Captioner, config: Config, sizes: Sizes, inputs: Tensor) -> Iterator[Phase]:
@@ -98,12 +100,14 @@ def _ce_step(captioner: Captioner, config: Config, sizes: Sizes, inputs: Tensor)
     ce = config.ce
     rows = ce.batch_images * ce.captions_per_image
     loss = CELossCell(captioner, SPECIALS[1], _allowed(captioner), ce.label_smoothing)
-    step = TrainStep(loss, build_optimizer(captioner.trained_parameters(), ce.optimizer, 1000), ce.optimizer.grad_clip)
+    optimizer = build_optimizer(captioner.trained_parameters(), ce.optimizer, total_steps=1000)
+    step = build_step(loss, optimizer, ce.optimizer.grad_clip, ce.micro_batches)
     rng = np.random.default_rng(2)
     rates = captioner.decoder.dropout_rates
-    keep = [Tensor(rng.random((rows, ce.tokens, config.decoder.width)) >= rate) for rate in rates if max(rates) > 0]
-    targets, mask = Tensor(_ids(sizes, rows, ce.tokens)), Tensor(np.ones((rows, ce.tokens), np.float32))
-    yield Phase("ce_step", rows, lambda: step(inputs, targets, mask, *keep).asnumpy())
+    keep = [rng.random((rows, ce.tokens, config.decoder.width)) >= rate for rate in rates if max(rates) > 0]
+    weights = np.full((rows, ce.tokens), 1 / (rows * ce.tokens), np.float32)
+    arrays = (inputs.asnumpy(), _ids(sizes, rows, ce.tokens), weights, *keep)
+    yield Phase("ce_step", rows, lambda: step(*arrays))
 
 
 def _captioner(config: Config, sizes: Sizes, *, cached: bool) -> Captioner:

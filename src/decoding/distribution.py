@@ -3,7 +3,6 @@
 Letters: R any leading shape of rows or rows and tokens, V vocabulary.
 """
 
-import mindspore.common.dtype as mstype
 from mindspore import Tensor, nn, ops
 
 from src.models.layers import MASKED, row_means

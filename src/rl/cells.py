@@ -11,7 +11,7 @@ from mindspore import Tensor, nn, ops
 from src.config import Config
 from src.decoding.distribution import TokenLogprobs, policy_logits, select
 from src.models.captioner import Captioner
-from src.rl.losses import GRPO_STATS, aggregate, cross_entropy_loss, grpo_loss
+from src.rl.losses import GRPO_STATS, cross_entropy_loss, grpo_loss, weighted_sum
 
 
 def shift_right(tokens: Tensor, bos_id: int) -> Tensor:
@@ -51,8 +51,8 @@ class LogprobCell(nn.Cell):
 class GRPOLossCell(nn.Cell):
     """GRPO's loss of a minibatch of whole groups.
 
-    Inputs: inputs (pixels or features of B images), completion_ids int32, completion_mask, old_logprobs, ref_logprobs
-    float32, each [M, T], advantages float32 [M]. Returns the loss and statistics named by STATS.
+    Inputs: inputs (pixels or features of B images), completion_ids int32, weights (of `token_weights`), old_logprobs,
+    ref_logprobs float32, each [M, T], advantages float32 [M]. Returns the loss and statistics named by STATS.
     """
 
     STATS = (*GRPO_STATS, "entropy")
@@ -67,14 +67,13 @@ class GRPOLossCell(nn.Cell):
         self.clip_eps_high = config.grpo.clip_eps_high
         self.kl_coef = config.kl.coef
         self.importance_weight = config.kl.importance_weight
-        self.aggregation = config.loss.aggregation
         self.token_logprobs = TokenLogprobs()
 
     def construct(
         self,
         inputs: Tensor,
         completion_ids: Tensor,
-        mask: Tensor,
+        weights: Tensor,
         old_logprobs: Tensor,
         ref_logprobs: Tensor,
         advantages: Tensor,
@@ -84,25 +83,24 @@ class GRPOLossCell(nn.Cell):
         logits = policy_logits(logits, self.temperature, self.top_k, tokens)
         logprobs, _, entropy, _ = self.token_logprobs(logits, tokens)
         loss, stats = grpo_loss(
-            logprobs.reshape(mask.shape),
+            logprobs.reshape(weights.shape),
             old_logprobs,
             ref_logprobs,
             advantages,
-            mask,
+            weights,
             clip_eps_low=self.clip_eps_low,
             clip_eps_high=self.clip_eps_high,
             kl_coef=self.kl_coef,
-            aggregation=self.aggregation,
             importance_weight=self.importance_weight,
         )
-        return loss, (*stats, aggregate(entropy.reshape(mask.shape), mask, "token"))
+        return loss, (*stats, weighted_sum(entropy.reshape(weights.shape), weights))
 
 
 class CELossCell(nn.Cell):
     """Cross-entropy of all captions of an image with one encoding.
 
-    Inputs: inputs (pixels or features of B images), targets int32 [M, T], mask float32 [M, T], keep bool
-    [M, T, D] for each dropout site of the decoder (none where all rates are 0). Returns the loss and STATS.
+    Inputs: inputs (pixels or features of B images), targets int32 [M, T], weights (of `token_weights`) float32 [M, T],
+    keep bool [M, T, D] for each dropout site of the decoder (none where all rates are 0). Returns the loss and STATS.
     """
 
     STATS = ("token_accuracy",)
@@ -116,7 +114,9 @@ class CELossCell(nn.Cell):
         self.smoothing = smoothing
         self.token_logprobs = TokenLogprobs()
 
-    def construct(self, inputs: Tensor, targets: Tensor, mask: Tensor, *keep: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+    def construct(
+        self, inputs: Tensor, targets: Tensor, weights: Tensor, *keep: Tensor
+    ) -> tuple[Tensor, tuple[Tensor]]:
         factors = None
         if len(keep) > 0:
             factors = ()
@@ -128,6 +128,8 @@ class CELossCell(nn.Cell):
         mean_logprobs = logprobs
         if self.smoothing > 0:
             mean_logprobs = ops.squeeze(ops.matmul(logits, self.allowed_share), -1) - logsumexp
-        loss = cross_entropy_loss(logprobs.reshape(mask.shape), mean_logprobs.reshape(mask.shape), mask, self.smoothing)
-        hits = ops.cast(ops.cast(ops.argmax(logits, -1), mstype.int32) == tokens, mstype.float32).reshape(mask.shape)
-        return loss, (aggregate(hits, mask, "token"),)
+        loss = cross_entropy_loss(
+            logprobs.reshape(weights.shape), mean_logprobs.reshape(weights.shape), weights, self.smoothing
+        )
+        hits = ops.cast(ops.cast(ops.argmax(logits, -1), mstype.int32) == tokens, mstype.float32).reshape(weights.shape)
+        return loss, (weighted_sum(hits, weights),)

@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from src.errors import RunStopped
 from src.rl.cells import CELossCell
+from src.rl.losses import token_weights
 from src.rng import generator, keep_masks, permutation
 from src.training.checkpoint import find_last, load_checkpoint, optimizer_parameters
 from src.training.optim import build_optimizer
 from src.training.run import FIRST, Run
-from src.training.step import TrainStep
+from src.training.step import build_step
 
 
 class CaptionTargets:
@@ -64,7 +65,7 @@ def run_ce(run: Run) -> None:
     else:
         run.save("last", optimizer_state)
     loss_cell = CELossCell(run.captioner, run.tokenizer.bos_id, run.tokenizer.allowed, ce.label_smoothing)
-    step_cell = TrainStep(loss_cell, optimizer, ce.optimizer.grad_clip)
+    take_step = build_step(loss_cell, optimizer, ce.optimizer.grad_clip, ce.micro_batches)
     bar = tqdm(total=total_steps, initial=run.state["step"], desc="CE", unit="step", disable=None, mininterval=1)
     for epoch in range(run.state["step"] // steps_per_epoch, ce.epochs):
         if out_of_patience(run.state, config.eval.every * steps_per_epoch, ce.patience):
@@ -76,7 +77,7 @@ def run_ce(run: Run) -> None:
         for inputs, ids, mask in _epoch_batches(run, targets, epoch, first):
             started = time.perf_counter()
             keep = _dropout(run, len(ids), ids.shape[1])
-            values = step_cell(Tensor(inputs), Tensor(ids), Tensor(mask), *map(Tensor, keep)).asnumpy()
+            values = take_step(inputs, ids, token_weights(mask, "token"), *keep)
             if not np.isfinite(values[:2]).all():
                 raise RunStopped(f"the loss is not finite at step {run.state['step'] + 1}; {last} is the last good one")
             seconds = time.perf_counter() - started

@@ -16,12 +16,13 @@ from src.models.captioner import Captioner
 from src.rewards.caption_reward import CaptionReward
 from src.rl.advantage import group_advantages, zero_advantage_groups
 from src.rl.cells import GRPOLossCell, LogprobCell
+from src.rl.losses import token_weights
 from src.rl.rollout import Rollout
 from src.rng import permutation, uniforms
 from src.training.checkpoint import find_last, load_checkpoint, optimizer_parameters
 from src.training.optim import build_optimizer
 from src.training.run import Run
-from src.training.step import TrainStep
+from src.training.step import Step, build_step
 
 SAVE_SECONDS = 60  # between checkpoints: rollouts may be shorter than it takes to write one
 
@@ -115,7 +116,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
         run.save("last", optimizer_state)
     collector = RolloutCollector(run, reference)
     loss_cell = GRPOLossCell(run.captioner, run.tokenizer.bos_id, config)
-    step_cell = TrainStep(loss_cell, optimizer, grpo.optimizer.grad_clip)
+    take_step = build_step(loss_cell, optimizer, grpo.optimizer.grad_clip, grpo.micro_batches)
     bar = tqdm(
         total=total_steps,
         initial=run.state["step"],
@@ -130,7 +131,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
         run.state["seconds"] += rollout_stats["time/rollout_s"] + rollout_stats["time/reward_s"]
         run.check_terminated(last)
         for number in range(grpo.passes):
-            stats = _pass(run, rollout, rollout_stats, index, number, step_cell, optimizer, bar, last)
+            stats = _pass(run, rollout, rollout_stats, index, number, take_step, optimizer, bar, last)
             rollout_stats = {}
         validated = (index + 1) % config.eval.every == 0 or index + 1 == grpo.rollouts
         if validated:
@@ -153,7 +154,7 @@ def _pass(
     rollout_stats: dict[str, float],
     index: int,
     number: int,
-    step_cell: TrainStep,
+    take_step: Step,
     optimizer,
     bar: tqdm,
     last: Path,
@@ -168,10 +169,9 @@ def _pass(
     logged: dict[str, float] = {}
     for part, inputs in zip(parts, run.train_source.batches([part.image_rows for part in parts])):
         started = time.perf_counter()
-        arrays = (
-            inputs, part.completion_ids, part.completion_mask, part.old_logprobs, part.ref_logprobs, part.advantages
-        )  # fmt: skip
-        values = step_cell(*map(Tensor, arrays)).asnumpy()
+        weights = token_weights(part.completion_mask, run.config.loss.aggregation)
+        arrays = (inputs, part.completion_ids, weights, part.old_logprobs, part.ref_logprobs, part.advantages)
+        values = take_step(*arrays)
         if not np.isfinite(values[:2]).all():
             raise RunStopped(f"the loss is not finite at step {run.state['step'] + 1}; {last} is the last good one")
         seconds = time.perf_counter() - started

@@ -1,16 +1,41 @@
-"""One update as one graph: gradient, finite check, global-norm clipping, AdamW."""
+"""One update as one graph: gradient, finite check, global-norm clipping, AdamW; or in parts, where memory is short."""
+
+from collections.abc import Callable
 
 import mindspore as ms
 import mindspore.common.dtype as mstype
-from mindspore import ParameterTuple, Tensor, nn, ops
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+Step = Callable[..., np.ndarray]
+
+
+def build_step(loss_cell: nn.Cell, optimizer: nn.Optimizer, grad_clip: float, micro_batches: int) -> Step:
+    """An update as a function of the loss cell's inputs as arrays.
+
+    It returns float32 [2 + k]: loss, gradient norm before clipping, then the loss cell's statistics. Where the loss or
+    the norm is not finite nothing is updated; the caller sees it in what is returned. The loss must be a sum over
+    rows: then `micro_batches` parts give what one batch gives.
+    """
+    if micro_batches == 1:
+        step = TrainStep(loss_cell, optimizer, grad_clip)
+        return lambda *inputs: step(*map(Tensor, inputs)).asnumpy()
+    gradient_sum = GradientSum(loss_cell, optimizer)
+    update = SummedUpdate(gradient_sum, optimizer, grad_clip)
+
+    def step_in_parts(*inputs: np.ndarray) -> np.ndarray:
+        values = sum(
+            gradient_sum(*map(Tensor, parts)).asnumpy()
+            for parts in zip(*(np.split(array, micro_batches) for array in inputs))
+        )
+        norm = update(Tensor(values[:1])).asnumpy()
+        return np.concatenate((values[:1], norm, values[1:]))
+
+    return step_in_parts
 
 
 class TrainStep(nn.Cell):
-    """Wraps a loss cell that returns (scalar, tuple of scalars) and updates the optimiser's parameters.
-
-    Inputs: those of the loss cell. Returns float32 [2 + k]: loss, gradient norm before clipping, then the loss cell's
-    statistics. Where the loss or the norm is not finite nothing is updated; the caller sees it in what is returned.
-    """
+    """Wraps a loss cell that returns (scalar, tuple of scalars) and updates the optimiser's parameters."""
 
     def __init__(self, loss_cell: nn.Cell, optimizer: nn.Optimizer, grad_clip: float) -> None:
         super().__init__()
@@ -21,16 +46,61 @@ class TrainStep(nn.Cell):
 
     def construct(self, *inputs: Tensor) -> Tensor:
         (loss, stats), gradients = self.value_and_grad(*inputs)
-        squares = ()
-        for gradient in gradients:
-            row = gradient.reshape(1, -1)
-            squares += (ops.matmul(row, row.T),)  # a fifth of the time of MindSpore's CPU reduction, and more exact
-        norm = ops.sqrt(ops.reduce_sum(ops.stack(squares)))
-        finite = ops.isfinite(loss + norm)
-        if finite:
-            factor = ops.minimum(self.grad_clip / (norm + 1e-6), 1.0)
-            clipped = ()
-            for gradient in gradients:
-                clipped += (gradient * factor,)
-            loss = ops.depend(loss, self.optimizer(clipped))
+        norm = global_norm(gradients)
+        if ops.isfinite(loss + norm):
+            loss = ops.depend(loss, self.optimizer(clip(gradients, norm, self.grad_clip)))
         return ops.stack((loss, norm, *stats)).astype(mstype.float32)
+
+
+class GradientSum(nn.Cell):
+    """Adds the gradient of a micro-batch to `sums`. Returns float32 [1 + k]: its loss and statistics."""
+
+    def __init__(self, loss_cell: nn.Cell, optimizer: nn.Optimizer) -> None:
+        super().__init__()
+        self.weights = ParameterTuple(optimizer.parameters)
+        self.value_and_grad = ms.value_and_grad(loss_cell, None, self.weights, has_aux=True)
+        self.sums = ParameterTuple(
+            [Parameter(ops.zeros_like(weight), name=f"sum.{weight.name}") for weight in optimizer.parameters]
+        )
+
+    def construct(self, *inputs: Tensor) -> Tensor:
+        (loss, stats), gradients = self.value_and_grad(*inputs)
+        for total, gradient in zip(self.sums, gradients):
+            loss = ops.depend(loss, ops.assign_add(total, gradient))
+        return ops.stack((loss, *stats)).astype(mstype.float32)
+
+
+class SummedUpdate(nn.Cell):
+    """Updates by the gradients that a GradientSum holds, and empties it. Input: the loss [1]. Returns the norm [1]."""
+
+    def __init__(self, gradient_sum: GradientSum, optimizer: nn.Optimizer, grad_clip: float) -> None:
+        super().__init__()
+        self.sums = gradient_sum.sums
+        self.optimizer = optimizer
+        self.grad_clip = grad_clip
+
+    def construct(self, loss: Tensor) -> Tensor:
+        norm = global_norm(self.sums)
+        if ops.isfinite(ops.squeeze(loss) + norm):
+            norm = ops.depend(norm, self.optimizer(clip(self.sums, norm, self.grad_clip)))
+        for total in self.sums:
+            norm = ops.depend(norm, ops.assign(total, ops.zeros_like(total)))
+        return norm.reshape(1)
+
+
+def global_norm(gradients: tuple[Tensor, ...]) -> Tensor:
+    """The Euclidean norm of all gradients together: a scalar."""
+    squares = ()
+    for gradient in gradients:
+        row = gradient.reshape(1, -1)
+        squares += (ops.matmul(row, row.T),)  # a fifth of the time of MindSpore's CPU reduction, and more exact
+    return ops.sqrt(ops.reduce_sum(ops.stack(squares)))
+
+
+def clip(gradients: tuple[Tensor, ...], norm: Tensor, largest: float) -> tuple[Tensor, ...]:
+    """Gradients scaled down to the norm `largest` where theirs is larger."""
+    factor = ops.minimum(largest / (norm + 1e-6), 1.0)
+    clipped = ()
+    for gradient in gradients:
+        clipped += (gradient * factor,)
+    return clipped
