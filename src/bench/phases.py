@@ -91,7 +91,7 @@ def _update(name: str, captioner: Captioner, config: Config, sizes: Sizes, input
     arrays = (inputs.asnumpy(), _ids(sizes, rows, tokens), weights, logprobs, logprobs, advantages)
     optimizer = build_optimizer(captioner.trained_parameters(), config.grpo.optimizer, total_steps=1000)
     loss = GRPOLossCell(captioner, SPECIALS[1], config)
-    step = build_step(loss, optimizer, config.grpo.optimizer.grad_clip, config.grpo.micro_batches)
+    step = build_step(loss, optimizer, config.grpo.optimizer.grad_clip, config.grpo.micro_batches, uncached)
     yield Phase(name, rows, lambda: step(*arrays))
 
 
@@ -101,13 +101,18 @@ def _ce_step(captioner: Captioner, config: Config, sizes: Sizes, inputs: Tensor)
     rows = ce.batch_images * ce.captions_per_image
     loss = CELossCell(captioner, SPECIALS[1], _allowed(captioner), ce.label_smoothing)
     optimizer = build_optimizer(captioner.trained_parameters(), ce.optimizer, total_steps=1000)
-    step = build_step(loss, optimizer, ce.optimizer.grad_clip, ce.micro_batches)
+    step = build_step(loss, optimizer, ce.optimizer.grad_clip, ce.micro_batches, uncached)
     rng = np.random.default_rng(2)
     rates = captioner.decoder.dropout_rates
     keep = [rng.random((rows, ce.tokens, config.decoder.width)) >= rate for rate in rates if max(rates) > 0]
     weights = np.full((rows, ce.tokens), 1 / (rows * ce.tokens), np.float32)
     arrays = (inputs.asnumpy(), _ids(sizes, rows, ce.tokens), weights, *keep)
     yield Phase("ce_step", rows, lambda: step(*arrays))
+
+
+def uncached(name: str, cell: nn.Cell) -> nn.Cell:
+    """In place of GraphCache.keep: every process compiles."""
+    return cell
 
 
 def _captioner(config: Config, sizes: Sizes, *, cached: bool) -> Captioner:

@@ -1,11 +1,11 @@
 """Evaluate a checkpoint on a split, or caption photographs with it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from src.config import Config
 from src.data.dataset import Dataset, build_image_source, build_source, padded_batches
@@ -24,7 +24,7 @@ from src.files import file_digest
 from src.models.captioner import Captioner, build_captioner
 from src.rng import uniforms
 from src.training.checkpoint import load_checkpoint
-from src.training.run import check_tokenizer, decode_images, load_run_tokenizer
+from src.training.run import check_tokenizer, decode_images, graph_cache, load_run_tokenizer
 
 
 def load_captioner(config: Config, checkpoint: Path, *, cached: bool) -> tuple[Captioner, Tokenizer]:
@@ -66,12 +66,15 @@ def evaluate(config: Config, dataset: Dataset, checkpoint: Path, split: str) -> 
     return result
 
 
-def build_decoder(config: Config, captioner: Captioner, tokenizer: Tokenizer) -> nn.Cell:
+def build_decoder(
+    config: Config, captioner: Captioner, tokenizer: Tokenizer
+) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
     """The decoder that the configuration asks for."""
     evaluation = config.eval
+    keep = graph_cache(config, tokenizer).keep
     if evaluation.beams == 1:
-        return GreedyDecoder(captioner, tokenizer.specials, evaluation.tokens)
-    return BeamDecoder(
+        return keep("greedy", GreedyDecoder(captioner, tokenizer.specials, evaluation.tokens))
+    beams = BeamDecoder(
         captioner,
         tokenizer.specials,
         evaluation.tokens,
@@ -79,6 +82,7 @@ def build_decoder(config: Config, captioner: Captioner, tokenizer: Tokenizer) ->
         evaluation.length_penalty,
         evaluation.block_trigrams,
     )
+    return keep("beams", beams)
 
 
 def sample_captions(
@@ -86,7 +90,9 @@ def sample_captions(
 ) -> list[list[str]]:
     """`eval.samples` captions of every image of `source`, drawn from the whole distribution."""
     group_size, size, tokens = config.eval.samples, config.eval.batch_images, config.eval.tokens
-    sampler = GroupSampler(captioner, tokenizer.specials, tokenizer.allowed, temperature=1.0, top_k=0)
+    sampler = graph_cache(config, tokenizer).keep(
+        "sampler", GroupSampler(captioner, tokenizer.specials, tokenizer.allowed, temperature=1.0, top_k=0)
+    )
     captions: list[list[str]] = []
     for number, inputs in enumerate(source.batches(padded_batches(images, size))):
         draws = uniforms(config.seed, 0, number * size * group_size, size * group_size, tokens)

@@ -65,7 +65,7 @@ def run_ce(run: Run) -> None:
     else:
         run.save("last", optimizer_state)
     loss_cell = CELossCell(run.captioner, run.tokenizer.bos_id, run.tokenizer.allowed, ce.label_smoothing)
-    take_step = build_step(loss_cell, optimizer, ce.optimizer.grad_clip, ce.micro_batches)
+    take_step = build_step(loss_cell, optimizer, ce.optimizer.grad_clip, ce.micro_batches, run.graphs.keep)
     bar = tqdm(total=total_steps, initial=run.state["step"], desc="CE", unit="step", disable=None, mininterval=1)
     for epoch in range(run.state["step"] // steps_per_epoch, ce.epochs):
         if out_of_patience(run.state, config.eval.every * steps_per_epoch, ce.patience):

@@ -35,10 +35,12 @@ class RolloutCollector:
         self.config = run.config
         grpo, tokenizer = run.config.grpo, run.tokenizer
         greedy = run.config.advantage.baseline == "greedy"
-        self.sampler = GroupSampler(
+        sampler = GroupSampler(
             run.captioner, tokenizer.specials, tokenizer.allowed, grpo.temperature, grpo.top_k, greedy
         )
-        self.ref_logprobs = LogprobCell(reference, tokenizer.bos_id, grpo.temperature, grpo.top_k)
+        self.sampler = run.graphs.keep("sampler", sampler)
+        ref_logprobs = LogprobCell(reference, tokenizer.bos_id, grpo.temperature, grpo.top_k)
+        self.ref_logprobs = run.graphs.keep("reference", ref_logprobs)
         self.reward = CaptionReward(run.dataset.ground_truths["train"], tokenizer, run.config.reward)
 
     def collect(self, index: int) -> tuple[Rollout, dict[str, float]]:
@@ -116,7 +118,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
         run.save("last", optimizer_state)
     collector = RolloutCollector(run, reference)
     loss_cell = GRPOLossCell(run.captioner, run.tokenizer.bos_id, config)
-    take_step = build_step(loss_cell, optimizer, grpo.optimizer.grad_clip, grpo.micro_batches)
+    take_step = build_step(loss_cell, optimizer, grpo.optimizer.grad_clip, grpo.micro_batches, run.graphs.keep)
     bar = tqdm(
         total=total_steps,
         initial=run.state["step"],

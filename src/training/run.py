@@ -3,15 +3,16 @@
 import json
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
+from src.compile_cache import GraphCache
 from src.config import Config
 from src.config_load import differing_keys, load_config, resolved, stage_overrides, write_config
 from src.data.dataset import Dataset, build_source, build_tokenizer, load_dataset, padded_batches
@@ -44,7 +45,8 @@ class Run:
     val_source: ImageSource | FeatureSource
     state: dict[str, Any]
     metrics: MetricsWriter
-    greedy: GreedyDecoder
+    graphs: GraphCache
+    greedy: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
     terminated: list[int] = field(default_factory=list)
 
     def save(self, name: str, optimizer_state: dict | None = None) -> Path:
@@ -82,7 +84,11 @@ class Run:
 
 
 def decode_images(
-    decoder: nn.Cell, tokenizer: Tokenizer, source: ImageSource | FeatureSource, images: int, batch_images: int
+    decoder: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
+    tokenizer: Tokenizer,
+    source: ImageSource | FeatureSource,
+    images: int,
+    batch_images: int,
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """The caption that `decoder` (greedy or beams) gives each of all `images` of `source`, in order.
 
@@ -192,6 +198,7 @@ def start_run(config: Config, folder: Path, init: Path | None) -> Run:
     elif init is not None:
         check_tokenizer(init, load_checkpoint(init, captioner), tokenizer)
     tokenizer.save(folder / "tokenizer.json")
+    graphs = graph_cache(config, tokenizer, len(dataset.records["train"]))
     run = Run(
         config=config,
         folder=folder,
@@ -202,10 +209,21 @@ def start_run(config: Config, folder: Path, init: Path | None) -> Run:
         val_source=build_source(config, dataset.records["val"], captioner.encoder),
         state=state,
         metrics=MetricsWriter(folder, config.stage, state["step"]),
-        greedy=GreedyDecoder(captioner, tokenizer.specials, config.eval.tokens),
+        graphs=graphs,
+        greedy=graphs.keep("greedy", GreedyDecoder(captioner, tokenizer.specials, config.eval.tokens)),
     )
     signal.signal(signal.SIGTERM, lambda signum, frame: run.terminated.append(signum))
     return run
+
+
+def graph_cache(config: Config, tokenizer: Tokenizer, train_images: int = 0) -> GraphCache:
+    """Where the graphs of a run are kept. train_images: the learning rate's schedule counts them."""
+    settings = resolved(config)
+    for key in ("seed", "output_root", "name", "fresh", "log_every", "init_checkpoint"):
+        settings.pop(key, None)
+    return GraphCache(
+        config.cache_folder / "graphs", {"config": settings, "tokens": tokenizer.fingerprint, "images": train_images}
+    )
 
 
 def load_run_tokenizer(checkpoint: Path) -> Tokenizer:

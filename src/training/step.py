@@ -7,25 +7,28 @@ import mindspore.common.dtype as mstype
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from src.compile_cache import Keep
+
 Step = Callable[..., np.ndarray]
 
 
-def build_step(loss_cell: nn.Cell, optimizer: nn.Optimizer, grad_clip: float, micro_batches: int) -> Step:
-    """An update as a function of the loss cell's inputs as arrays.
+def build_step(loss_cell: nn.Cell, optimizer: nn.Optimizer, grad_clip: float, micro_batches: int, keep: Keep) -> Step:
+    """An update as a function of the loss cell's inputs as arrays; `keep` makes a cell callable.
 
     It returns float32 [2 + k]: loss, gradient norm before clipping, then the loss cell's statistics. Where the loss or
     the norm is not finite nothing is updated; the caller sees it in what is returned. The loss must be a sum over
     rows: then `micro_batches` parts give what one batch gives.
     """
     if micro_batches == 1:
-        step = TrainStep(loss_cell, optimizer, grad_clip)
+        step = keep("step", TrainStep(loss_cell, optimizer, grad_clip))
         return lambda *inputs: step(*map(Tensor, inputs)).asnumpy()
-    gradient_sum = GradientSum(loss_cell, optimizer)
-    update = SummedUpdate(gradient_sum, optimizer, grad_clip)
+    sums = GradientSum(loss_cell, optimizer)
+    add_gradient = keep("gradient_sum", sums)
+    update = keep("update", SummedUpdate(sums, optimizer, grad_clip))
 
     def step_in_parts(*inputs: np.ndarray) -> np.ndarray:
         values = sum(
-            gradient_sum(*map(Tensor, parts)).asnumpy()
+            add_gradient(*map(Tensor, parts)).asnumpy()
             for parts in zip(*(np.split(array, micro_batches) for array in inputs))
         )
         norm = update(Tensor(values[:1])).asnumpy()

@@ -1,0 +1,83 @@
+"""Kept graphs: found again by another process, never where anything that they hold has changed."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PROGRAM = """
+import json, sys, time
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from pathlib import Path
+from src.compile_cache import GraphCache
+
+folder, constant, weight, order = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+ms.set_context(mode=ms.GRAPH_MODE)
+
+class First(nn.Cell):
+    def __init__(self):
+        super().__init__()
+        self.weight = Parameter(Tensor([weight], ms.float32))
+        self.constant = Tensor([constant], ms.float32)
+    def construct(self, x):
+        return x * self.weight + self.constant
+
+class Second(nn.Cell):
+    def construct(self, x):
+        return ops.sin(x)
+
+graphs = GraphCache(folder, {"constant": constant})
+kept = {"first": graphs.keep("first", First()), "second": graphs.keep("second", Second())}
+x = Tensor([2.0], ms.float32)
+values = {name: kept[name](x).asnumpy().item() for name in order.split(",")}
+values["again"] = kept["first"](x).asnumpy().item()
+print(json.dumps(values))
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    def run(constant=1, weight=3, order="first,second"):
+        program = tmp_path / "program.py"
+        program.write_text(PROGRAM)
+        command = [sys.executable, str(program), str(tmp_path / "graphs"), str(constant), str(weight), order]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        files = {path.relative_to(tmp_path): path.stat().st_mtime_ns for path in tmp_path.rglob("*.mindir")}
+        return json.loads(done.stdout.splitlines()[-1]), files
+
+    return run
+
+
+def test_graphs_are_found_again_and_take_the_parameters_of_the_process(start):
+    values, files = start()
+    assert values["first"] == 7 and len(files) == 2
+    values, again = start(weight=5)
+    assert values["first"] == values["again"] == 11 and again == files
+
+
+def test_another_constant_is_another_graph(start):
+    _, files = start()
+    values, more = start(constant=2)
+    assert values["first"] == 8 and len(more) == 4 and files.items() <= more.items()
+
+
+def test_another_order_takes_no_wrong_graph(start):
+    expected, _ = start()
+    values, _ = start(order="second,first")
+    assert values == expected
+    assert start(order="second")[0]["second"] == expected["second"]
+
+
+def test_a_damaged_graph_is_compiled_anew(start, tmp_path):
+    expected, files = start()
+    for path in files:
+        (tmp_path / path).chmod(0o600)
+        (tmp_path / path).write_bytes(b"damaged")
+    assert start()[0] == expected
