@@ -30,7 +30,7 @@ class Stepped(nn.Cell):
     def construct(self, features, inputs):
         decoder = self.captioner.decoder
         memory = self.captioner.memory(features)
-        caches = decoder.empty_cache(inputs.shape[0], inputs.shape[1])
+        caches = ()
         logits = ()
         for t in range(inputs.shape[1]):
             hidden, caches = decoder.step(inputs[:, t], t, memory, caches)

@@ -42,7 +42,7 @@ class BeamDecoder(nn.Cell):
         images = inputs.shape[0]
         rows = images * beams
         first_rows = ops.expand_dims(ops.arange(images), 1) * beams  # [B, 1]
-        caches = decoder.empty_cache(rows, self.tokens)
+        caches = ()
         token = ops.full((rows,), self.bos_id, dtype=mstype.int32)
         alive = ops.ones((rows,), mstype.float32)
         lengths = ops.zeros((rows,), mstype.float32)

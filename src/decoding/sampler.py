@@ -29,7 +29,7 @@ def generate(
     pad_id, bos_id, eos_id = specials
     decoder = captioner.decoder
     memory = captioner.memory(inputs)
-    caches = decoder.empty_cache(rows, tokens)
+    caches = ()
     token = ops.full((rows,), bos_id, dtype=mstype.int32)
     alive = ops.ones((rows,), mstype.float32)
     all_ids, all_masks, all_logprobs = (), (), ()

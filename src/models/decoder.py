@@ -66,30 +66,20 @@ class Decoder(nn.Cell):
         """hidden [..., D] -> logits [..., V], MASKED for tokens that are never produced."""
         return self.output(hidden, self.allowed_bias)
 
-    def empty_cache(self, rows: int, length: int) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Zero keys and values [M, H, T, d] for every layer."""
-        caches = ()
-        for layer in self.layers:
-            empty = ops.zeros((rows, layer.heads, length, self.width // layer.heads), mstype.float32)
-            caches += ((empty, empty),)
-        return caches
-
     def step(self, token: Tensor, position: int, memory: Memory, caches: tuple) -> tuple[Tensor, tuple]:
-        """One token per row: token int32 [M] at `position` -> hidden [M, D] and the caches with its key and value."""
+        """One token per row: token int32 [M] at `position` -> hidden [M, D] and the caches with its key and value.
+
+        caches: per layer, keys and values [M, H, position, d] of the tokens before; () at position 0. In an unrolled
+        graph every step has its own static shape, and attends to no more than there is.
+        """
         x = ops.gather(self.embedding, token, 0) + self.positions[position]
         x = ops.expand_dims(x, 1)  # [M, 1, D]
-        length = caches[0][0].shape[2]
-        here = self.one_hot(position, length)
-        bias = self.future_bias[position, :length]
         updated = ()
         for index, layer in enumerate(self.layers):
-            query, key, value = layer.qkv(x)  # [M, H, 1, d]
-            keys = caches[index][0] + here * key
-            values = caches[index][1] + here * value
+            query, keys, values = layer.qkv(x)  # [M, H, 1, d]
+            if position > 0:
+                keys = ops.concat((caches[index][0], keys), 2)
+                values = ops.concat((caches[index][1], values), 2)
             updated += ((keys, values),)
-            x = layer.mix(x, attend(query, keys, values, bias), memory[index], None)
+            x = layer.mix(x, attend(query, keys, values), memory[index], None)
         return ops.squeeze(x, 1), updated
-
-    def one_hot(self, position: int, length: int) -> Tensor:
-        """[length, 1], 1 at `position`: a multiplication writes the cache with a static shape on every device."""
-        return ops.cast(ops.arange(length) == position, mstype.float32).reshape(length, 1)
