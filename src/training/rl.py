@@ -102,7 +102,8 @@ def minibatches(images: int, size: int, seed: int, index: int, number: int) -> l
 def run_rl(run: Run, reference: Captioner) -> None:
     """Train from the state of `run` to its last rollout.
 
-    Checkpoints are taken between rollouts: with every validation, on SIGTERM, and after SAVE_SECONDS.
+    Checkpoints are taken between rollouts: with every validation, after SAVE_SECONDS, and on SIGTERM unless it arrives
+    between two updates of a rollout, which the checkpoint before then repeats.
     """
     config = run.config
     grpo = config.grpo
@@ -130,8 +131,10 @@ def run_rl(run: Run, reference: Captioner) -> None:
     saved_at = time.monotonic()
     for index in range(run.state["step"] // config.updates_per_rollout, grpo.rollouts):
         rollout, rollout_stats = collector.collect(index)
-        run.state["seconds"] += rollout_stats["time/rollout_s"] + rollout_stats["time/reward_s"]
+        if run.terminated:  # nothing has been updated since the rollout before
+            run.save("last", optimizer_state)
         run.check_terminated(last)
+        run.state["seconds"] += rollout_stats["time/rollout_s"] + rollout_stats["time/reward_s"]
         for number in range(grpo.passes):
             stats = _pass(run, rollout, rollout_stats, index, number, take_step, optimizer, bar, last)
             rollout_stats = {}
@@ -170,6 +173,7 @@ def _pass(
     names = ("train/loss", "train/grad_norm", *(f"train/{name}" for name in GRPOLossCell.STATS))
     logged: dict[str, float] = {}
     for part, inputs in zip(parts, run.train_source.batches([part.image_rows for part in parts])):
+        run.check_terminated(last)
         started = time.perf_counter()
         weights = token_weights(part.completion_mask, run.config.loss.aggregation)
         arrays = (inputs, part.completion_ids, weights, part.old_logprobs, part.ref_logprobs, part.advantages)
@@ -186,5 +190,4 @@ def _pass(
             rollout_stats = {}
         bar.set_postfix(reward=f"{rollout.rewards.mean():.3f}", KL=f"{logged['train/kl']:.4f}", refresh=False)
         bar.update()
-        run.check_terminated(last)
     return logged
