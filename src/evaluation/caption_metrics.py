@@ -1,6 +1,7 @@
 """Scores of captions by pycocoevalcap after its PTB tokenizer, and the line that says how a score was made."""
 
 import contextlib
+import functools
 import json
 import subprocess
 import sys
@@ -157,16 +158,21 @@ def _spice(truths: Mapping[int, list[str]], results: Mapping[int, list[str]]) ->
     folder = Path(spice.__file__).parent
     if not (folder / "lib" / f"{get_stanford_models.JAR}-models.jar").is_file():
         command = "python -m pycocoevalcap.spice.get_stanford_models"
-        print(f"SPICE is left out, for want of its models: '{command}' downloads them (400 MB)", file=sys.stderr)
+        _say_once(f"SPICE is left out, for want of its models: '{command}' downloads them (400 MB)")
         return None
     put_java_on_path()
     try:
         _, scores = spice.Spice().compute_score(truths, results)
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        print(f"SPICE is left out: it failed in {folder} ({' '.join(str(error).split())})", file=sys.stderr)
+        _say_once(f"SPICE is left out: it failed in {folder} ({' '.join(str(error).split())})")
         return None
     by_image = dict(zip(sorted(results), scores, strict=True))  # its scores are in the order of the sorted ids
     return np.array([by_image[image_id]["All"]["f"] for image_id in results])
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 class _Meteor(Meteor):
