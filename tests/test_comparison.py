@@ -18,7 +18,7 @@ from src.errors import InputError
 from src.evaluation import comparison
 from src.evaluation.comparison import METRICS, budget, over_seeds, published_figures, stability, write_comparison
 from src.evaluation.files import scored_as, write_arrays, write_json
-from src.evaluation.plots import series
+from src.evaluation.plots import BINS, binned, series
 from src.files import file_digest
 
 
@@ -71,6 +71,9 @@ def test_stability_by_hand():
 def test_curves():
     steps, values = series(LINES, "val/CIDEr")
     assert steps.tolist() == [0, 2, 3, 4] and values.tolist() == [0.5, 0.8, 0.55, 0.75]
+    x, y = binned(np.arange(80.0), np.arange(80.0) ** 2)
+    assert len(x) == BINS and x[:2].tolist() == [0.5, 2.5] and y[:2].tolist() == [0.5, 6.5]
+    assert [part.tolist() for part in binned(steps, values)] == [steps.tolist(), values.tolist()]
 
 
 def test_published_figures(tmp_path, monkeypatch):

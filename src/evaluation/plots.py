@@ -1,6 +1,6 @@
 """Plots of a comparison, as PNG files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,20 +9,22 @@ import numpy as np
 matplotlib.use("Agg")  # no display
 from matplotlib import pyplot as plt
 
+BINS = 40  # of a curve: single updates are too noisy to compare by eye
+
 Runs = Mapping[str, Sequence[Sequence[dict]]]  # system -> lines of metrics.jsonl of each seed
 
 
 def plot_learning(runs: Runs, budget: Mapping[str, Mapping[str, float]], target: Path) -> None:
     """learning.png: validation CIDEr against decoded captions and against seconds of sampling, reward and updates."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
-    for number, (system, seeds) in enumerate((s, r) for s, r in runs.items() if s != "ce"):
+    for color, system, seeds in _rl_systems(runs):
         captions_per_step = budget[system]["captions"] / budget[system]["updates"]
         for seed, lines in enumerate(seeds):
             steps, scores = series(lines, "val/CIDEr")
             label = system if seed == 0 else None
-            axes[0].plot(steps * captions_per_step, 100 * scores, color=f"C{number}", label=label, alpha=0.7)
+            axes[0].plot(steps * captions_per_step, 100 * scores, color=color, label=label, alpha=0.7)
             seconds = [line["time/total_s"] for line in lines if "val/CIDEr" in line]
-            axes[1].plot(seconds, 100 * scores, color=f"C{number}", alpha=0.7)
+            axes[1].plot(seconds, 100 * scores, color=color, alpha=0.7)
     axes[0].set(xlabel="decoded captions", ylabel="validation CIDEr")
     axes[1].set(xlabel="seconds of sampling, reward and updates")
     axes[0].legend()
@@ -30,15 +32,15 @@ def plot_learning(runs: Runs, budget: Mapping[str, Mapping[str, float]], target:
 
 
 def plot_curves(runs: Runs, target: Path) -> None:
-    """curves.png: reward, KL against the CE policy, and entropy against the share of the run."""
+    """curves.png: reward, KL against the CE policy, and entropy against the share of the run; means of its 40ths."""
     names = ("rollout/reward_mean", "train/kl", "train/entropy")
     figure, axes = plt.subplots(1, 3, figsize=(15, 4))
     for axis, name in zip(axes, names):
-        for number, (system, seeds) in enumerate((s, r) for s, r in runs.items() if s != "ce"):
+        for color, system, seeds in _rl_systems(runs):
             for seed, lines in enumerate(seeds):
-                steps, values = series(lines, name)
+                steps, values = binned(*series(lines, name))
                 label = system if seed == 0 else None
-                axis.plot(steps / max(1, steps.max(initial=0)), values, color=f"C{number}", label=label, alpha=0.7)
+                axis.plot(steps / max(1, steps.max(initial=0)), values, color=color, label=label, alpha=0.7)
         axis.set(xlabel="share of the run", ylabel=name)
     axes[0].legend()
     _save(figure, target / "curves.png")
@@ -60,6 +62,21 @@ def series(lines: Sequence[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of one logged name."""
     found = [(line["step"], line[name]) for line in lines if name in line]
     return np.array([step for step, _ in found]), np.array([value for _, value in found])
+
+
+def binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of x and of y over BINS runs of neighbours of about the same length; what is shorter stays as it is."""
+    bins = min(BINS, len(x))
+    if bins == 0:
+        return x, y
+    return tuple(np.array([part.mean() for part in np.array_split(values, bins)]) for values in (x, y))
+
+
+def _rl_systems(runs: Runs) -> Iterator[tuple[str, str, Sequence[Sequence[dict]]]]:
+    """Colour, name and seeds of every system but CE; a system has one colour in all plots."""
+    for number, (system, seeds) in enumerate(runs.items()):
+        if system != "ce":
+            yield f"C{number}", system, seeds
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
