@@ -1,12 +1,15 @@
 """One update against NumPy in float64: clipping by the global norm, AdamW, the schedule, the finite check."""
 
+import dataclasses
+
 import mindspore as ms
 import numpy as np
 import pytest
+from mindformers.core.lr import CosineWithWarmUpLR
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.config import OptimizerConfig
-from src.training.optim import build_optimizer, build_schedule
+from src.training.optim import FusedAdamW, build_optimizer, learning_rates
 from src.training.step import TrainStep, build_step
 
 CONFIG = OptimizerConfig(
@@ -28,7 +31,7 @@ class Quadratic(nn.Cell):
         return ops.reduce_sum(out * out), (ops.reduce_sum(out),)
 
 
-def learning_rates():
+def expected_rates():
     warmup = int(CONFIG.warmup_ratio * STEPS)
     for step in range(STEPS):
         if step < warmup:
@@ -44,7 +47,7 @@ def numpy_updates(xs):
     matrix, vector = np.arange(6).reshape(2, 3) / 6, np.array([0.3, -0.2])
     moments = [np.zeros_like(p) for p in (matrix, vector, matrix, vector)]
     rows = []
-    for step, (x, lr) in enumerate(zip(xs, learning_rates()), start=1):
+    for step, (x, lr) in enumerate(zip(xs, expected_rates()), start=1):
         out = matrix @ x + vector
         grads = [2 * np.outer(out, x), 2 * out]
         norm = np.sqrt(sum((g**2).sum() for g in grads))
@@ -116,7 +119,27 @@ def test_nothing_is_updated_where_the_loss_or_the_norm_is_not_finite(mode, step_
 
 
 def test_the_schedule_warms_up_from_above_zero_and_ends_at_final_lr():
-    schedule = build_schedule(CONFIG, STEPS)
-    rates = [float(schedule(Tensor(step, ms.int32)).asnumpy()) for step in range(STEPS)]
-    np.testing.assert_allclose(rates, list(learning_rates()), rtol=1e-5)
+    rates = learning_rates(CONFIG, STEPS)
+    np.testing.assert_allclose(rates, list(expected_rates()), rtol=1e-6)
     assert rates[0] > 0
+
+
+@pytest.mark.parametrize("warmup, decay", [(0.25, 0.75), (0.0, 1.0), (0.1, 0.9)])
+def test_the_schedule_equals_mindformers(warmup, decay):
+    steps = 30
+    theirs = CosineWithWarmUpLR(
+        CONFIG.lr,
+        warmup_steps=int(warmup * steps),
+        total_steps=round(decay * steps),
+        lr_end=CONFIG.final_lr,
+        warmup_lr_init=CONFIG.lr / max(1, int(warmup * steps)),
+    )
+    rates = learning_rates(dataclasses.replace(CONFIG, warmup_ratio=warmup, decay_ratio=decay), steps)
+    expected = [float(theirs(Tensor(step, ms.int32)).asnumpy()) for step in range(steps)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+def test_one_operator_per_parameter(step_cell):
+    """The class that updates is this project's: MindFormers' `AdamW` of another module makes one of its own."""
+    step, _ = step_cell
+    assert type(step.optimizer) is FusedAdamW

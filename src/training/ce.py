@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from mindspore import Tensor
 from tqdm import tqdm
 
 from src.errors import RunStopped
@@ -16,7 +15,7 @@ from src.rl.cells import CELossCell
 from src.rl.losses import token_weights
 from src.rng import generator, keep_masks, permutation
 from src.training.checkpoint import find_last, load_checkpoint, optimizer_parameters
-from src.training.optim import build_optimizer
+from src.training.optim import build_optimizer, learning_rates
 from src.training.run import FIRST, Run
 from src.training.step import build_step
 
@@ -56,6 +55,7 @@ def run_ce(run: Run) -> None:
         print(f"{targets.cut} of {len(targets.ids)} captions are longer than ce.tokens={ce.tokens} and were cut")
     steps_per_epoch = -(-len(run.dataset.records["train"]) // ce.batch_images)
     total_steps = ce.epochs * steps_per_epoch
+    rates = learning_rates(ce.optimizer, total_steps)
     optimizer = build_optimizer(run.captioner.trained_parameters(), ce.optimizer, total_steps)
     optimizer_state = optimizer_parameters(optimizer, run.captioner)
     last = run.folder / "checkpoints" / "last"
@@ -87,7 +87,7 @@ def run_ce(run: Run) -> None:
             if step % config.log_every == 0:
                 names = ("train/loss", "train/grad_norm", "train/token_accuracy")
                 logged = dict(zip(names, values)) | {"time/update_s": seconds}
-                logged["train/lr"] = optimizer.learning_rate(Tensor(step - 1)).asnumpy().item()
+                logged["train/lr"] = rates[step - 1]
                 run.log(logged)
             bar.set_postfix(loss=f"{values[0]:.3f}", CIDEr=f"{100 * run.state['best_score']:.1f}", refresh=False)
             bar.update()

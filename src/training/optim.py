@@ -1,8 +1,8 @@
-"""AdamW with warm-up and cosine decay, from MindFormers."""
+"""AdamW of MindFormers with warm-up and cosine decay, without branches: a branch on a tensor waits for the device."""
 
 import mindspore.common.dtype as mstype
-from mindformers.core.lr import CosineWithWarmUpLR
-from mindformers.core.optim import AdamW
+import numpy as np
+from mindformers.core.optim.adamw import AdamW  # mindformers.core.optim.AdamW makes another class than it is
 from mindspore import Parameter, Tensor, ops
 
 from src.config import OptimizerConfig
@@ -11,6 +11,7 @@ from src.config import OptimizerConfig
 class FusedAdamW(AdamW):
     """MindFormers' AdamW with one operator per parameter, where it takes fifteen passes over parameter and moments.
 
+    Inputs: gradients, and `finite`, float32 [1]: 1, or 0 for an update that changes nothing (the gradients are 0 then).
     `ops.Adam` adds epsilon to the root of the second moment before its bias is corrected: with epsilon times the
     correction, that is algorithm 2 of Loshchilov and Hutter 2019.
     """
@@ -19,32 +20,33 @@ class FusedAdamW(AdamW):
         super().__init__(*args, **kwargs)
         self.adam = ops.Adam()
 
-    def construct(self, gradients: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        decays, lr = self.get_weight_decay(), self.get_lr()
-        self.assignadd(self.global_step, self.global_step_increase_tensor)
-        step = ops.cast(self.global_step, mstype.float32)
+    def construct(self, gradients: tuple[Tensor, ...], finite: Tensor) -> tuple[Tensor, ...]:
+        decays, lr = self.get_weight_decay(), self.get_lr() * finite
+        step = ops.cast(self.global_step, mstype.float32) + 1.0
         power1, power2 = self.beta1**step, self.beta2**step
         eps = self.eps * ops.sqrt(1.0 - power2)
+        # With both betas at 1, gradients and learning rate at 0, moments and parameters stay as they are.
+        beta1, beta2 = 1.0 - (1.0 - self.beta1) * finite, 1.0 - (1.0 - self.beta2) * finite
+        self.assignadd(self.global_step, ops.cast(finite, mstype.int32))
         updated = ()
         for index, parameter in enumerate(self._parameters):
             if self.decay_flags[index]:
                 ops.assign(parameter, parameter * (1.0 - lr * decays[index]))
             moments = (self.exp_avg[index], self.exp_avg_sq[index])
-            rates = (power1, power2, lr, self.beta1, self.beta2, eps)
+            rates = (power1, power2, lr, beta1, beta2, eps)
             updated += (self.adam(parameter, *moments, *rates, gradients[index])[0],)
         return updated
 
 
-def build_schedule(config: OptimizerConfig, total_steps: int) -> CosineWithWarmUpLR:
-    """Learning rate of each step: linear warm-up to `lr`, a half cosine down to `final_lr`, which then stays."""
-    warmup_steps = int(config.warmup_ratio * total_steps)
-    return CosineWithWarmUpLR(
-        learning_rate=config.lr,
-        warmup_steps=warmup_steps,
-        total_steps=max(1, round(config.decay_ratio * total_steps)),
-        lr_end=config.final_lr,
-        warmup_lr_init=config.lr / max(1, warmup_steps),  # from 0, the first update would do nothing
-    )
+def learning_rates(config: OptimizerConfig, total_steps: int) -> np.ndarray:
+    """float32 [total_steps]: linear warm-up to `lr`, then a half cosine down to `final_lr`, which stays."""
+    warmup = int(config.warmup_ratio * total_steps)
+    first = config.lr / max(1, warmup)  # from 0, the first update would do nothing
+    rising = np.linspace(first, config.lr, warmup, endpoint=False)
+    decay = max(1, round(config.decay_ratio * total_steps) - warmup)
+    progress = np.minimum(np.arange(total_steps - warmup) / decay, 1.0)
+    falling = config.final_lr + (config.lr - config.final_lr) * 0.5 * (1.0 + np.cos(np.pi * progress))
+    return np.concatenate((rising, falling)).astype(np.float32)
 
 
 def build_optimizer(parameters: list[Parameter], config: OptimizerConfig, total_steps: int) -> FusedAdamW:
@@ -57,5 +59,5 @@ def build_optimizer(parameters: list[Parameter], config: OptimizerConfig, total_
         {"order_params": parameters},
     ]
     groups = [group for group in groups if group.get("params", parameters)]
-    schedule = build_schedule(config, total_steps)
-    return FusedAdamW(groups, learning_rate=schedule, betas=(0.9, config.beta2), eps=1e-8, weight_decay=0.0)
+    rates = Tensor(learning_rates(config, total_steps))
+    return FusedAdamW(groups, learning_rate=rates, betas=(0.9, config.beta2), eps=1e-8, weight_decay=0.0)

@@ -20,7 +20,7 @@ from src.rl.losses import token_weights
 from src.rl.rollout import Rollout
 from src.rng import permutation, uniforms
 from src.training.checkpoint import find_last, load_checkpoint, optimizer_parameters
-from src.training.optim import build_optimizer
+from src.training.optim import build_optimizer, learning_rates
 from src.training.run import Run
 from src.training.step import Step, build_step
 
@@ -108,6 +108,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
     config = run.config
     grpo = config.grpo
     total_steps = grpo.rollouts * config.updates_per_rollout
+    rates = learning_rates(grpo.optimizer, total_steps)
     optimizer = build_optimizer(run.captioner.trained_parameters(), grpo.optimizer, total_steps)
     optimizer_state = optimizer_parameters(optimizer, run.captioner)
     last = run.folder / "checkpoints" / "last"
@@ -136,7 +137,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
         run.check_terminated(last)
         run.state["seconds"] += rollout_stats["time/rollout_s"] + rollout_stats["time/reward_s"]
         for number in range(grpo.passes):
-            stats = _pass(run, rollout, rollout_stats, index, number, take_step, optimizer, bar, last)
+            stats = _pass(run, rollout, rollout_stats, index, number, take_step, rates, bar, last)
             rollout_stats = {}
         validated = (index + 1) % config.eval.every == 0 or index + 1 == grpo.rollouts
         if validated:
@@ -160,7 +161,7 @@ def _pass(
     index: int,
     number: int,
     take_step: Step,
-    optimizer,
+    rates: np.ndarray,
     bar: tqdm,
     last: Path,
 ) -> dict[str, float]:
@@ -182,7 +183,7 @@ def _pass(
             raise RunStopped(f"the loss is not finite at step {run.state['step'] + 1}; {last} is the last good one")
         seconds = time.perf_counter() - started
         logged = dict(zip(names, values)) | {"time/update_s": seconds}
-        logged["train/lr"] = optimizer.learning_rate(Tensor(run.state["step"])).asnumpy().item()
+        logged["train/lr"] = rates[run.state["step"]]
         run.state["seconds"] += seconds
         run.state["step"] += 1
         if run.state["step"] % run.config.log_every == 0 or rollout_stats:

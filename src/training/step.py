@@ -50,8 +50,8 @@ class TrainStep(nn.Cell):
     def construct(self, *inputs: Tensor) -> Tensor:
         (loss, stats), gradients = self.value_and_grad(*inputs)
         norm = global_norm(gradients)
-        if ops.isfinite(loss + norm):
-            loss = ops.depend(loss, self.optimizer(clip(gradients, norm, self.grad_clip)))
+        finite = ops.cast(ops.isfinite(loss + norm), mstype.float32)
+        loss = ops.depend(loss, self.optimizer(clip(gradients, norm, self.grad_clip, finite), finite.reshape(1)))
         return ops.stack((loss, norm, *stats)).astype(mstype.float32)
 
 
@@ -84,8 +84,8 @@ class SummedUpdate(nn.Cell):
 
     def construct(self, loss: Tensor) -> Tensor:
         norm = global_norm(self.sums)
-        if ops.isfinite(ops.squeeze(loss) + norm):
-            norm = ops.depend(norm, self.optimizer(clip(self.sums, norm, self.grad_clip)))
+        finite = ops.cast(ops.isfinite(ops.squeeze(loss) + norm), mstype.float32)
+        norm = ops.depend(norm, self.optimizer(clip(self.sums, norm, self.grad_clip, finite), finite.reshape(1)))
         for total in self.sums:
             norm = ops.depend(norm, ops.assign(total, ops.zeros_like(total)))
         return norm.reshape(1)
@@ -100,10 +100,11 @@ def global_norm(gradients: tuple[Tensor, ...]) -> Tensor:
     return ops.sqrt(ops.reduce_sum(ops.stack(squares)))
 
 
-def clip(gradients: tuple[Tensor, ...], norm: Tensor, largest: float) -> tuple[Tensor, ...]:
-    """Gradients scaled down to the norm `largest` where theirs is larger."""
-    factor = ops.minimum(largest / (norm + 1e-6), 1.0)
+def clip(gradients: tuple[Tensor, ...], norm: Tensor, largest: float, finite: Tensor) -> tuple[Tensor, ...]:
+    """Gradients scaled down to the norm `largest` where theirs is larger; all 0 where `finite` is 0."""
+    product = ops.MulNoNan()  # 0 times NaN or infinity is 0
+    factor = product(ops.minimum(largest / (norm + 1e-6), 1.0), finite)
     clipped = ()
     for gradient in gradients:
-        clipped += (gradient * factor,)
+        clipped += (product(gradient, factor),)
     return clipped
