@@ -37,6 +37,11 @@ def inverse_cdf(probabilities: Tensor, uniforms: Tensor, last: int) -> Tensor:
     return ops.minimum(ops.squeeze(index, -1), last)
 
 
+def log(x: Tensor) -> Tensor:
+    """Natural logarithm. Those of `ops.log` on CPU have other last digits from its sixth call on, where it tunes itself."""
+    return ops.xlogy(ops.ones_like(x), x)
+
+
 def select(values: Tensor, tokens: Tensor) -> Tensor:
     """The value of each row's token: values [R, V] and tokens int32 [R] -> [R]."""
     return ops.squeeze(ops.gather_elements(values, values.ndim - 1, ops.expand_dims(tokens, -1)), -1)
@@ -53,7 +58,7 @@ class TokenLogprobs(nn.Cell):
     def construct(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         probabilities = ops.softmax(logits, -1)
         # log p of the most probable token is exact: it is never below -log V.
-        logsumexp = ops.max(logits, -1)[0] - ops.log(ops.max(probabilities, -1)[0])
+        logsumexp = ops.max(logits, -1)[0] - log(ops.max(probabilities, -1)[0])
         mean_logit = ops.squeeze(row_means(probabilities * logits), -1) * logits.shape[-1]
         return select(logits, tokens) - logsumexp, logsumexp, logsumexp - mean_logit, probabilities
 

@@ -9,7 +9,7 @@ import mindspore.common.dtype as mstype
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.decoding.distribution import inverse_cdf, policy_logits, select
+from src.decoding.distribution import inverse_cdf, log, policy_logits, select
 from src.models.captioner import Captioner
 
 
@@ -82,7 +82,7 @@ class GroupSampler(nn.Cell):
             if self.greedy:
                 token = ops.where(is_greedy, ops.cast(ops.argmax(logits, -1), mstype.int32), token)
             # Never log 0: a device that adds in another order might draw a token of no probability, if hardly ever.
-            return token, ops.log(ops.maximum(select(probabilities, token), 1e-30))
+            return token, log(ops.maximum(select(probabilities, token), 1e-30))
 
         outputs = generate(self.captioner, inputs, columns.shape[0], tokens, self.specials, choose)
         if not self.greedy:
@@ -107,6 +107,6 @@ class GreedyDecoder(nn.Cell):
     def construct(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         def choose(logits, t):
             token = ops.cast(ops.argmax(logits, -1), mstype.int32)
-            return token, ops.log(select(ops.softmax(logits, -1), token))
+            return token, log(select(ops.softmax(logits, -1), token))
 
         return generate(self.captioner, inputs, inputs.shape[0], self.tokens, self.specials, choose)
