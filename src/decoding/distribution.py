@@ -38,7 +38,7 @@ def inverse_cdf(probabilities: Tensor, uniforms: Tensor, last: int) -> Tensor:
 
 
 def log(x: Tensor) -> Tensor:
-    """Natural logarithm. Those of `ops.log` on CPU have other last digits from its sixth call on, where it tunes itself."""
+    """Natural logarithm. On CPU, those of `ops.log` have other last digits from its sixth call on."""
     return ops.xlogy(ops.ones_like(x), x)
 
 
