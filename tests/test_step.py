@@ -65,7 +65,8 @@ def numpy_updates(xs):
 @pytest.fixture
 def step_cell():
     cell = Quadratic()
-    return TrainStep(cell, build_optimizer(cell.trainable_params(), CONFIG, STEPS), CONFIG.grad_clip), cell
+    optimizer = build_optimizer(cell.trainable_params(), CONFIG, learning_rates(CONFIG, STEPS))
+    return TrainStep(cell, optimizer, CONFIG.grad_clip), cell
 
 
 class WeightedSquares(nn.Cell):
@@ -87,7 +88,7 @@ def test_parts_of_a_batch_give_what_one_batch_gives(mode):
     results = []
     for micro_batches in (1, 2, 8):
         cell = WeightedSquares()
-        optimizer = build_optimizer(cell.trainable_params(), CONFIG, STEPS)
+        optimizer = build_optimizer(cell.trainable_params(), CONFIG, learning_rates(CONFIG, STEPS))
         step = build_step(cell, optimizer, CONFIG.grad_clip, micro_batches, lambda name, cell: cell)
         values = [step(*(array.astype(np.float32) for array in batch)) for batch in batches]
         results.append((np.array(values), cell.matrix.asnumpy()))

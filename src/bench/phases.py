@@ -19,6 +19,7 @@ from src.training.optim import build_optimizer
 from src.training.step import build_step
 
 SPECIALS = (0, 1, 2)  # PAD, BOS, EOS; none is ever sampled, so that every caption has all T tokens
+RATES = np.full(1000, 1e-5, np.float32)  # learning rates: more than a phase is repeated
 
 
 class Phase(NamedTuple):
@@ -89,7 +90,7 @@ def _update(name: str, captioner: Captioner, config: Config, sizes: Sizes, input
     weights = np.full_like(logprobs, 1 / logprobs.size)
     advantages = rng.standard_normal(rows, np.float32)
     arrays = (inputs.asnumpy(), _ids(sizes, rows, tokens), weights, logprobs, logprobs, advantages)
-    optimizer = build_optimizer(captioner.trained_parameters(), config.grpo.optimizer, total_steps=1000)
+    optimizer = build_optimizer(captioner.trained_parameters(), config.grpo.optimizer, RATES)
     loss = GRPOLossCell(captioner, SPECIALS[1], config)
     step = build_step(loss, optimizer, config.grpo.optimizer.grad_clip, config.grpo.micro_batches, uncached)
     yield Phase(name, rows, lambda: step(*arrays))
@@ -100,7 +101,7 @@ def _ce_step(captioner: Captioner, config: Config, sizes: Sizes, inputs: Tensor)
     ce = config.ce
     rows = ce.batch_images * ce.captions_per_image
     loss = CELossCell(captioner, SPECIALS[1], _allowed(captioner), ce.label_smoothing)
-    optimizer = build_optimizer(captioner.trained_parameters(), ce.optimizer, total_steps=1000)
+    optimizer = build_optimizer(captioner.trained_parameters(), ce.optimizer, RATES)
     step = build_step(loss, optimizer, ce.optimizer.grad_clip, ce.micro_batches, uncached)
     rng = np.random.default_rng(2)
     rates = captioner.decoder.dropout_rates

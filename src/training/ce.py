@@ -56,7 +56,7 @@ def run_ce(run: Run) -> None:
     steps_per_epoch = -(-len(run.dataset.records["train"]) // ce.batch_images)
     total_steps = ce.epochs * steps_per_epoch
     rates = learning_rates(ce.optimizer, total_steps)
-    optimizer = build_optimizer(run.captioner.trained_parameters(), ce.optimizer, total_steps)
+    optimizer = build_optimizer(run.captioner.trained_parameters(), ce.optimizer, rates)
     optimizer_state = optimizer_parameters(optimizer, run.captioner)
     last = run.folder / "checkpoints" / "last"
     saved = find_last(run.folder)

@@ -49,8 +49,8 @@ def learning_rates(config: OptimizerConfig, total_steps: int) -> np.ndarray:
     return np.concatenate((rising, falling)).astype(np.float32)
 
 
-def build_optimizer(parameters: list[Parameter], config: OptimizerConfig, total_steps: int) -> FusedAdamW:
-    """AdamW (Loshchilov and Hutter 2019); biases, norms and other vectors are not decayed."""
+def build_optimizer(parameters: list[Parameter], config: OptimizerConfig, rates: np.ndarray) -> FusedAdamW:
+    """AdamW (Loshchilov and Hutter 2019) with `learning_rates`; biases, norms and other vectors are not decayed."""
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
     vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
     groups = [
@@ -59,5 +59,4 @@ def build_optimizer(parameters: list[Parameter], config: OptimizerConfig, total_
         {"order_params": parameters},
     ]
     groups = [group for group in groups if group.get("params", parameters)]
-    rates = Tensor(learning_rates(config, total_steps))
-    return FusedAdamW(groups, learning_rate=rates, betas=(0.9, config.beta2), eps=1e-8, weight_decay=0.0)
+    return FusedAdamW(groups, learning_rate=Tensor(rates), betas=(0.9, config.beta2), eps=1e-8, weight_decay=0.0)

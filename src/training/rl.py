@@ -109,7 +109,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
     grpo = config.grpo
     total_steps = grpo.rollouts * config.updates_per_rollout
     rates = learning_rates(grpo.optimizer, total_steps)
-    optimizer = build_optimizer(run.captioner.trained_parameters(), grpo.optimizer, total_steps)
+    optimizer = build_optimizer(run.captioner.trained_parameters(), grpo.optimizer, rates)
     optimizer_state = optimizer_parameters(optimizer, run.captioner)
     last = run.folder / "checkpoints" / "last"
     saved = find_last(run.folder)
