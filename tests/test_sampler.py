@@ -38,7 +38,7 @@ class InverseCDF(nn.Cell):
         self.last = last
 
     def construct(self, logits, draws):
-        return inverse_cdf(ops.softmax(logits, -1), draws, self.last)
+        return inverse_cdf(ops.softmax(logits, -1), ops.expand_dims(draws, 1), self.last)
 
 
 def test_inverse_cdf_at_the_ends_with_first_and_last_ids_masked(mode):

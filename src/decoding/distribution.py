@@ -26,13 +26,14 @@ def policy_logits(logits: Tensor, temperature: float, top_k: int, tokens: Tensor
 
 
 def inverse_cdf(probabilities: Tensor, uniforms: Tensor, last: int) -> Tensor:
-    """Draw one token a row by inverse transform sampling: int32 [M] from probabilities [M, V] and uniforms [M].
+    """Draw one token a row by inverse transform sampling: int32 [M] from probabilities [M, V] and uniforms [M, 1].
 
     The index is the number of cumulative sums <= u * (last cumulative sum), so that rounding of the sum does not
     matter; it is clipped to `last`, the last id that may be drawn.
     """
     cumulative = ops.cumsum(probabilities, -1)
-    threshold = ops.expand_dims(uniforms, -1) * cumulative[:, -1:]
+    rows, vocab = probabilities.shape
+    threshold = uniforms * ops.slice(cumulative, (0, vocab - 1), (rows, 1))
     index = ops.searchsorted(cumulative, threshold, out_int32=True, right=True)
     return ops.minimum(ops.squeeze(index, -1), last)
 

@@ -28,6 +28,7 @@ def generate(
     """
     pad_id, bos_id, eos_id = specials
     decoder = captioner.decoder
+    logits = decoder.logits  # a method that a loop looks up is compiled anew in every step
     memory = captioner.memory(inputs)
     caches = ()
     token = ops.full((rows,), bos_id, dtype=mstype.int32)
@@ -35,7 +36,7 @@ def generate(
     all_ids, all_masks, all_logprobs = (), (), ()
     for t in range(tokens):
         hidden, caches = decoder.step(token, t, memory, caches)
-        chosen, logprob = choose(decoder.logits(hidden), t)
+        chosen, logprob = choose(logits(hidden), t)
         token = ops.where(alive > 0, chosen, pad_id)
         all_ids += (token,)
         all_masks += (alive,)
@@ -78,7 +79,8 @@ class GroupSampler(nn.Cell):
 
         def choose(logits, t):
             probabilities = ops.softmax(policy_logits(logits, self.temperature, self.top_k), -1)
-            token = inverse_cdf(probabilities, columns[:, t], self.last_allowed)
+            draws = ops.slice(columns, (0, t), (columns.shape[0], 1))
+            token = inverse_cdf(probabilities, draws, self.last_allowed)
             if self.greedy:
                 token = ops.where(is_greedy, ops.cast(ops.argmax(logits, -1), mstype.int32), token)
             # Never log 0: a device that adds in another order might draw a token of no probability, if hardly ever.

@@ -10,7 +10,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.config import DecoderConfig
-from src.models.layers import MASKED, DecoderLayer, LayerNorm, Linear, attend
+from src.models.layers import MASKED, DecoderLayer, LayerNorm, Linear, attend, split_qkv
 
 Memory = tuple[tuple[Tensor, Tensor], ...]  # per layer: keys and values [B, H, N, d]
 
@@ -57,9 +57,9 @@ class Decoder(nn.Cell):
             x = x * keep[0]
         bias = self.future_bias[:length, :length]
         for index, layer in enumerate(self.layers):
-            query, key, value = layer.qkv(x)
+            query, key, value = split_qkv(layer.self_qkv(x), layer.heads)
             sites = None if keep is None else keep[1 + 3 * index : 4 + 3 * index]
-            x = layer.mix(x, attend(query, key, value, bias), memory[index], sites)
+            x = layer(x, attend(query, key, value, bias), memory[index], sites)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -72,14 +72,14 @@ class Decoder(nn.Cell):
         caches: per layer, keys and values [M, H, position, d] of the tokens before; () at position 0. In an unrolled
         graph every step has its own static shape, and attends to no more than there is.
         """
-        x = ops.gather(self.embedding, token, 0) + self.positions[position]
+        x = ops.gather(self.embedding, token, 0) + ops.slice(self.positions, (position, 0), (1, self.width))
         x = ops.expand_dims(x, 1)  # [M, 1, D]
         updated = ()
         for index, layer in enumerate(self.layers):
-            query, keys, values = layer.qkv(x)  # [M, H, 1, d]
+            query, keys, values = split_qkv(layer.self_qkv(x), layer.heads)  # [M, H, 1, d]
             if position > 0:
                 keys = ops.concat((caches[index][0], keys), 2)
                 values = ops.concat((caches[index][1], values), 2)
             updated += ((keys, values),)
-            x = layer.mix(x, attend(query, keys, values), memory[index], None)
+            x = layer(x, attend(query, keys, values), memory[index], None)
         return ops.squeeze(x, 1), updated

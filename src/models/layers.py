@@ -10,16 +10,31 @@ from mindspore.common.initializer import initializer
 
 MASKED = -1e9  # added to a logit that must not count; its exponential is 0 in float32
 
+# Operators as they are: the functions of `ops` around them make several graphs of each call, and compile longer.
+_SOFTMAX = ops.Softmax(-1)
+_PRODUCT = ops.BatchMatMul()
+_PRODUCT_WITH_TRANSPOSED = ops.BatchMatMul(transpose_b=True)
+
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """[R, L, D] -> [R, H, L, d]."""
     rows, length, width = x.shape
+    if length == 1:
+        return x.reshape(rows, heads, 1, width // heads)
     return x.reshape(rows, length, heads, width // heads).transpose(0, 2, 1, 3)
+
+
+def split_qkv(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[R, L, 3*D] -> query, key and value, each [R, H, L, d]."""
+    query, key, value = ops.chunk(x, 3, -1)
+    return split_heads(query, heads), split_heads(key, heads), split_heads(value, heads)
 
 
 def merge_heads(x: Tensor) -> Tensor:
     """[R, H, L, d] -> [R, L, D]."""
     rows, heads, length, size = x.shape
+    if length == 1:
+        return x.reshape(rows, 1, heads * size)
     return x.transpose(0, 2, 1, 3).reshape(rows, length, heads * size)
 
 
@@ -29,10 +44,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
     query [R, H, L, d]; key and value [R, H, K, d]; bias broadcast to [R, H, L, K], MASKED where not to look.
     Returns [R, H, L, d].
     """
-    scores = ops.matmul(query, key.swapaxes(-1, -2)) * (query.shape[-1] ** -0.5)
+    scores = _PRODUCT_WITH_TRANSPOSED(query, key) * (query.shape[-1] ** -0.5)
     if bias is not None:
         scores = scores + bias
-    return ops.matmul(ops.softmax(scores, -1), value)
+    return _PRODUCT(_SOFTMAX(scores), value)
 
 
 def column_sums(x: Tensor) -> Tensor:
@@ -122,11 +137,6 @@ class DecoderLayer(nn.Cell):
         key, value = ops.chunk(self.cross_kv(memory), 2, -1)
         return split_heads(key, self.heads), split_heads(value, self.heads)
 
-    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [M, L, D] -> query, key, value of self-attention, each [M, H, L, d]."""
-        query, key, value = ops.chunk(self.self_qkv(x), 3, -1)
-        return split_heads(query, self.heads), split_heads(key, self.heads), split_heads(value, self.heads)
-
     def cross(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
         """Attention of x [M, L, D] to its image: the G rows of a group are G*L queries on the same keys."""
         key, value = memory
@@ -136,7 +146,7 @@ class DecoderLayer(nn.Cell):
         attended = merge_heads(attend(split_heads(query, self.heads), key, value))
         return self.cross_out(attended).reshape(rows, length, width)
 
-    def mix(
+    def construct(
         self, x: Tensor, attended: Tensor, memory: tuple[Tensor, Tensor], keep: tuple[Tensor, ...] | None
     ) -> Tensor:
         """What follows self-attention: residual sums, cross-attention and feed-forward. Returns [M, L, D].

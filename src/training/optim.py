@@ -7,6 +7,8 @@ from mindspore import Parameter, Tensor, ops
 
 from src.config import OptimizerConfig
 
+_ADAM = ops.Adam()
+
 
 class FusedAdamW(AdamW):
     """MindFormers' AdamW with one operator per parameter, where it takes fifteen passes over parameter and moments.
@@ -16,10 +18,6 @@ class FusedAdamW(AdamW):
     correction, that is algorithm 2 of Loshchilov and Hutter 2019.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.adam = ops.Adam()
-
     def construct(self, gradients: tuple[Tensor, ...], finite: Tensor) -> tuple[Tensor, ...]:
         decays, lr = self.get_weight_decay(), self.get_lr() * finite
         step = ops.cast(self.global_step, mstype.float32) + 1.0
@@ -28,14 +26,16 @@ class FusedAdamW(AdamW):
         # With both betas at 1, gradients and learning rate at 0, moments and parameters stay as they are.
         beta1, beta2 = 1.0 - (1.0 - self.beta1) * finite, 1.0 - (1.0 - self.beta2) * finite
         self.assignadd(self.global_step, ops.cast(finite, mstype.int32))
-        updated = ()
-        for index, parameter in enumerate(self._parameters):
-            if self.decay_flags[index]:
-                ops.assign(parameter, parameter * (1.0 - lr * decays[index]))
-            moments = (self.exp_avg[index], self.exp_avg_sq[index])
-            rates = (power1, power2, lr, beta1, beta2, eps)
-            updated += (self.adam(parameter, *moments, *rates, gradients[index])[0],)
-        return updated
+        update = ops.partial(_update, power1, power2, lr, beta1, beta2, eps)
+        moments = (self.exp_avg, self.exp_avg_sq)
+        return self.hyper_map(update, self.decay_flags, decays, self._parameters, *moments, gradients)
+
+
+def _update(power1, power2, lr, beta1, beta2, eps, decayed, decay, parameter, mean, square, gradient):
+    """The update of one parameter."""
+    if decayed:
+        ops.assign(parameter, parameter * (1.0 - lr * decay))
+    return _ADAM(parameter, mean, square, power1, power2, lr, beta1, beta2, eps, gradient)[0]
 
 
 def learning_rates(config: OptimizerConfig, total_steps: int) -> np.ndarray:
