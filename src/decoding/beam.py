@@ -51,10 +51,11 @@ class BeamDecoder(nn.Cell):
         scores = ops.broadcast_to(scores, (images, beams)).reshape(-1)
         history = ops.full((rows, self.tokens), self.pad_id, dtype=mstype.int32)
         vocab = decoder.allowed_bias.shape[0]
+        logits = decoder.logits  # looked up once: see generate in sampler.py
         only_pad = ops.cast(ops.arange(vocab) != self.pad_id, mstype.float32).reshape(1, vocab) * MASKED
         for t in range(self.tokens):
             hidden, caches = decoder.step(token, t, memory, caches)
-            logprobs = ops.log_softmax(decoder.logits(hidden), -1)  # [M, V]
+            logprobs = ops.log_softmax(logits(hidden), -1)  # [M, V]
             if self.block_trigrams and t >= 3:
                 logprobs = logprobs + self.repeated_trigrams(history, t, vocab)
             running = ops.expand_dims(alive, 1) > 0
