@@ -167,8 +167,9 @@ def _count_ngrams(word_ids: np.ndarray, lengths: np.ndarray, vocabulary: int) ->
 
 def _look_up(table: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """The place of each key in the sorted table, or the last place, a sentinel, for a key that is not there."""
+    keys, inverse = np.unique(keys, return_inverse=True)  # in order, a search starts where the one before ended
     place = np.searchsorted(table, keys)
-    return np.where(table[place] == keys, place, len(table) - 1)
+    return np.where(table[place] == keys, place, len(table) - 1)[inverse]
 
 
 def _match(order: _Order, images: np.ndarray, image: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
