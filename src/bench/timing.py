@@ -1,4 +1,5 @@
-"""Timing of one call: the first apart (it compiles), then a warm-up, then a median; and the work it stands for."""
+"""Timing of one call: the first apart (it compiles, and is the first to use its memory), then a warm-up, then a median;
+and the work it stands for."""
 
 import time
 from collections.abc import Callable

@@ -11,6 +11,7 @@ from mindspore.common.initializer import initializer
 MASKED = -1e9  # added to a logit that must not count; its exponential is 0 in float32
 
 # Operators as they are: the functions of `ops` around them make several graphs of each call, and compile longer.
+_BIAS_ADD = ops.BiasAdd()
 _SOFTMAX = ops.Softmax(-1)
 _PRODUCT = ops.BatchMatMul()
 _PRODUCT_WITH_TRANSPOSED = ops.BatchMatMul(transpose_b=True)
@@ -76,7 +77,7 @@ class Shift(nn.Cell):
     """x + shift over the last axis, whose gradient sums columns by `column_sums`."""
 
     def construct(self, x: Tensor, shift: Tensor) -> Tensor:
-        return x + shift
+        return _BIAS_ADD(x, shift)
 
     def bprop(self, x: Tensor, shift: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
         return dout, column_sums(dout)
