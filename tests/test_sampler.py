@@ -58,15 +58,16 @@ def test_inverse_cdf_never_leaves_the_allowed_ids_at_bert_size():
         assert ((ids >= 999) & (ids < 30000)).all()
 
 
-def test_inverse_cdf_equals_numpy_searchsorted():
+@pytest.mark.parametrize("vocab", [50, 256, 30522])  # one block, whole blocks, a last block with padding
+def test_inverse_cdf_equals_numpy_searchsorted(vocab):
     rng = np.random.default_rng(1)
-    logits = rng.normal(0, 3, (500, 50)).astype(np.float32)
+    logits = rng.normal(0, 3, (500, vocab)).astype(np.float32)
     draws = uniforms(1, 0, 0, 500, 1)[:, 0]
-    ids = InverseCDF(49)(Tensor(logits), Tensor(draws)).asnumpy()
+    ids = InverseCDF(vocab - 1)(Tensor(logits), Tensor(draws)).asnumpy()
     cumulative = softmax(logits).cumsum(1)
     expected = np.array([np.searchsorted(row, u, side="right") for row, u in zip(cumulative, draws)])
-    near = np.array([np.abs(row - u).min() < 1e-6 for row, u in zip(cumulative, draws)])
-    assert (ids == expected)[~near].all() and near.mean() < 0.01
+    near = np.array([np.abs(row - u).min() < 3e-7 for row, u in zip(cumulative, draws)])
+    assert (ids == expected)[~near].all() and near.mean() < 0.05
 
 
 def test_first_and_second_tokens_follow_the_softmax(captioner, features, allowed):

@@ -3,9 +3,12 @@
 Letters: R any leading shape of rows or rows and tokens, V vocabulary.
 """
 
+import mindspore.common.dtype as mstype
 from mindspore import Tensor, nn, ops
 
 from src.models.layers import MASKED, row_means
+
+_BLOCK = 128  # tokens; about the square root of a vocabulary
 
 
 def policy_logits(logits: Tensor, temperature: float, top_k: int, tokens: Tensor | None = None) -> Tensor:
@@ -28,14 +31,34 @@ def policy_logits(logits: Tensor, temperature: float, top_k: int, tokens: Tensor
 def inverse_cdf(probabilities: Tensor, uniforms: Tensor, last: int) -> Tensor:
     """Draw one token a row by inverse transform sampling: int32 [M] from probabilities [M, V] and uniforms [M, 1].
 
-    The index is the number of cumulative sums <= u * (last cumulative sum), so that rounding of the sum does not
-    matter; it is clipped to `last`, the last id that may be drawn.
+    In two steps, a block of tokens and a token of the block: cumulative sums cannot be computed in parallel, sums of
+    blocks can, and are more exact. The token is clipped to `last`, the last id that may be drawn.
     """
-    cumulative = ops.cumsum(probabilities, -1)
     rows, vocab = probabilities.shape
-    threshold = uniforms * ops.slice(cumulative, (0, vocab - 1), (rows, 1))
-    index = ops.searchsorted(cumulative, threshold, out_int32=True, right=True)
-    return ops.minimum(ops.squeeze(index, -1), last)
+    blocks = -(-vocab // _BLOCK)
+    padding = ops.zeros((rows, blocks * _BLOCK - vocab), probabilities.dtype)
+    parts = ops.concat((probabilities, padding), 1).reshape(rows * blocks, _BLOCK)
+    sums = ops.matmul(parts, ops.ones((_BLOCK, 1), probabilities.dtype)).reshape(rows, blocks)
+    block, uniforms = _first_above(sums, uniforms)
+    place = ops.reshape(ops.arange(rows, dtype=mstype.int32) * blocks, (rows, 1)) + block
+    token, _ = _first_above(ops.gather(parts, ops.squeeze(place, -1), 0), uniforms)
+    return ops.minimum(ops.squeeze(block * _BLOCK + token, -1), last)
+
+
+def _first_above(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """The number of cumulative sums of weights [M, K] that are <= u * the last, int32 [M, 1], for u float32 [M, 1].
+
+    The threshold is relative, so that rounding of the sums does not matter. Also returns where in the weight that it
+    reaches the threshold lies, [M, 1] in [0, 1): a uniform number that is left for a second draw.
+    """
+    rows, size = weights.shape
+    cumulative = ops.cumsum(weights, -1)
+    threshold = uniforms * ops.slice(cumulative, (0, size - 1), (rows, 1))
+    index = ops.minimum(ops.searchsorted(cumulative, threshold, out_int32=True, right=True), size - 1)
+    weight = ops.gather_elements(weights, 1, index)
+    before = ops.gather_elements(cumulative, 1, index) - weight
+    left = (threshold - before) / ops.maximum(weight, 1e-30)
+    return index, ops.clamp(left, 0.0, 1.0 - 2.0**-24)
 
 
 def log(x: Tensor) -> Tensor:
