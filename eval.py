@@ -33,6 +33,10 @@ def main() -> None:
     config = load_config(arguments.config, arguments.overrides)
     prepare_environment(convolutions=config.convolves or arguments.images is not None)
 
+    from src.workers import join_workers
+
+    workers = join_workers(config)
+
     from src.data.dataset import load_dataset
     from src.device import setup_device
     from src.evaluation.caption_metrics import load_captions
@@ -54,8 +58,11 @@ def main() -> None:
         if not captions:
             raise InputError("no image could be captioned")
         return
-    result = evaluate(config, load_dataset(config), arguments.checkpoint, arguments.split)
-    print(metrics_table({str(arguments.checkpoint): result}), result["signature"], sep="\n")
+    with workers.first_alone():
+        dataset = load_dataset(config)
+    result = evaluate(config, dataset, arguments.checkpoint, arguments.split, workers)
+    if result is not None:
+        print(metrics_table({str(arguments.checkpoint): result}), result["signature"], sep="\n")
 
 
 if __name__ == "__main__":

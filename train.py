@@ -16,17 +16,24 @@ def main() -> None:
     config = load_config(arguments.config, arguments.overrides)
     prepare_environment(convolutions=config.convolves)
 
+    from src.workers import join_workers
+
+    workers = join_workers(config)
+
     from src.device import setup_device
     from src.training.run import describe, init_checkpoint, is_complete, open_run_folder, start_run
 
     init = init_checkpoint(config, Path(arguments.config), arguments.overrides) if config.stage != "ce" else None
-    folder = open_run_folder(config)
+    if workers.is_first:
+        open_run_folder(config)
+    workers.wait()
+    folder = config.run_folder
     if is_complete(folder, init):
         print(f"{folder} is complete; fresh=true starts over")
         return
     target = setup_device(config)
-    run = start_run(config, folder, init)
-    print(describe(config, target, run.captioner, run.dataset), flush=True)
+    run = start_run(config, folder, init, workers)
+    run.say(describe(run, target))
     if config.stage == "ce":
         from src.training.ce import run_ce
 
@@ -40,7 +47,7 @@ def main() -> None:
         load_checkpoint(init, reference)
         run_rl(run, reference)
     run.complete()
-    print(f"done: {folder}, best val CIDEr {100 * run.state['best_score']:.1f} at step {run.state['best_step']}")
+    run.say(f"done: {folder}, best val CIDEr {100 * run.state['best_score']:.1f} at step {run.state['best_step']}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from src.environment import run_program
 from src.evaluation.comparison import EQUAL_UPDATES, published_figures, write_comparison
 from src.evaluation.files import read_evaluation, results_name, scored_as
 from src.files import file_digest
+from src.launch import add_cluster_arguments, read_cluster
 from src.pipeline import Stage, run_program_of
 
 
@@ -31,16 +32,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare RL methods at an equal number of sampled captions.")
     parser.add_argument("--config", type=Path, default=Path("configs/demo/comparison.yaml"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="seeds=N, or settings of every stage")
+    add_cluster_arguments(parser)
     arguments = parser.parse_intermixed_args()
+    cluster = read_cluster(arguments)
     plan = load_plan(arguments.config, arguments.overrides)
     runs = plan_runs(plan)
     published_figures(runs[0].stage.config.data.dataset)  # a mistake in them is told now, not after the last run
     stages = {run.stage.config.run_folder: run.stage for run in runs}
     for number, (folder, stage) in enumerate(stages.items(), start=1):
         print(f"run {number} of {len(stages)}: {folder}", flush=True)
-        run_program_of(stage, "train.py")
+        run_program_of(stage, cluster, "train.py")
         if not is_evaluated(stage.config):
-            run_program_of(stage, "eval.py", "--checkpoint", str(stage.config.result_checkpoint))
+            run_program_of(stage, cluster, "eval.py", "--checkpoint", str(stage.config.result_checkpoint))
+    if cluster.node_rank > 0:
+        return
     folders: dict[str, list[Path]] = {}
     configs: dict[str, Config] = {}
     for run in runs:

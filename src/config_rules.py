@@ -147,3 +147,20 @@ def check(config: Config) -> None:
     for key, holds, mend in rules:
         if not holds:
             raise InputError(f"{key}={flat[key]} {mend}")
+
+
+def check_workers(config: Config, workers: int) -> None:
+    """InputError for a size that cannot be divided among workers, or a setting that only one worker can have."""
+    c = config
+    sizes = [("eval.batch_images", c.eval.batch_images, 1)]
+    if c.stage == "ce":
+        sizes.append(("ce.batch_images", c.ce.batch_images, c.ce.micro_batches))
+    else:
+        sizes.append(("grpo.sample_images", c.grpo.sample_images, 1))
+        sizes.append(("grpo.update_images", c.grpo.update_images, c.grpo.micro_batches))
+    for key, size, parts in sizes:
+        if size % (workers * parts):
+            times = f" times {parts} micro_batches" if parts > 1 else ""
+            raise InputError(f"{key}={size} must be a multiple of {workers} workers{times}: sizes are of all together")
+    if c.stage != "ce" and workers > 1 and c.reward.document_frequency == "batch":
+        raise InputError("reward.document_frequency=batch is of a whole rollout; several workers need train")

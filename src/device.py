@@ -1,6 +1,7 @@
 """The device of a program: target with fallback, graph or PyNative mode, seeds of the initialisers."""
 
 import mindspore as ms
+from mindspore.communication import GlobalComm
 
 from src.config import Config
 from src.errors import InputError
@@ -11,8 +12,12 @@ TARGETS = ("Ascend", "GPU", "CPU")
 def setup_device(config: Config) -> str:
     """Choose the device and the mode, and seed the initialisers. Returns the target taken.
 
+    Where workers have connected, their device is set already and cannot be again.
+
     Errors: InputError where `device` names a target that this MindSpore or this machine lacks.
     """
+    if GlobalComm.INITED:
+        return ms.get_context("device_target")
     if config.device == "auto":
         target = next(name for name in TARGETS if ms.hal.is_available(name))
     elif ms.hal.is_available(config.device):

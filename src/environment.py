@@ -3,16 +3,20 @@
 import contextlib
 import ctypes
 import errno
+import json
 import logging
 import os
 import platform
 import signal
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 
 from src.errors import InputError, ProgramError, Terminated
+
+WORKER_FOLDER = "CAPTIONER_WORKER_FOLDER"  # environment variable of workers: where they leave what src.launch reads
 
 
 def prepare_environment(*, convolutions: bool) -> None:
@@ -47,20 +51,52 @@ def run_program(main: Callable[[], None]) -> None:
     def terminate(signum: int, frame: object) -> None:
         raise Terminated("ended by SIGTERM; what was computed is kept, the same command goes on")
 
-    signal.signal(signal.SIGTERM, terminate)
+    def end(status: int, message: str) -> None:
+        print(message, file=sys.stderr)
+        _report_worker(status, message)
+        sys.exit(status)
+
+    if os.environ.get("MS_ROLE") != "MS_SCHED":  # msrun's scheduler waits where no Python runs
+        signal.signal(signal.SIGTERM, terminate)
+    if WORKER_FOLDER in os.environ:
+        end_with_parent()
+    _report_worker()
     try:
         main()
     except ProgramError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+        end(error.exit_status, f"error: {error}")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+            _report_worker(1, f"error: {type(error).__name__}: {error}")
             raise
-        print(f"error: {error.filename or 'a file'}: {error.strerror}; checkpoints are kept", file=sys.stderr)
-        sys.exit(InputError.exit_status)
+        end(InputError.exit_status, f"error: {error.filename or 'a file'}: {error.strerror}; checkpoints are kept")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        end(130, "interrupted")
+    except Exception as error:
+        _report_worker(1, f"error: {type(error).__name__}: {error}")
+        raise
+    _report_worker(0, "done")
+
+
+def _report_worker(status: int | None = None, message: str = "") -> None:
+    """Leave process id and, at the end, exit status where src.launch looks for those of workers."""
+    if WORKER_FOLDER in os.environ:
+        scheduler = os.environ.get("MS_ROLE") == "MS_SCHED"
+        name = "scheduler" if scheduler else f"worker_{os.environ.get('RANK_ID', 0)}"
+        report: dict[str, object] = {"pid": os.getpid()}
+        if status is not None:
+            report |= {"status": status, "message": message, "time": time.time()}
+        path = os.path.join(os.environ[WORKER_FOLDER], f"{name}.json")
+        with contextlib.suppress(OSError):  # a full disk: the worker's log has the message too
+            with open(f"{path}.part", "w") as file:
+                json.dump(report, file)
+            os.replace(f"{path}.part", path)
+
+
+def leave_workers() -> None:
+    """For a process that a worker starts, and that is none."""
+    for variable in (WORKER_FOLDER, "MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "RANK_ID"):
+        os.environ.pop(variable, None)
 
 
 def end_with_parent() -> None:

@@ -5,17 +5,16 @@ ce: train, evaluate. grpo, scst: CE if it is not complete, RL, both evaluated, t
 """
 
 import argparse
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 from src.config import Config
 from src.config_load import load_config, stage_overrides
-from src.environment import end_with_parent, run_program
+from src.config_rules import check_workers
+from src.environment import run_program
 from src.evaluation.files import results_name
 from src.evaluation.report import owning_folder, write_report
+from src.launch import Cluster, add_cluster_arguments, launch, read_cluster
 
 
 def main() -> None:
@@ -26,7 +25,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="for eval: default is the result of the run")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="go to every stage")
+    add_cluster_arguments(parser)
     arguments = parser.parse_intermixed_args()
+    cluster = read_cluster(arguments)
     file = arguments.config or Path(f"configs/demo/{'grpo' if arguments.goal == 'eval' else arguments.goal}.yaml")
     config = load_config(file, arguments.overrides)
     stages = [Stage(file, config, arguments.overrides, arguments.checkpoint)]
@@ -38,10 +39,12 @@ def main() -> None:
 
     for stage in stages:
         if arguments.goal != "eval" and stage.checkpoint is None:
-            run_program_of(stage, "train.py")
+            run_program_of(stage, cluster, "train.py")
     for stage in stages:
         checkpoint = stage.checkpoint or stage.config.result_checkpoint
-        run_program_of(stage, "eval.py", "--split", arguments.split, "--checkpoint", str(checkpoint))
+        run_program_of(stage, cluster, "eval.py", "--split", arguments.split, "--checkpoint", str(checkpoint))
+    if cluster.node_rank > 0:
+        return
     folders = {
         stage.config.stage.upper(): owning_folder(stage.config, stage.checkpoint)
         if stage.checkpoint
@@ -61,19 +64,11 @@ class Stage(NamedTuple):
     checkpoint: Path | None
 
 
-def run_program_of(stage: Stage, program: str, *arguments: str) -> None:
-    """Run train.py or eval.py in the foreground, hand SIGTERM on to it, and end with its status if not 0."""
-    command = [sys.executable, program, "--config", str(stage.file), *arguments, *stage.overrides]
-    child = subprocess.Popen(command, preexec_fn=end_with_parent)
-    terminate = signal.signal(signal.SIGTERM, lambda signum, frame: child.send_signal(signum))
-    try:
-        status = child.wait()
-    except KeyboardInterrupt:
-        status = child.wait()
-    finally:
-        signal.signal(signal.SIGTERM, terminate)
-    if status != 0:
-        sys.exit(status if status > 0 else 128 - status)
+def run_program_of(stage: Stage, cluster: Cluster, program: str, *arguments: str) -> None:
+    """Run train.py or eval.py on the devices of a cluster, in the foreground, and end with its status if not 0."""
+    check_workers(stage.config, cluster.size)
+    command = [program, "--config", str(stage.file), *arguments, *stage.overrides]
+    launch(command, cluster, stage.config.run_folder / "logs" / program.removesuffix(".py"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from src.config import OptimizerConfig
 from src.training.optim import FusedAdamW, build_optimizer, learning_rates
-from src.training.step import TrainStep, build_step
+from src.training.step import TrainStep, WorkerSum, build_step
 
 CONFIG = OptimizerConfig(
     lr=0.1, final_lr=0.01, warmup_ratio=0.25, decay_ratio=0.75, weight_decay=0.2, beta2=0.99, grad_clip=0.5
@@ -66,7 +66,7 @@ def numpy_updates(xs):
 def step_cell():
     cell = Quadratic()
     optimizer = build_optimizer(cell.trainable_params(), CONFIG, learning_rates(CONFIG, STEPS))
-    return TrainStep(cell, optimizer, CONFIG.grad_clip), cell
+    return TrainStep(cell, optimizer, CONFIG.grad_clip, WorkerSum(1)), cell
 
 
 class WeightedSquares(nn.Cell):
@@ -89,7 +89,7 @@ def test_parts_of_a_batch_give_what_one_batch_gives(mode):
     for micro_batches in (1, 2, 8):
         cell = WeightedSquares()
         optimizer = build_optimizer(cell.trainable_params(), CONFIG, learning_rates(CONFIG, STEPS))
-        step = build_step(cell, optimizer, CONFIG.grad_clip, micro_batches, lambda name, cell: cell)
+        step = build_step(cell, optimizer, CONFIG.grad_clip, micro_batches, 1, lambda name, cell: cell)
         values = [step(*(array.astype(np.float32) for array in batch)) for batch in batches]
         results.append((np.array(values), cell.matrix.asnumpy()))
     for values, matrix in results[1:]:

@@ -92,7 +92,7 @@ def _update(name: str, captioner: Captioner, config: Config, sizes: Sizes, input
     arrays = (inputs.asnumpy(), _ids(sizes, rows, tokens), weights, logprobs, logprobs, advantages)
     optimizer = build_optimizer(captioner.trained_parameters(), config.grpo.optimizer, RATES)
     loss = GRPOLossCell(captioner, SPECIALS[1], config)
-    step = build_step(loss, optimizer, config.grpo.optimizer.grad_clip, config.grpo.micro_batches, uncached)
+    step = build_step(loss, optimizer, config.grpo.optimizer.grad_clip, config.grpo.micro_batches, 1, uncached)
     yield Phase(name, rows, lambda: step(*arrays))
 
 
@@ -102,7 +102,7 @@ def _ce_step(captioner: Captioner, config: Config, sizes: Sizes, inputs: Tensor)
     rows = ce.batch_images * ce.captions_per_image
     loss = CELossCell(captioner, SPECIALS[1], _allowed(captioner), ce.label_smoothing)
     optimizer = build_optimizer(captioner.trained_parameters(), ce.optimizer, RATES)
-    step = build_step(loss, optimizer, ce.optimizer.grad_clip, ce.micro_batches, uncached)
+    step = build_step(loss, optimizer, ce.optimizer.grad_clip, ce.micro_batches, 1, uncached)
     rng = np.random.default_rng(2)
     rates = captioner.decoder.dropout_rates
     keep = [rng.random((rows, ce.tokens, config.decoder.width)) >= rate for rate in rates if max(rates) > 0]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from src.config import Config
-from src.environment import end_with_parent, prepare_environment, run_program
+from src.environment import end_with_parent, leave_workers, prepare_environment, run_program
 from src.errors import RunStopped, Terminated
 
 
@@ -46,6 +46,7 @@ def encode_apart(config: Config, files: Sequence[Path], weights: Mapping[str, np
 
 
 def _run(config: Config, files: Sequence[Path], weights: Mapping[str, np.ndarray], parent: int) -> None:
+    leave_workers()
     os.setpgid(0, 0)  # out of reach of the terminal's Ctrl-C, for which MindData has a handler that ends the process
     end_with_parent()
 

@@ -25,6 +25,7 @@ from src.models.captioner import Captioner, build_captioner
 from src.rng import uniforms
 from src.training.checkpoint import load_checkpoint
 from src.training.run import check_tokenizer, decode_images, graph_cache, load_run_tokenizer
+from src.workers import Workers
 
 
 def load_captioner(config: Config, checkpoint: Path, *, cached: bool) -> tuple[Captioner, Tokenizer]:
@@ -35,26 +36,33 @@ def load_captioner(config: Config, checkpoint: Path, *, cached: bool) -> tuple[C
     return captioner, tokenizer
 
 
-def evaluate(config: Config, dataset: Dataset, checkpoint: Path, split: str) -> dict[str, Any]:
+def evaluate(config: Config, dataset: Dataset, checkpoint: Path, split: str, workers: Workers) -> dict[str, Any] | None:
     """Captions of a split and their scores, written as captions_<split>.json and eval_<split>.json.
 
     Names end in _<decoding> where that is not greedy. Segment statistics for confidence intervals go into
     segments_<split>.npz, `eval.samples` captions per image into samples_<split>.json. Returns what the JSON of scores
-    holds, which is written last; captions are written before they are scored, so that they are kept.
+    holds, which is written last; captions are written before they are scored, so that they are kept. Each worker
+    decodes its share; the first scores, and the others return None.
     """
     captioner, tokenizer = load_captioner(config, checkpoint, cached=not config.encoder.trainable)
     records = dataset.records[split]
-    source = build_source(config, records, captioner.encoder)
-    decoder = build_decoder(config, captioner, tokenizer)
-    texts, _, ended = decode_images(decoder, tokenizer, source, len(records), config.eval.batch_images)
+    with workers.first_alone():
+        source = build_source(config, records, captioner.encoder)
+    decoder = build_decoder(config, captioner, tokenizer, workers)
+    texts, _, ended = decode_images(decoder, tokenizer, source, len(records), config.eval.batch_images, workers)
+    samples = None
+    if config.eval.samples:
+        samples = sample_captions(config, captioner, tokenizer, source, len(records), workers)
+    workers.wait()
+    if not workers.is_first:
+        return None
     captions = {record.image_id: text for record, text in zip(records, texts)}
     folder = owning_folder(config, checkpoint)
     name = results_name(split, config.eval)
     write_json(folder / f"captions_{name}.json", caption_rows(captions))
     result, segments = scored(captions, dataset, split, decoding_name(config.eval))
     result["endings"] = {"function_word": broken_endings(texts), "truncated": float(1 - ended.mean())}
-    if config.eval.samples:
-        samples = sample_captions(config, captioner, tokenizer, source, len(records))
+    if samples is not None:
         samples = {record.image_id: rows for record, rows in zip(records, samples)}
         rows = [{"image_id": image_id, "captions": captions} for image_id, captions in samples.items()]
         write_json(folder / f"samples_{split}.json", rows)
@@ -67,11 +75,11 @@ def evaluate(config: Config, dataset: Dataset, checkpoint: Path, split: str) -> 
 
 
 def build_decoder(
-    config: Config, captioner: Captioner, tokenizer: Tokenizer
+    config: Config, captioner: Captioner, tokenizer: Tokenizer, workers: Workers
 ) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
     """The decoder that the configuration asks for."""
     evaluation = config.eval
-    keep = graph_cache(config, tokenizer).keep
+    keep = graph_cache(config, tokenizer, workers).keep
     if evaluation.beams == 1:
         return keep("greedy", GreedyDecoder(captioner, tokenizer.specials, evaluation.tokens))
     beams = BeamDecoder(
@@ -86,20 +94,27 @@ def build_decoder(
 
 
 def sample_captions(
-    config: Config, captioner: Captioner, tokenizer: Tokenizer, source: ImageSource | FeatureSource, images: int
+    config: Config,
+    captioner: Captioner,
+    tokenizer: Tokenizer,
+    source: ImageSource | FeatureSource,
+    images: int,
+    workers: Workers,
 ) -> list[list[str]]:
     """`eval.samples` captions of every image of `source`, drawn from the whole distribution."""
-    group_size, size, tokens = config.eval.samples, config.eval.batch_images, config.eval.tokens
-    sampler = graph_cache(config, tokenizer).keep(
+    group_size, tokens = config.eval.samples, config.eval.tokens
+    batches = [workers.share(batch) for batch in padded_batches(images, config.eval.batch_images)]
+    size = len(batches[0])
+    sampler = graph_cache(config, tokenizer, workers).keep(
         "sampler", GroupSampler(captioner, tokenizer.specials, tokenizer.allowed, temperature=1.0, top_k=0)
     )
-    captions: list[list[str]] = []
-    for number, inputs in enumerate(source.batches(padded_batches(images, size))):
-        draws = uniforms(config.seed, 0, number * size * group_size, size * group_size, tokens)
-        ids = sampler(Tensor(inputs), Tensor(draws.reshape(size, group_size, tokens)))[0].asnumpy()
-        texts = [tokenizer.decode(row) for row in ids]
-        captions += [texts[start : start + group_size] for start in range(0, len(texts), group_size)]
-    return captions[:images]
+    parts = []
+    for number, inputs in enumerate(source.batches(batches)):
+        first_row = (number * workers.size + workers.rank) * size * group_size
+        draws = uniforms(config.seed, 0, first_row, size * group_size, tokens)
+        parts.append(sampler(Tensor(inputs), Tensor(draws.reshape(size, group_size, tokens)))[0].asnumpy())
+    texts = [tokenizer.decode(row) for row in workers.gather(parts)[: images * group_size]]
+    return [texts[start : start + group_size] for start in range(0, len(texts), group_size)]
 
 
 def caption_rows(captions: Mapping[int, str]) -> list[dict[str, Any]]:
@@ -124,7 +139,9 @@ def caption_images(config: Config, checkpoint: Path, paths: list[Path]) -> tuple
     if not readable:
         return {}, broken
     captioner, tokenizer = load_captioner(config, checkpoint, cached=False)
-    decoder = build_decoder(config, captioner, tokenizer)
+    alone = Workers()
+    decoder = build_decoder(config, captioner, tokenizer, alone)
     source = build_image_source(config, readable)
-    texts, _, _ = decode_images(decoder, tokenizer, source, len(readable), min(len(readable), config.eval.batch_images))
+    batch_images = min(len(readable), config.eval.batch_images)
+    texts, _, _ = decode_images(decoder, tokenizer, source, len(readable), batch_images, alone)
     return dict(zip(readable, texts)), broken

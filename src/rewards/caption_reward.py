@@ -23,16 +23,17 @@ class CaptionReward:
         self.scorer = CiderD(ground_truths, eos=config.eos) if config.document_frequency == "train" else None
 
     def __call__(self, image_rows: np.ndarray, completion_ids: np.ndarray, completion_mask: np.ndarray) -> np.ndarray:
-        """Rewards float64 [M] of completions int32 [M, T] on training images image_rows [M] (rows, not image ids).
+        """Rewards float32 [M] of completions int32 [M, T] on training images image_rows [M] (rows, not image ids).
 
         A completion whose mask ends without an EOS is truncated and gets no EOS token.
         """
         words = [self.tokenizer.decode(row).split() for row in completion_ids]
         ended = ((completion_ids == self.tokenizer.eos_id) & (completion_mask > 0)).any(1)
-        if self.scorer is not None:
-            return self.scorer(image_rows, words, ended)
-        images, local_rows = np.unique(image_rows, return_inverse=True)
-        return CiderD([self.ground_truths[image] for image in images], eos=self.eos)(local_rows, words, ended)
+        scorer, rows = self.scorer, image_rows
+        if scorer is None:
+            images, rows = np.unique(image_rows, return_inverse=True)
+            scorer = CiderD([self.ground_truths[image] for image in images], eos=self.eos)
+        return scorer(rows, words, ended).astype(np.float32)  # float32 crosses between workers
 
 
 def reward_signature(config: Config) -> str:

@@ -18,6 +18,7 @@ def group_advantages(
     """
     if config.baseline == "greedy":
         return (rewards - greedy_rewards[:, None]).astype(np.float32).reshape(-1)
+    rewards = rewards.astype(np.float64)
     group_size = rewards.shape[1]
     centred = rewards - rewards.mean(1, keepdims=True)
     centred[np.ptp(rewards, axis=1) == 0] = 0.0  # the mean of equal numbers may differ from them by rounding

@@ -14,7 +14,7 @@ class Rollout:
 
     image_rows int64 [B]: rows of the training records; completion_ids int32 [M, T]; completion_mask float32 [M, T],
     1 for sampled tokens up to and including the first EOS; old_logprobs and ref_logprobs float32 [M, T];
-    rewards float64 [B, G]; advantages float32 [M].
+    rewards float32 [B, G]; advantages float32 [M].
     """
 
     image_rows: np.ndarray

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from src.errors import RunStopped
 from src.rl.cells import CELossCell
 from src.rl.losses import token_weights
 from src.rng import generator, keep_masks, permutation
@@ -52,34 +50,33 @@ def run_ce(run: Run) -> None:
     ce = config.ce
     targets = CaptionTargets(run)
     if targets.cut:
-        print(f"{targets.cut} of {len(targets.ids)} captions are longer than ce.tokens={ce.tokens} and were cut")
+        run.say(f"{targets.cut} of {len(targets.ids)} captions are longer than ce.tokens={ce.tokens} and were cut")
     steps_per_epoch = -(-len(run.dataset.records["train"]) // ce.batch_images)
     total_steps = ce.epochs * steps_per_epoch
     rates = learning_rates(ce.optimizer, total_steps)
     optimizer = build_optimizer(run.captioner.trained_parameters(), ce.optimizer, rates)
     optimizer_state = optimizer_parameters(optimizer, run.captioner)
-    last = run.folder / "checkpoints" / "last"
     saved = find_last(run.folder)
     if saved is not None:
         load_checkpoint(saved, run.captioner, optimizer_state)
-    else:
+    run.workers.broadcast([*run.captioner.get_parameters(), *optimizer_state.values()])
+    if saved is None:
         run.save("last", optimizer_state)
     loss_cell = CELossCell(run.captioner, run.tokenizer.bos_id, run.tokenizer.allowed, ce.label_smoothing)
-    take_step = build_step(loss_cell, optimizer, ce.optimizer.grad_clip, ce.micro_batches, run.graphs.keep)
-    bar = tqdm(total=total_steps, initial=run.state["step"], desc="CE", unit="step", disable=None, mininterval=1)
+    take_step = build_step(
+        loss_cell, optimizer, ce.optimizer.grad_clip, ce.micro_batches, run.workers.size, run.graphs.keep
+    )
+    bar = run.progress("CE", total_steps, "step")
     for epoch in range(run.state["step"] // steps_per_epoch, ce.epochs):
         if out_of_patience(run.state, config.eval.every * steps_per_epoch, ce.patience):
-            tqdm.write(
-                f"CE ends after epoch {epoch}: none of the last {ce.patience} validations was better (ce.patience)"
-            )
+            run.say(f"CE ends after epoch {epoch}: none of the last {ce.patience} validations was better (ce.patience)")
             break
         first = run.state["step"] - epoch * steps_per_epoch
-        for inputs, ids, mask in _epoch_batches(run, targets, epoch, first):
+        for inputs, ids, weights in _epoch_batches(run, targets, epoch, first):
             started = time.perf_counter()
             keep = _dropout(run, len(ids), ids.shape[1])
-            values = take_step(inputs, ids, token_weights(mask, "token"), *keep)
-            if not np.isfinite(values[:2]).all():
-                raise RunStopped(f"the loss is not finite at step {run.state['step'] + 1}; {last} is the last good one")
+            values = take_step(inputs, ids, weights, *keep)
+            run.check_finite(values)
             seconds = time.perf_counter() - started
             run.state["seconds"] += seconds
             run.state["step"] += 1
@@ -92,19 +89,23 @@ def run_ce(run: Run) -> None:
             bar.set_postfix(loss=f"{values[0]:.3f}", CIDEr=f"{100 * run.state['best_score']:.1f}", refresh=False)
             bar.update()
             ended = step % steps_per_epoch == 0  # then validation comes first, so that a resumed run does not miss it
-            if not ended and (run.terminated or (ce.save_steps and step % ce.save_steps == 0)):
-                run.save("last", optimizer_state)
-                run.check_terminated(last)
+            if not ended:
+                stopping = run.must_stop()
+                if stopping or (ce.save_steps and step % ce.save_steps == 0):
+                    run.save("last", optimizer_state)
+                if stopping:
+                    run.stop()
         if (epoch + 1) % config.eval.every == 0 or epoch + 1 == ce.epochs:
             scores = run.validate()
             run.log(scores)
-            tqdm.write(
+            run.say(
                 f"CE epoch {epoch + 1}/{ce.epochs}: loss {values[0]:.3f}, val CIDEr {100 * scores['val/CIDEr']:.1f}"
             )
         if config.select == "original" and epoch == 0:
             run.save(FIRST)
         run.save("last", optimizer_state)
-        run.check_terminated(last)
+        if run.must_stop():
+            run.stop()
     bar.close()
 
 
@@ -114,22 +115,27 @@ def out_of_patience(state: dict[str, Any], validation_steps: int, patience: int)
 
 
 def _epoch_batches(run: Run, targets: CaptionTargets, epoch: int, first: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """inputs, ids, mask of each step of an epoch from step `first` on; the last batch is padded with masked images."""
-    size = run.config.ce.batch_images
+    """This worker's inputs, ids and token weights of each step of an epoch from step `first` on.
+
+    The last batch is padded with masked images. Weights count the tokens of the whole batch.
+    """
+    size, share = run.config.ce.batch_images, run.workers.share
     order = permutation("data", run.config.seed, (epoch,), len(run.dataset.records["train"]))
     places = np.minimum(np.arange(-(-len(order) // size) * size), len(order) - 1).reshape(-1, size)[first:]
     batches = [order[rows] for rows in places]
-    for offset, (images, inputs) in enumerate(zip(batches, run.train_source.batches(batches))):
+    for offset, (images, inputs) in enumerate(zip(batches, run.train_source.batches(list(map(share, batches))))):
         real = min(size, len(order) - (first + offset) * size)
-        yield inputs, *targets.batch(images, real, epoch)
+        ids, mask = targets.batch(images, real, epoch)
+        yield inputs, share(ids), share(token_weights(mask, "token"))
 
 
 def _dropout(run: Run, rows: int, tokens: int) -> list[np.ndarray]:
-    """Dropout masks bool [M, T, D] of this step, one for each site of the decoder; none where all rates are 0."""
+    """Dropout masks bool [M, T, D] of this worker's rows, one for each site of the decoder; none where rates are 0."""
     decoder = run.captioner.decoder
     rates = np.array(decoder.dropout_rates)
     if not rates.any():
         return []
     shape = (len(rates), tokens, decoder.width)
-    keep = keep_masks(run.config.seed, run.state["step"], 0, rows, shape, rates.reshape(-1, 1, 1))
+    first_row = run.workers.rank * rows
+    keep = keep_masks(run.config.seed, run.state["step"], first_row, rows, shape, rates.reshape(-1, 1, 1))
     return [np.ascontiguousarray(keep[:, site]) for site in range(len(rates))]

@@ -4,14 +4,12 @@ Letters: B images, G group size, M = B*G rows (row = b*G + g), T tokens.
 """
 
 import time
-from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
 from src.decoding.sampler import GroupSampler
-from src.errors import RunStopped
 from src.models.captioner import Captioner
 from src.rewards.caption_reward import CaptionReward
 from src.rl.advantage import group_advantages, zero_advantage_groups
@@ -44,25 +42,39 @@ class RolloutCollector:
         self.reward = CaptionReward(run.dataset.ground_truths["train"], tokenizer, run.config.reward)
 
     def collect(self, index: int) -> tuple[Rollout, dict[str, float]]:
-        """Rollout number `index`, a pure function of parameters and configuration, and its statistics."""
-        grpo, seed = self.config.grpo, self.config.seed
+        """Rollout number `index`, a pure function of parameters and configuration, and its statistics.
+
+        Each worker samples and rewards its share of every batch; all get the whole rollout.
+        """
+        grpo, seed, workers = self.config.grpo, self.config.seed, self.run.workers
         images = rollout_images(len(self.run.dataset.records["train"]), grpo.rollout_images, seed, index)
-        batches = list(images.reshape(-1, grpo.sample_images))
-        rows = grpo.sample_images * grpo.group_size
+        batches = [workers.share(batch) for batch in images.reshape(-1, grpo.sample_images)]
+        share = len(batches[0])
+        rows = share * grpo.group_size
         parts = []
         started = time.perf_counter()
         for number, inputs in enumerate(self.run.train_source.batches(batches)):
-            draws = uniforms(seed, index, number * rows, rows, grpo.tokens)
+            first_row = (number * workers.size + workers.rank) * rows
+            draws = uniforms(seed, index, first_row, rows, grpo.tokens)
             inputs = Tensor(inputs)
-            sampled = self.sampler(inputs, Tensor(draws.reshape(grpo.sample_images, grpo.group_size, -1)))
+            sampled = self.sampler(inputs, Tensor(draws.reshape(share, grpo.group_size, -1)))
             ref_logprobs = self.ref_logprobs(inputs, sampled[0])
-            parts.append([output.asnumpy() for output in (ref_logprobs, *sampled)])
-        ref_logprobs, completion_ids, mask, old_logprobs, *greedy = map(np.concatenate, zip(*parts))
+            parts.append([output.asnumpy() for output in (*sampled, ref_logprobs)])
         sampled_at = time.perf_counter()
-        rewards = self.reward(np.repeat(images, grpo.group_size), completion_ids, mask)
-        rewards = rewards.reshape(len(images), grpo.group_size)
-        greedy_rewards = self.reward(images, *greedy) if greedy else None
+        own_images = np.concatenate(batches)
+        completion_ids, mask, old_logprobs, *greedy, ref_logprobs = map(np.concatenate, zip(*parts))
+        rewards = self.reward(np.repeat(own_images, grpo.group_size), completion_ids, mask)
+        greedy_rewards = self.reward(own_images, *greedy) if greedy else None
         rewarded_at = time.perf_counter()
+
+        def whole(rows: np.ndarray) -> np.ndarray:
+            return workers.gather(np.split(rows, len(batches)))
+
+        completion_ids, mask = whole(completion_ids), whole(mask)
+        old_logprobs, ref_logprobs = whole(old_logprobs), whole(ref_logprobs)
+        rewards = whole(rewards).reshape(len(images), grpo.group_size)
+        if greedy_rewards is not None:
+            greedy_rewards = whole(greedy_rewards)
         advantages = group_advantages(rewards, self.config.advantage, greedy_rewards)
         rollout = Rollout(
             image_rows=images,
@@ -84,7 +96,9 @@ class RolloutCollector:
             "time/rollout_s": sampled_at - started,
             "time/reward_s": rewarded_at - sampled_at,
         }
-        return rollout, stats | ({"rollout/greedy_reward_mean": greedy_rewards.mean()} if greedy else {})
+        if greedy_rewards is not None:
+            stats["rollout/greedy_reward_mean"] = greedy_rewards.mean()
+        return rollout, stats
 
 
 def rollout_images(rows: int, size: int, seed: int, index: int) -> np.ndarray:
@@ -111,46 +125,43 @@ def run_rl(run: Run, reference: Captioner) -> None:
     rates = learning_rates(grpo.optimizer, total_steps)
     optimizer = build_optimizer(run.captioner.trained_parameters(), grpo.optimizer, rates)
     optimizer_state = optimizer_parameters(optimizer, run.captioner)
-    last = run.folder / "checkpoints" / "last"
     saved = find_last(run.folder)
     if saved is not None:
         load_checkpoint(saved, run.captioner, optimizer_state)
-    else:
+    run.workers.broadcast([*run.captioner.get_parameters(), *optimizer_state.values(), *reference.get_parameters()])
+    if saved is None:
         run.log(run.validate())  # the CE model is the first candidate for `best`
         run.save("last", optimizer_state)
     collector = RolloutCollector(run, reference)
     loss_cell = GRPOLossCell(run.captioner, run.tokenizer.bos_id, config)
-    take_step = build_step(loss_cell, optimizer, grpo.optimizer.grad_clip, grpo.micro_batches, run.graphs.keep)
-    bar = tqdm(
-        total=total_steps,
-        initial=run.state["step"],
-        desc=config.stage.upper(),
-        unit="update",
-        disable=None,
-        mininterval=1,
+    take_step = build_step(
+        loss_cell, optimizer, grpo.optimizer.grad_clip, grpo.micro_batches, run.workers.size, run.graphs.keep
     )
+    bar = run.progress(config.stage.upper(), total_steps, "update")
     saved_at = time.monotonic()
     for index in range(run.state["step"] // config.updates_per_rollout, grpo.rollouts):
         rollout, rollout_stats = collector.collect(index)
-        if run.terminated:  # nothing has been updated since the rollout before
+        if run.must_stop():  # nothing has been updated since the rollout before
             run.save("last", optimizer_state)
-        run.check_terminated(last)
+            run.stop()
         run.state["seconds"] += rollout_stats["time/rollout_s"] + rollout_stats["time/reward_s"]
         for number in range(grpo.passes):
-            stats = _pass(run, rollout, rollout_stats, index, number, take_step, rates, bar, last)
+            stats = _pass(run, rollout, rollout_stats, index, number, take_step, rates, bar)
             rollout_stats = {}
         validated = (index + 1) % config.eval.every == 0 or index + 1 == grpo.rollouts
         if validated:
             scores = run.validate()
             run.log(scores)
-            tqdm.write(
+            run.say(
                 f"{config.stage.upper()} rollout {index + 1}/{grpo.rollouts}: reward {rollout.rewards.mean():.3f}, "
                 f"KL {stats['train/kl']:.4f}, val CIDEr {100 * scores['val/CIDEr']:.1f}"
             )
-        if validated or run.terminated or time.monotonic() - saved_at > SAVE_SECONDS:
+        stopping = run.must_stop()
+        if validated or stopping or time.monotonic() - saved_at > SAVE_SECONDS:
             run.save("last", optimizer_state)
             saved_at = time.monotonic()
-        run.check_terminated(last)
+        if stopping:
+            run.stop()
     bar.close()
 
 
@@ -163,7 +174,6 @@ def _pass(
     take_step: Step,
     rates: np.ndarray,
     bar: tqdm,
-    last: Path,
 ) -> dict[str, float]:
     """One pass of updates over a rollout; returns the statistics of its last update."""
     grpo = run.config.grpo
@@ -173,14 +183,15 @@ def _pass(
     ]
     names = ("train/loss", "train/grad_norm", *(f"train/{name}" for name in GRPOLossCell.STATS))
     logged: dict[str, float] = {}
-    for part, inputs in zip(parts, run.train_source.batches([part.image_rows for part in parts])):
-        run.check_terminated(last)
+    share = run.workers.share
+    for part, inputs in zip(parts, run.train_source.batches([share(part.image_rows) for part in parts])):
+        if run.must_stop():
+            run.stop()
         started = time.perf_counter()
         weights = token_weights(part.completion_mask, run.config.loss.aggregation)
-        arrays = (inputs, part.completion_ids, weights, part.old_logprobs, part.ref_logprobs, part.advantages)
-        values = take_step(*arrays)
-        if not np.isfinite(values[:2]).all():
-            raise RunStopped(f"the loss is not finite at step {run.state['step'] + 1}; {last} is the last good one")
+        rows = (part.completion_ids, weights, part.old_logprobs, part.ref_logprobs, part.advantages)
+        values = take_step(inputs, *map(share, rows))
+        run.check_finite(values)
         seconds = time.perf_counter() - started
         logged = dict(zip(names, values)) | {"time/update_s": seconds}
         logged["train/lr"] = rates[run.state["step"]]

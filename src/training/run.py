@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 from mindspore import Tensor
+from tqdm import tqdm
 
 from src.compile_cache import GraphCache
 from src.config import Config
@@ -20,12 +21,13 @@ from src.data.features import FeatureSource
 from src.data.images import ImageSource
 from src.data.tokenizer import Tokenizer, load_tokenizer
 from src.decoding.sampler import GreedyDecoder
-from src.errors import InputError, Terminated
+from src.errors import InputError, RunStopped, Terminated
 from src.files import file_digest, whole_file
 from src.models.captioner import Captioner, build_captioner
 from src.rewards.cider import corpus_cider
 from src.training.checkpoint import find_last, load_checkpoint, read_state, save_checkpoint
 from src.training.metrics import MetricsWriter
+from src.workers import Workers
 
 COMPLETED = "completed"  # a file of this name marks a finished run
 FIRST = "first"  # the checkpoint after CE's first epoch, kept where select is original
@@ -44,27 +46,39 @@ class Run:
     train_source: ImageSource | FeatureSource
     val_source: ImageSource | FeatureSource
     state: dict[str, Any]
-    metrics: MetricsWriter
+    metrics: MetricsWriter | None
     graphs: GraphCache
     greedy: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    workers: Workers
     terminated: list[int] = field(default_factory=list)
 
-    def save(self, name: str, optimizer_state: dict | None = None) -> Path:
-        """Write checkpoints/<name> with the present parameters and state."""
-        path = self.folder / "checkpoints" / name
-        state = {**self.state, "stage": self.config.stage, "tokenizer": self.tokenizer.fingerprint}
-        save_checkpoint(path, self.captioner, state, optimizer_state)
-        return path
+    def save(self, name: str, optimizer_state: dict | None = None) -> None:
+        """Write checkpoints/<name> with the present parameters and state; the first worker does."""
+        if self.workers.is_first:
+            state = {**self.state, "stage": self.config.stage, "tokenizer": self.tokenizer.fingerprint}
+            save_checkpoint(self.folder / "checkpoints" / name, self.captioner, state, optimizer_state)
 
     def log(self, values: dict[str, float]) -> None:
         """Write one line of metrics.jsonl for the present step, with the seconds spent so far."""
-        self.metrics.write(self.state["step"], values | {"time/total_s": self.state["seconds"]})
+        if self.metrics is not None:
+            self.metrics.write(self.state["step"], values | {"time/total_s": self.state["seconds"]})
+
+    def say(self, text: str) -> None:
+        """Print a line beside the progress bar; the first worker does."""
+        if self.workers.is_first:
+            tqdm.write(text)
+
+    def progress(self, description: str, total: int, unit: str) -> tqdm:
+        """A progress bar from the present step on, on a terminal; the first worker's."""
+        hidden = None if self.workers.is_first else True  # None: unless it is no terminal
+        start = self.state["step"]
+        return tqdm(total=total, initial=start, desc=description, unit=unit, disable=hidden, mininterval=1)
 
     def validate(self) -> dict[str, float]:
         """Score greedy captions of the validation split by CIDEr; a better score than any before is kept as `best`."""
         image_ids = [record.image_id for record in self.dataset.records["val"]]
         captions, lengths, _ = decode_images(
-            self.greedy, self.tokenizer, self.val_source, len(image_ids), self.config.eval.batch_images
+            self.greedy, self.tokenizer, self.val_source, len(image_ids), self.config.eval.batch_images, self.workers
         )
         score = corpus_cider(dict(zip(image_ids, captions)), self.dataset.by_image_id("val"))
         if score > self.state["best_score"]:
@@ -72,15 +86,29 @@ class Run:
             self.save("best")
         return {"val/CIDEr": score, "val/length_mean": float(lengths.mean()), "val/distinct": len(set(captions))}
 
-    def check_terminated(self, saved: Path) -> None:
-        """Raise Terminated if SIGTERM has arrived; `saved` is the checkpoint to name."""
-        if self.terminated:
-            raise Terminated(f"SIGTERM at step {self.state['step']}; {saved} is saved, the same command goes on")
+    def check_finite(self, values: np.ndarray) -> None:
+        """Raise RunStopped where the loss or the gradient norm of a step, the first two of `values`, is not finite."""
+        if not np.isfinite(values[:2]).all():
+            last = self.folder / "checkpoints" / "last"
+            step = self.state["step"] + 1
+            raise RunStopped(f"the loss is not finite at step {step}; {last} is the last good one")
+
+    def must_stop(self) -> bool:
+        """Whether SIGTERM has arrived at any worker: the same answer on all."""
+        return self.workers.any(bool(self.terminated))
+
+    def stop(self) -> None:
+        """End the run, whose last checkpoint is saved."""
+        self.workers.wait()  # msrun kills the others when one has ended
+        last = self.folder / "checkpoints" / "last"
+        raise Terminated(f"SIGTERM at step {self.state['step']}; {last} is saved, the same command goes on")
 
     def complete(self) -> None:
         """Mark the run as finished."""
-        with whole_file(self.folder / COMPLETED) as partial:
-            partial.write_text(json.dumps(self.state) + "\n")
+        if self.workers.is_first:
+            with whole_file(self.folder / COMPLETED) as partial:
+                partial.write_text(json.dumps(self.state) + "\n")
+        self.workers.wait()
 
 
 def decode_images(
@@ -89,19 +117,16 @@ def decode_images(
     source: ImageSource | FeatureSource,
     images: int,
     batch_images: int,
+    workers: Workers,
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The caption that `decoder` (greedy or beams) gives each of all `images` of `source`, in order.
+    """The caption that `decoder` (greedy or beams) gives each of all `images` of `source`, in order, on every worker.
 
     Also their lengths in tokens with the EOS, float [n], and whether they end in an EOS, bool [n].
     """
-    captions: list[str] = []
-    lengths, ended = [], []
-    for inputs in source.batches(padded_batches(images, batch_images)):
-        ids, mask, _ = (output.asnumpy() for output in decoder(Tensor(inputs)))
-        captions += [tokenizer.decode(row) for row in ids]
-        lengths.append(mask.sum(1))
-        ended.append((ids == tokenizer.eos_id).any(1))
-    return captions[:images], np.concatenate(lengths)[:images], np.concatenate(ended)[:images]
+    batches = [workers.share(batch) for batch in padded_batches(images, batch_images)]
+    decoded = [decoder(Tensor(inputs)) for inputs in source.batches(batches)]
+    ids, mask = (workers.gather([rows[place].asnumpy() for rows in decoded])[:images] for place in (0, 1))
+    return [tokenizer.decode(row) for row in ids], mask.sum(1), (ids == tokenizer.eos_id).any(1)
 
 
 def is_complete(folder: Path, init: Path | None) -> bool:
@@ -174,10 +199,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     return tree
 
 
-def start_run(config: Config, folder: Path, init: Path | None) -> Run:
+def start_run(config: Config, folder: Path, init: Path | None, workers: Workers) -> Run:
     """Build all parts and load what the run goes on from: its own last checkpoint, or `init` (parameters only)."""
-    dataset = load_dataset(config)
-    if dataset.skipped:
+    with workers.first_alone():
+        dataset = load_dataset(config)
+    if dataset.skipped and workers.is_first:
         listing = folder / "skipped.txt"
         listing.write_text("".join(f"{skipped.file}\t{skipped.reason}\n" for skipped in dataset.skipped))
         print(f"{len(dataset.skipped)} images or captions skipped, listed in {listing}")
@@ -197,32 +223,37 @@ def start_run(config: Config, folder: Path, init: Path | None) -> Run:
         load_checkpoint(last, captioner)
     elif init is not None:
         check_tokenizer(init, load_checkpoint(init, captioner), tokenizer)
-    tokenizer.save(folder / "tokenizer.json")
-    graphs = graph_cache(config, tokenizer, len(dataset.records["train"]))
+    if workers.is_first:
+        tokenizer.save(folder / "tokenizer.json")
+    graphs = graph_cache(config, tokenizer, workers, len(dataset.records["train"]))
+    with workers.first_alone():
+        sources = [build_source(config, dataset.records[split], captioner.encoder) for split in ("train", "val")]
     run = Run(
         config=config,
         folder=folder,
         dataset=dataset,
         tokenizer=tokenizer,
         captioner=captioner,
-        train_source=build_source(config, dataset.records["train"], captioner.encoder),
-        val_source=build_source(config, dataset.records["val"], captioner.encoder),
+        train_source=sources[0],
+        val_source=sources[1],
         state=state,
-        metrics=MetricsWriter(folder, config.stage, state["step"]),
+        metrics=MetricsWriter(folder, config.stage, state["step"]) if workers.is_first else None,
         graphs=graphs,
         greedy=graphs.keep("greedy", GreedyDecoder(captioner, tokenizer.specials, config.eval.tokens)),
+        workers=workers,
     )
     signal.signal(signal.SIGTERM, lambda signum, frame: run.terminated.append(signum))
     return run
 
 
-def graph_cache(config: Config, tokenizer: Tokenizer, train_images: int = 0) -> GraphCache:
+def graph_cache(config: Config, tokenizer: Tokenizer, workers: Workers, train_images: int = 0) -> GraphCache:
     """Where the graphs of a run are kept. train_images: the learning rate's schedule counts them."""
     settings = resolved(config)
     for key in ("seed", "output_root", "name", "fresh", "log_every", "init_checkpoint"):
         settings.pop(key, None)
     return GraphCache(
-        config.cache_folder / "graphs", {"config": settings, "tokens": tokenizer.fingerprint, "images": train_images}
+        config.cache_folder / "graphs",
+        {"config": settings, "tokens": tokenizer.fingerprint, "images": train_images, "workers": workers.size},
     )
 
 
@@ -240,12 +271,14 @@ def check_tokenizer(path: Path, state: dict[str, Any], tokenizer: Tokenizer) -> 
         )
 
 
-def describe(config: Config, target: str, captioner: Captioner, dataset: Dataset) -> str:
+def describe(run: Run, target: str) -> str:
     """One line for the start of a run."""
-    trained = sum(int(np.prod(parameter.shape)) for parameter in captioner.trained_parameters())
-    images = ", ".join(f"{len(rows)} {split}" for split, rows in dataset.records.items())
+    config = run.config
+    trained = sum(int(np.prod(parameter.shape)) for parameter in run.captioner.trained_parameters())
+    images = ", ".join(f"{len(rows)} {split}" for split, rows in run.dataset.records.items())
+    devices = target if run.workers.size == 1 else f"{run.workers.size} x {target}"
     encoder = "trained" if config.encoder.trainable else "frozen"
     return (
-        f"{config.stage} in {config.run_folder} on {target}: {images} images, encoder {encoder}, "
+        f"{config.stage} in {run.folder} on {devices}: {images} images, encoder {encoder}, "
         f"{trained / 1e6:.1f} M trained parameters"
     )

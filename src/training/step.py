@@ -16,36 +16,53 @@ _PRODUCT = ops.MatMul(transpose_b=True)
 _MUL_NO_NAN = ops.MulNoNan()  # 0 times NaN or infinity is 0
 
 
-def build_step(loss_cell: nn.Cell, optimizer: nn.Optimizer, grad_clip: float, micro_batches: int, keep: Keep) -> Step:
+def build_step(
+    loss_cell: nn.Cell, optimizer: nn.Optimizer, grad_clip: float, micro_batches: int, workers: int, keep: Keep
+) -> Step:
     """An update as a function of the loss cell's inputs as arrays; `keep` makes a cell callable.
 
     It returns float32 [2 + k]: loss, gradient norm before clipping, then the loss cell's statistics. Where the loss or
     the norm is not finite nothing is updated; the caller sees it in what is returned. The loss must be a sum over
-    rows: then `micro_batches` parts give what one batch gives.
+    rows: then `micro_batches` parts give what one batch gives, and so do the shares of several workers, over which
+    gradients and results are summed.
     """
     if micro_batches == 1:
-        step = keep("step", TrainStep(loss_cell, optimizer, grad_clip))
+        step = keep("step", TrainStep(loss_cell, optimizer, grad_clip, WorkerSum(workers)))
         return lambda *inputs: step(*map(Tensor, inputs)).asnumpy()
     sums = GradientSum(loss_cell, optimizer)
     add_gradient = keep("gradient_sum", sums)
-    update = keep("update", SummedUpdate(sums, optimizer, grad_clip))
+    update = keep("update", SummedUpdate(sums, optimizer, grad_clip, WorkerSum(workers)))
 
     def step_in_parts(*inputs: np.ndarray) -> np.ndarray:
         values = sum(
             add_gradient(*map(Tensor, parts)).asnumpy()
             for parts in zip(*(np.split(array, micro_batches) for array in inputs))
         )
-        norm = update(Tensor(values[:1])).asnumpy()
-        return np.concatenate((values[:1], norm, values[1:]))
+        return update(Tensor(values)).asnumpy()
 
     return step_in_parts
+
+
+class WorkerSum(nn.Cell):
+    """The sum over workers of each tensor of a tuple; of one worker, the tuple itself."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__()
+        # Operators of the same `fusion` are merged into few large ones where the backend can (Ascend, GPU).
+        self.all_reduce = ops.AllReduce().add_prim_attr("fusion", 1) if workers > 1 else None
+
+    def construct(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self.all_reduce is None:
+            return tensors
+        return _EACH(self.all_reduce, tensors)
 
 
 class TrainStep(nn.Cell):
     """Wraps a loss cell that returns (scalar, tuple of scalars) and updates the optimiser's parameters."""
 
-    def __init__(self, loss_cell: nn.Cell, optimizer: nn.Optimizer, grad_clip: float) -> None:
+    def __init__(self, loss_cell: nn.Cell, optimizer: nn.Optimizer, grad_clip: float, worker_sum: WorkerSum) -> None:
         super().__init__()
+        self.worker_sum = worker_sum
         self.optimizer = optimizer
         self.weights = ParameterTuple(optimizer.parameters)
         self.grad_clip = grad_clip
@@ -53,10 +70,20 @@ class TrainStep(nn.Cell):
 
     def construct(self, *inputs: Tensor) -> Tensor:
         (loss, stats), gradients = self.value_and_grad(*inputs)
-        norm = global_norm(gradients)
-        finite = ops.cast(ops.isfinite(loss + norm), mstype.float32)
-        loss = ops.depend(loss, self.optimizer(clip(gradients, norm, self.grad_clip, finite), finite.reshape(1)))
-        return ops.stack((loss, norm, *stats)).astype(mstype.float32)
+        values = ops.stack((loss, *stats)).astype(mstype.float32)
+        return apply_update(self.optimizer, values, gradients, self.grad_clip, self.worker_sum)
+
+
+def apply_update(
+    optimizer: nn.Optimizer, values: Tensor, gradients: tuple[Tensor, ...], grad_clip: float, worker_sum: WorkerSum
+) -> Tensor:
+    """Update by the gradients of all workers. values: loss and statistics [1 + k]; returns [2 + k], the norm second."""
+    (values,) = worker_sum((values,))
+    gradients = worker_sum(gradients)
+    norm = global_norm(gradients)
+    finite = ops.cast(ops.isfinite(values[0] + norm), mstype.float32)
+    values = ops.depend(values, optimizer(clip(gradients, norm, grad_clip, finite), finite.reshape(1)))
+    return ops.concat((values[:1], norm.reshape(1), values[1:]))
 
 
 class GradientSum(nn.Cell):
@@ -78,21 +105,25 @@ class GradientSum(nn.Cell):
 
 
 class SummedUpdate(nn.Cell):
-    """Updates by the gradients that a GradientSum holds, and empties it. Input: the loss [1]. Returns the norm [1]."""
+    """Updates by the gradients that a GradientSum holds, and empties it.
 
-    def __init__(self, gradient_sum: GradientSum, optimizer: nn.Optimizer, grad_clip: float) -> None:
+    Input: the sum of what it has returned [1 + k]. Returns float32 [2 + k], with the norm of the gradient second.
+    """
+
+    def __init__(
+        self, gradient_sum: GradientSum, optimizer: nn.Optimizer, grad_clip: float, worker_sum: WorkerSum
+    ) -> None:
         super().__init__()
         self.sums = gradient_sum.sums
         self.optimizer = optimizer
         self.grad_clip = grad_clip
+        self.worker_sum = worker_sum
 
-    def construct(self, loss: Tensor) -> Tensor:
-        norm = global_norm(self.sums)
-        finite = ops.cast(ops.isfinite(ops.squeeze(loss) + norm), mstype.float32)
-        norm = ops.depend(norm, self.optimizer(clip(self.sums, norm, self.grad_clip, finite), finite.reshape(1)))
+    def construct(self, values: Tensor) -> Tensor:
+        values = apply_update(self.optimizer, values, self.sums, self.grad_clip, self.worker_sum)
         for total in self.sums:
-            norm = ops.depend(norm, ops.assign(total, ops.zeros_like(total)))
-        return norm.reshape(1)
+            values = ops.depend(values, ops.assign(total, ops.zeros_like(total)))
+        return values
 
 
 def global_norm(gradients: tuple[Tensor, ...]) -> Tensor:

@@ -1,0 +1,108 @@
+"""The workers of a run, one process for each device: their shares of every batch, and what crosses between them.
+
+All that crosses is sums of float32 arrays, the collective that MindSpore has on every device. Rows are gathered and
+parameters broadcast by it too: the other workers add zeros, which is exact for floats and for integers below 2^24.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from src.config import Config
+from src.config_rules import check_workers
+
+
+class Workers:
+    """This process is number `rank` of `size`. A process that msrun did not start is the only one."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank = rank
+        self.size = size
+        self.is_first = rank == 0  # the one that writes files, and talks
+        self._sum = None
+
+    def share(self, batch: np.ndarray) -> np.ndarray:
+        """This worker's rows of a whole batch, whose first axis `size` divides."""
+        return np.split(batch, self.size)[self.rank]
+
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        """The sum over workers of an array, float32."""
+        if self.size == 1:
+            return array
+        from mindspore import Tensor
+
+        if self._sum is None:
+            self._sum = _sum_cell()
+        return self._sum(Tensor(np.ascontiguousarray(array, np.float32))).asnumpy()
+
+    def gather(self, shares: Sequence[np.ndarray]) -> np.ndarray:
+        """The rows of whole batches [batches * B, ...], in order, of this worker's shares [B / size, ...] of each."""
+        own = np.stack(shares)
+        if self.size == 1:
+            return own.reshape(-1, *own.shape[2:])
+        every = np.zeros((len(own), self.size, *own.shape[1:]), np.float32)
+        every[:, self.rank] = own
+        return self.sum(every).reshape(-1, *own.shape[2:]).astype(own.dtype)
+
+    def broadcast(self, parameters: Sequence) -> None:
+        """Give all workers the first one's values of MindSpore parameters."""
+        if self.size == 1:
+            return
+        from mindspore import Tensor
+
+        values = [parameter.asnumpy() for parameter in parameters]
+        flat = np.concatenate([np.zeros(1, np.float32), *[value.reshape(-1) for value in values]])
+        flat = self.sum(flat if self.is_first else np.zeros_like(flat))
+        ends = 1 + np.cumsum([value.size for value in values])
+        for parameter, value, part in zip(parameters, values, np.split(flat[1:], ends[:-1] - 1)):
+            parameter.set_data(Tensor(part.reshape(value.shape).astype(value.dtype)))
+
+    def wait(self) -> None:
+        """Return when all workers have come here."""
+        self.sum(np.zeros(1, np.float32))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any worker: the same answer on all."""
+        return bool(self.sum(np.array([flag], np.float32))[0] > 0)
+
+    @contextlib.contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Runs the body on the first worker, and then on the others, which find what it has made."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
+
+def join_workers(config: Config) -> Workers:
+    """Connect to the other workers where msrun has started this process; returns when all are there.
+
+    msrun's scheduler runs the same program: it ends here, when all workers have ended.
+    """
+    if "MS_ROLE" not in os.environ:
+        return Workers()
+    from mindspore.communication import get_group_size, get_rank, init
+
+    from src.device import setup_device
+
+    setup_device(config)
+    init()
+    check_workers(config, get_group_size())
+    return Workers(get_rank(), get_group_size())
+
+
+def _sum_cell():
+    from mindspore import Tensor, nn, ops
+
+    class Sum(nn.Cell):
+        def __init__(self) -> None:
+            super().__init__()
+            self.all_reduce = ops.AllReduce()
+
+        def construct(self, x: Tensor) -> Tensor:
+            return self.all_reduce(x)
+
+    return Sum()

@@ -1,0 +1,149 @@
+"""Two workers on this machine: what crosses between them, equal results on one and on two, and how they end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tiny import ROOT, TINY, run, tiny_data
+
+from src.launch import Cluster, launch
+from src.training.metrics import read_lines
+
+PORT = 20_000 + os.getpid() % 4_000 * 8  # of this process's own
+
+
+def pipeline(goal, folder, *arguments, devices=1, **options):
+    """Run a script's program on the tiny scenes; PORT counts on, so that no two runs meet."""
+    global PORT
+    PORT += 8
+    command = ["-m", "src.pipeline", goal, "--devices", str(devices), "--master", f"127.0.0.1:{PORT}", *TINY]
+    return run(*command, f"data.root={tiny_data()}", f"output_root={folder}", *arguments, **options)
+
+
+def test_sums_gathers_and_broadcasts(tmp_path, capfd):
+    launch(["tests/worker_sums.py", str(tmp_path / "file")], Cluster(devices=2, port=PORT), tmp_path / "logs")
+    line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("{"))
+    assert json.loads(line) == {
+        "size": 2,
+        "sum": [2.0],
+        "gathered": [[row, 10 * row] for row in range(8)],
+        "floats": [[np.float32(0.1).item()] * 2] * 2,
+        "count": [30_000],
+        "any": [True, False],
+        "seen": [1.0],
+    }
+
+
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory):
+    """The output folders of CE and GRPO on one worker and on two; GRPO starts from the same CE, and is evaluated."""
+    global PORT
+    PORT += 8
+    folders = [tmp_path_factory.mktemp(f"on{devices}") for devices in (1, 2)]
+    best = folders[0] / "demo-ce/checkpoints/best"
+    for devices, folder in enumerate(folders, start=1):
+        settings = [*TINY, f"data.root={tiny_data()}", f"output_root={folder}"]
+        for command in (
+            ["train.py", "--config", "configs/demo/ce.yaml"],
+            ["train.py", "--config", "configs/demo/grpo.yaml", f"init_checkpoint={best}"],
+            ["eval.py", "--config", "configs/demo/grpo.yaml", "--checkpoint", f"{folder}/demo-grpo/checkpoints/last"],
+        ):
+            logs = folder / "logs" / "-".join(command[:3:2]).replace("/", "-")
+            launch([*command, *settings], Cluster(devices, port=PORT), logs)
+    return folders
+
+
+@pytest.mark.parametrize("stage", ["ce", "grpo"])
+def test_one_and_two_workers_agree(one_and_two, stage):
+    """All lines of metrics.jsonl and the parameters within float error."""
+    one, two = (folder / f"demo-{stage}" for folder in one_and_two)
+    lines = [read_lines(folder / "metrics.jsonl") for folder in (one, two)]
+    assert len(lines[0]) == len(lines[1]) > 3
+    for ours, theirs in zip(*lines):
+        assert ours.keys() == theirs.keys()
+        for key in ours.keys() - {"stage"}:
+            if not key.startswith("time/"):
+                assert theirs[key] == pytest.approx(ours[key], rel=1e-4, abs=1e-6), (key, ours["step"])
+    first, second = (load_file(folder / "checkpoints/last") for folder in (one, two))
+    assert first.keys() == second.keys()
+    # As one vector: Adam gives parameters whose gradient is rounding alone (biases of keys) steps of full length.
+    names = [name for name in first if name.startswith("model.")]
+    ours, theirs = (np.concatenate([file[name].ravel() for name in names]) for file in (first, second))
+    assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(ours)
+
+
+def test_evaluation_is_shared_and_counts_every_image_once(one_and_two):
+    captions = [json.loads((folder / "demo-grpo/captions_test.json").read_text()) for folder in one_and_two]
+    assert captions[0] == captions[1] and len({row["image_id"] for row in captions[1]}) == 16
+
+
+def test_sizes_that_do_not_divide_are_refused(tmp_path):
+    done = pipeline("ce", tmp_path, "ce.batch_images=31", devices=2)
+    assert done.returncode == 2
+    assert done.stderr == "error: ce.batch_images=31 must be a multiple of 2 workers: sizes are of all together\n"
+
+
+@pytest.mark.parametrize(
+    "flags, mend",
+    [
+        (["--devices", "0"], "--devices 0 must be at least 1"),
+        (["--nodes", "2"], "--master 127.0.0.1:8118 must be an address of node 0 that the other nodes reach"),
+        (["--nodes", "2", "--node-rank", "2"], "--node-rank 2 must be one of 0 to 1"),
+        (["--master", "host"], "--master host must be ADDRESS:PORT"),
+    ],
+)
+def test_bad_flags_are_refused(flags, mend):
+    done = run("-m", "src.pipeline", "ce", *flags)
+    assert done.returncode == 2 and mend in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_first_error_of_a_worker_is_shown(tmp_path):
+    done = pipeline("ce", tmp_path, "data.annotations=nowhere.json", "data.dataset=other", devices=2)
+    assert done.returncode == 2
+    assert "worker 0: error: " in done.stderr and "nowhere.json" in done.stderr
+
+
+def start(folder, *arguments):
+    """A long GRPO on two workers; returns when both have made an update."""
+    global PORT
+    PORT += 8
+    command = [sys.executable, "-m", "src.pipeline", "ce", "--devices", "2", "--master", f"127.0.0.1:{PORT}", *TINY]
+    command += [f"data.root={tiny_data()}", f"output_root={folder}", "ce.epochs=2000", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    metrics = folder / "demo-ce/metrics.jsonl"
+    for _ in range(3000):
+        if process.poll() is not None or (metrics.exists() and len(read_lines(metrics)) > 3):
+            return process
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError("no update in 300 s")
+
+
+def worker_pid(folder, rank):
+    return json.loads((folder / f"demo-ce/logs/train/worker_{rank}.json").read_text())["pid"]
+
+
+def test_sigterm_saves_and_ends_all(tmp_path):
+    process = start(tmp_path)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(200) == 4
+    assert "the same command goes on" in process.stderr.read()
+    for rank in (0, 1):
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker_pid(tmp_path, rank), 0)
+
+
+def test_a_lost_worker_ends_all(tmp_path):
+    process = start(tmp_path)
+    os.kill(worker_pid(tmp_path, 1), signal.SIGKILL)
+    assert process.wait(200) == 3
+    message = process.stderr.read()
+    assert "worker 1 ended without a message" in message or "worker 0 ended without a message" in message
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker_pid(tmp_path, 0), 0)

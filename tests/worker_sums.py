@@ -1,0 +1,48 @@
+"""Run by msrun in test_workers.py: what crosses between workers. The first prints one JSON line."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from src.environment import prepare_environment, run_program
+
+
+def main() -> None:
+    """Every collective once, on two workers."""
+    prepare_environment(convolutions=True)
+    from src.config_load import load_config
+    from src.workers import join_workers
+
+    workers = join_workers(load_config("configs/demo/grpo.yaml", ["device=CPU"]))
+
+    import numpy as np
+    from mindspore import Parameter, Tensor
+
+    rank = workers.rank
+    batches = np.arange(8).reshape(2, 4)
+    shares = [workers.share(batch) for batch in batches]
+    rows = [np.stack([share, 10 * share], 1).astype(np.int32) for share in shares]
+    floats = Parameter(Tensor(np.full((2, 2), 0.1 + rank, np.float32)), name="floats")
+    count = Parameter(Tensor(np.array([30_000 + rank], np.int32)), name="count")
+    workers.broadcast([floats, count])
+    file = Path(sys.argv[1])
+    with workers.first_alone():
+        seen = file.exists()
+        file.touch()
+    results = {
+        "size": workers.size,
+        "sum": workers.sum(np.array([rank + 0.5])).tolist(),
+        "gathered": workers.gather(rows).tolist(),
+        "floats": floats.asnumpy().tolist(),
+        "count": count.asnumpy().tolist(),
+        "any": [workers.any(rank == 1), workers.any(False)],
+        "seen": workers.sum(np.array([seen])).tolist(),  # by the second alone
+    }
+    if workers.is_first:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    run_program(main)
