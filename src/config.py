@@ -144,6 +144,7 @@ class Config:
     device: Literal["auto", "Ascend", "GPU", "CPU"]
     mode: Literal["graph", "pynative"]
     fresh: bool
+    stop_after_minutes: float
     init_config: str
     init_checkpoint: str | None
     select: Literal["best", "original"]

@@ -20,7 +20,7 @@ from src.errors import InputError
 from src.files import whole_file
 
 # Keys that change where or how a run computes, not what: a run may go on with other values of them.
-NOT_COMPARED = ("output_root", "name", "device", "fresh", "log_every", "data.workers")
+NOT_COMPARED = ("output_root", "name", "device", "fresh", "stop_after_minutes", "log_every", "data.workers")
 NOT_COMPARED += ("eval.beams", "eval.length_penalty", "eval.block_trigrams", "eval.samples")
 # Sections that a stage does not read are left out of its resolved configuration.
 RL_SECTIONS = ("grpo", "advantage", "kl", "loss", "reward", "init_config", "init_checkpoint")

@@ -65,6 +65,7 @@ def check(config: Config) -> None:
     ]
     not_negative = [
         "seed",
+        "stop_after_minutes",
         "kl.coef",
         "grpo.top_k",
         "grpo.clip_eps_high",

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from src.errors import InputError, ProgramError, Terminated
 
+_START = "CAPTIONER_START"  # environment variable: when the first program of a command was started
 WORKER_FOLDER = "CAPTIONER_WORKER_FOLDER"  # environment variable of workers: where they leave what src.launch reads
 
 
@@ -58,6 +59,7 @@ def run_program(main: Callable[[], None]) -> None:
 
     if os.environ.get("MS_ROLE") != "MS_SCHED":  # msrun's scheduler waits where no Python runs
         signal.signal(signal.SIGTERM, terminate)
+    os.environ.setdefault(_START, str(time.time()))  # programs that this one starts inherit it
     if WORKER_FOLDER in os.environ:
         end_with_parent()
     _report_worker()
@@ -76,6 +78,11 @@ def run_program(main: Callable[[], None]) -> None:
         _report_worker(1, f"error: {type(error).__name__}: {error}")
         raise
     _report_worker(0, "done")
+
+
+def start_time() -> float:
+    """When the whole command was started, in seconds since 1970."""
+    return float(os.environ.get(_START, time.time()))
 
 
 def _report_worker(status: int | None = None, message: str = "") -> None:

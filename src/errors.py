@@ -23,3 +23,9 @@ class Terminated(ProgramError):
     """SIGTERM arrived: the message names the checkpoint to go on from."""
 
     exit_status = 4
+
+
+class TimeLimit(ProgramError):
+    """The time limit is reached: the message names the checkpoint to go on from."""
+
+    exit_status = 5

@@ -45,6 +45,40 @@ def test_the_last_but_one_is_kept_and_found_when_last_is_gone(tmp_path):
     assert read_state(find_last(tmp_path)) == {"step": 1}
 
 
+def flip_a_bit(path, place=-3):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_last_gives_way_to_the_one_before(tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for step in (1, 2):
+        save_checkpoint(folder / "last", Model(), {"step": step})
+    flip_a_bit(folder / "last")
+    assert read_state(find_last(tmp_path)) == {"step": 1}
+    assert capsys.readouterr().err.startswith(f"warning: the checkpoint {folder}/last is damaged")
+    assert sorted(file.name for file in folder.iterdir()) == ["damaged", "previous"]
+    save_checkpoint(folder / "last", Model(), {"step": 2})
+    assert read_state(find_last(tmp_path)) == {"step": 2} and read_state(folder / "previous") == {"step": 1}
+    flip_a_bit(folder / "last")
+    flip_a_bit(folder / "previous")
+    with pytest.raises(InputError, match="previous is damaged"):
+        find_last(tmp_path)
+    (folder / "previous").unlink()
+    with pytest.raises(InputError, match="no earlier one: fresh=true starts over"):
+        find_last(tmp_path)
+
+
+def test_a_state_that_was_changed_is_noticed(tmp_path):
+    save_checkpoint(tmp_path / "best", Model(), {"step": 41})
+    content = (tmp_path / "best").read_bytes()
+    (tmp_path / "best").write_bytes(content.replace(b"41", b"42"))
+    with pytest.raises(InputError, match="digest"):
+        load_checkpoint(tmp_path / "best", Model())
+
+
 def test_a_failed_write_leaves_the_file_before(tmp_path, monkeypatch):
     path = tmp_path / "best"
     save_checkpoint(path, Model(), {"step": 1})
@@ -64,6 +98,7 @@ def test_a_failed_write_leaves_the_file_before(tmp_path, monkeypatch):
         (lambda path: path.unlink(), "there is no checkpoint"),
         (lambda path: path.write_bytes(path.read_bytes()[:-5]), "damaged"),
         (lambda path: path.write_bytes(b"\x00" * 100), "damaged"),
+        (flip_a_bit, "digest"),
         (lambda path: save_file(load_file(path), path), "no checkpoint of this project"),
         (lambda path: save_checkpoint(path, Model(width=4), {}), r"model.weight has shape \(2, 4\)"),
         (lambda path: save_checkpoint(path, nn.Dense(2, 2), {}), "another model"),

@@ -61,3 +61,13 @@ def test_bad_settings_are_one_line_and_status_2(tmp_path, settings, words):
 def test_rl_without_a_ce_checkpoint_says_what_to_run(tmp_path):
     result = run("train.py", "--config", "configs/demo/grpo.yaml", *TINY, f"output_root={tmp_path}")
     assert result.returncode == 2 and "configs/demo/ce.yaml" in result.stderr
+
+
+def test_the_time_limit_saves_and_ends_with_status_5(tmp_path):
+    settings = [*TINY, f"output_root={tmp_path}", f"data.root={tiny_data()}", "stop_after_minutes=0.001"]
+    result = run("-m", "src.pipeline", "ce", *settings)
+    assert result.returncode == 5 and "stop_after_minutes=0.001 is reached at step 1;" in result.stderr, result.stderr
+    assert (tmp_path / "demo-ce/checkpoints/last").is_file()
+    settings[-1] = "stop_after_minutes=0"  # the run goes on
+    result = run("train.py", "--config", "configs/demo/ce.yaml", *settings)
+    assert result.returncode == 0, result.stderr

@@ -12,7 +12,7 @@ import numpy as np
 from src.rl.cells import CELossCell
 from src.rl.losses import token_weights
 from src.rng import generator, keep_masks, permutation
-from src.training.checkpoint import find_last, load_checkpoint, optimizer_parameters
+from src.training.checkpoint import load_checkpoint, optimizer_parameters
 from src.training.optim import build_optimizer, learning_rates
 from src.training.run import FIRST, Run
 from src.training.step import build_step
@@ -56,11 +56,10 @@ def run_ce(run: Run) -> None:
     rates = learning_rates(ce.optimizer, total_steps)
     optimizer = build_optimizer(run.captioner.trained_parameters(), ce.optimizer, rates)
     optimizer_state = optimizer_parameters(optimizer, run.captioner)
-    saved = find_last(run.folder)
-    if saved is not None:
-        load_checkpoint(saved, run.captioner, optimizer_state)
+    if run.resumed is not None:
+        load_checkpoint(run.resumed, run.captioner, optimizer_state)
     run.workers.broadcast([*run.captioner.get_parameters(), *optimizer_state.values()])
-    if saved is None:
+    if run.resumed is None:
         run.save("last", optimizer_state)
     loss_cell = CELossCell(run.captioner, run.tokenizer.bos_id, run.tokenizer.allowed, ce.label_smoothing)
     take_step = build_step(

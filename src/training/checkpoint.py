@@ -1,11 +1,14 @@
-"""Checkpoints: one safetensors file each, whose metadata holds the state as JSON. Nothing is pickled.
+"""Checkpoints: one safetensors file each, whose metadata holds the state as JSON and a digest. Nothing is pickled.
 
-A file appears under its name complete or not at all. `last` is what a run goes on from (with the optimiser), `best`
-is what it hands out (parameters only); `previous` is the `last` before.
+A file appears under its name complete or not at all, and is checked against its digest whenever it is read. `last` is
+what a run goes on from (with the optimiser), `best` is what it hands out (parameters only); `previous` is the `last`
+before, which takes its place where it is damaged.
 """
 
+import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from src.errors import InputError
 from src.files import whole_file
 from src.models.captioner import Captioner
 
-FORMAT = "1"
+FORMAT = "2"
 
 
 def save_checkpoint(
@@ -31,9 +34,11 @@ def save_checkpoint(
     arrays = {f"model.{name}": value.asnumpy() for name, value in captioner.parameters_and_names()}
     arrays |= {f"optimizer.{name}": value.asnumpy() for name, value in (optimizer_state or {}).items()}
     arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    metadata = {"format": FORMAT, "state": json.dumps(state)}
+    metadata["sha256"] = _digest(metadata["state"], arrays)
     try:
         with whole_file(path) as partial:
-            save_file(arrays, partial, metadata={"format": FORMAT, "state": json.dumps(state)})
+            save_file(arrays, partial, metadata=metadata)
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
             if path.name == "last" and path.exists():
@@ -43,17 +48,29 @@ def save_checkpoint(
 
 
 def find_last(folder: Path) -> Path | None:
-    """The checkpoint that a run in `folder` goes on from: `last`, or `previous` after a crash between two renames."""
-    for name in ("last", "previous"):
-        if (folder / "checkpoints" / name).is_file():
-            return folder / "checkpoints" / name
-    return None
+    """The checkpoint that a run in `folder` goes on from: `last`, or `previous` where `last` is missing or damaged.
+
+    A crash between two renames leaves no `last`. A damaged one is renamed to `damaged`, and a line on stderr says so.
+    Errors: InputError where all are damaged.
+    """
+    last, previous = (folder / "checkpoints" / name for name in ("last", "previous"))
+    if last.is_file():
+        try:
+            _read(last)
+            return last
+        except InputError as error:
+            if not previous.is_file():
+                raise InputError(f"{error}, and there is no earlier one: fresh=true starts over") from None
+            _read(previous)
+            os.replace(last, last.with_name("damaged"))  # else the next save would make it `previous`
+            print(f"warning: {error}; going on from {previous}", file=sys.stderr)
+    return previous if previous.is_file() else None
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """The state of a checkpoint, without its arrays. Errors: InputError naming the file."""
     with _open(path) as file:
-        return _state(file, path)
+        return json.loads(_metadata(file, path)["state"])
 
 
 def load_checkpoint(path: Path, captioner: Captioner, optimizer_state: dict | None = None) -> dict[str, Any]:
@@ -61,27 +78,23 @@ def load_checkpoint(path: Path, captioner: Captioner, optimizer_state: dict | No
 
     Errors: InputError where the file is missing, damaged, or of another model: names the first differing parameter.
     """
-    with _open(path) as file:
-        state = _state(file, path)
-        targets = {f"model.{name}": value for name, value in captioner.parameters_and_names()}
-        targets |= {f"optimizer.{name}": value for name, value in (optimizer_state or {}).items()}
-        names = set(file.keys())
-        for name, parameter in targets.items():
-            if name not in names:
-                raise InputError(
-                    f"{path} is of another model: it has no {name}; give the configuration it was made with"
-                )
-            shape = tuple(file.get_slice(name).get_shape())
-            if shape != tuple(parameter.shape):
-                raise InputError(
-                    f"{path} is of another model or vocabulary: {name} has shape {shape}, the configuration makes "
-                    f"{tuple(parameter.shape)}; give the configuration it was made with"
-                )
-        extra = sorted(name for name in names if name.startswith("model.") and name not in targets)
-        if extra:
-            raise InputError(f"{path} is of another model: {extra[0]} is not in the model of this configuration")
-        for name, parameter in targets.items():
-            parameter.set_data(Tensor(file.get_tensor(name), parameter.dtype))
+    state, arrays = _read(path)
+    targets = {f"model.{name}": value for name, value in captioner.parameters_and_names()}
+    targets |= {f"optimizer.{name}": value for name, value in (optimizer_state or {}).items()}
+    for name, parameter in targets.items():
+        if name not in arrays:
+            raise InputError(f"{path} is of another model: it has no {name}; give the configuration it was made with")
+        shape = arrays[name].shape
+        if shape != tuple(parameter.shape):
+            raise InputError(
+                f"{path} is of another model or vocabulary: {name} has shape {shape}, the configuration makes "
+                f"{tuple(parameter.shape)}; give the configuration it was made with"
+            )
+    extra = sorted(name for name in arrays if name.startswith("model.") and name not in targets)
+    if extra:
+        raise InputError(f"{path} is of another model: {extra[0]} is not in the model of this configuration")
+    for name, parameter in targets.items():
+        parameter.set_data(Tensor(arrays[name], parameter.dtype))
     return state
 
 
@@ -104,8 +117,27 @@ def _open(path: Path) -> Any:
         raise InputError(f"the checkpoint {path} is damaged or no checkpoint of this project: {error}") from None
 
 
-def _state(file: Any, path: Path) -> dict[str, Any]:
+def _metadata(file: Any, path: Path) -> dict[str, str]:
     metadata = file.metadata() or {}
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != FORMAT or not {"state", "sha256"} <= metadata.keys():
         raise InputError(f"{path} is no checkpoint of this project; encoder weights belong to encoder.checkpoint")
-    return json.loads(metadata["state"])
+    return metadata
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """State and arrays. Errors: InputError where the file is missing, foreign or damaged."""
+    with _open(path) as file:
+        metadata = _metadata(file, path)
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if _digest(metadata["state"], arrays) != metadata["sha256"]:
+        raise InputError(f"the checkpoint {path} is damaged: it does not have the digest that it was written with")
+    return json.loads(metadata["state"]), arrays
+
+
+def _digest(state: str, arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of the state and of names, types, shapes and values of all arrays."""
+    digest = hashlib.sha256(state.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()

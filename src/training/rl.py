@@ -17,7 +17,7 @@ from src.rl.cells import GRPOLossCell, LogprobCell
 from src.rl.losses import token_weights
 from src.rl.rollout import Rollout
 from src.rng import permutation, uniforms
-from src.training.checkpoint import find_last, load_checkpoint, optimizer_parameters
+from src.training.checkpoint import load_checkpoint, optimizer_parameters
 from src.training.optim import build_optimizer, learning_rates
 from src.training.run import Run
 from src.training.step import Step, build_step
@@ -125,11 +125,10 @@ def run_rl(run: Run, reference: Captioner) -> None:
     rates = learning_rates(grpo.optimizer, total_steps)
     optimizer = build_optimizer(run.captioner.trained_parameters(), grpo.optimizer, rates)
     optimizer_state = optimizer_parameters(optimizer, run.captioner)
-    saved = find_last(run.folder)
-    if saved is not None:
-        load_checkpoint(saved, run.captioner, optimizer_state)
+    if run.resumed is not None:
+        load_checkpoint(run.resumed, run.captioner, optimizer_state)
     run.workers.broadcast([*run.captioner.get_parameters(), *optimizer_state.values(), *reference.get_parameters()])
-    if saved is None:
+    if run.resumed is None:
         run.log(run.validate())  # the CE model is the first candidate for `best`
         run.save("last", optimizer_state)
     collector = RolloutCollector(run, reference)

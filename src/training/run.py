@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,8 @@ from src.data.features import FeatureSource
 from src.data.images import ImageSource
 from src.data.tokenizer import Tokenizer, load_tokenizer
 from src.decoding.sampler import GreedyDecoder
-from src.errors import InputError, RunStopped, Terminated
+from src.environment import start_time
+from src.errors import InputError, RunStopped, Terminated, TimeLimit
 from src.files import file_digest, whole_file
 from src.models.captioner import Captioner, build_captioner
 from src.rewards.cider import corpus_cider
@@ -36,7 +38,7 @@ FIRST = "first"  # the checkpoint after CE's first epoch, kept where select is o
 @dataclass
 class Run:
     """The parts of a stage. `state` is what a checkpoint keeps beside parameters: step, seconds (of sampling,
-    rewards and updates), best_score and the like."""
+    rewards and updates), best_score and the like. `resumed` is the checkpoint that the run goes on from."""
 
     config: Config
     folder: Path
@@ -50,6 +52,7 @@ class Run:
     graphs: GraphCache
     greedy: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
     workers: Workers
+    resumed: Path | None
     terminated: list[int] = field(default_factory=list)
 
     def save(self, name: str, optimizer_state: dict | None = None) -> None:
@@ -94,14 +97,20 @@ class Run:
             raise RunStopped(f"the loss is not finite at step {step}; {last} is the last good one")
 
     def must_stop(self) -> bool:
-        """Whether SIGTERM has arrived at any worker: the same answer on all."""
-        return self.workers.any(bool(self.terminated))
+        """Whether SIGTERM has arrived at any worker or the time is up: the same answer on all."""
+        return self.workers.any(bool(self.terminated) or self._time_is_up())
+
+    def _time_is_up(self) -> bool:
+        minutes = self.config.stop_after_minutes
+        return minutes > 0 and time.time() - start_time() > 60 * minutes
 
     def stop(self) -> None:
         """End the run, whose last checkpoint is saved."""
-        self.workers.wait()  # msrun kills the others when one has ended
-        last = self.folder / "checkpoints" / "last"
-        raise Terminated(f"SIGTERM at step {self.state['step']}; {last} is saved, the same command goes on")
+        terminated = self.workers.any(bool(self.terminated))  # also waits: msrun kills the others when one has ended
+        rest = f"at step {self.state['step']}; {self.folder / 'checkpoints/last'} is saved, the same command goes on"
+        if terminated:
+            raise Terminated(f"SIGTERM {rest}")
+        raise TimeLimit(f"stop_after_minutes={self.config.stop_after_minutes:g} is reached {rest}")
 
     def complete(self) -> None:
         """Mark the run as finished."""
@@ -207,7 +216,8 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
         listing = folder / "skipped.txt"
         listing.write_text("".join(f"{skipped.file}\t{skipped.reason}\n" for skipped in dataset.skipped))
         print(f"{len(dataset.skipped)} images or captions skipped, listed in {listing}")
-    last = find_last(folder)
+    with workers.first_alone():
+        last = find_last(folder)
     tokenizer = load_run_tokenizer(init) if init is not None else build_tokenizer(config, dataset)
     cached = not config.encoder.trainable
     checkpoint = None if init or last else config.encoder.checkpoint
@@ -241,6 +251,7 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
         graphs=graphs,
         greedy=graphs.keep("greedy", GreedyDecoder(captioner, tokenizer.specials, config.eval.tokens)),
         workers=workers,
+        resumed=last,
     )
     signal.signal(signal.SIGTERM, lambda signum, frame: run.terminated.append(signum))
     return run
@@ -249,7 +260,7 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
 def graph_cache(config: Config, tokenizer: Tokenizer, workers: Workers, train_images: int = 0) -> GraphCache:
     """Where the graphs of a run are kept. train_images: the learning rate's schedule counts them."""
     settings = resolved(config)
-    for key in ("seed", "output_root", "name", "fresh", "log_every", "init_checkpoint"):
+    for key in ("seed", "output_root", "name", "fresh", "stop_after_minutes", "log_every", "init_checkpoint"):
         settings.pop(key, None)
     return GraphCache(
         config.cache_folder / "graphs",
