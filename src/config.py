@@ -142,6 +142,9 @@ class Config:
     output_root: str
     name: str
     device: Literal["auto", "Ascend", "GPU", "CPU"]
+    device_id: int | None
+    jit_level: Literal["O0", "O1"] | None
+    deterministic: bool
     mode: Literal["graph", "pynative"]
     fresh: bool
     stop_after_minutes: float

@@ -20,7 +20,16 @@ from src.errors import InputError
 from src.files import whole_file
 
 # Keys that change where or how a run computes, not what: a run may go on with other values of them.
-NOT_COMPARED = ("output_root", "name", "device", "fresh", "stop_after_minutes", "log_every", "data.workers")
+NOT_COMPARED = (
+    "output_root",
+    "name",
+    "device",
+    "device_id",
+    "fresh",
+    "stop_after_minutes",
+    "log_every",
+    "data.workers",
+)
 NOT_COMPARED += ("eval.beams", "eval.length_penalty", "eval.block_trigrams", "eval.samples")
 # Sections that a stage does not read are left out of its resolved configuration.
 RL_SECTIONS = ("grpo", "advantage", "kl", "loss", "reward", "init_config", "init_checkpoint")
@@ -165,14 +174,14 @@ def _build(cls: type, tree: Any, prefix: str, origin: str) -> Any:
 
 
 def _convert(value: Any, kind: Any, key: str, origin: str) -> Any:
-    if get_origin(kind) is Literal:
-        if value in get_args(kind):
-            return value
-        raise InputError(f"{origin}: {key}={value} must be one of {', '.join(map(str, get_args(kind)))}")
     if isinstance(kind, types.UnionType) or get_origin(kind) is typing.Union:
         if value is None:
             return None
         kind = next(option for option in get_args(kind) if option is not type(None))
+    if get_origin(kind) is Literal:
+        if value in get_args(kind):
+            return value
+        raise InputError(f"{origin}: {key}={value} must be one of {', '.join(map(str, get_args(kind)))}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -163,5 +163,7 @@ def check_workers(config: Config, workers: int) -> None:
         if size % (workers * parts):
             times = f" times {parts} micro_batches" if parts > 1 else ""
             raise InputError(f"{key}={size} must be a multiple of {workers} workers{times}: sizes are of all together")
+    if workers > 1 and c.device_id is not None:
+        raise InputError(f"device_id={c.device_id} is for one worker: leave it out, each of {workers} takes its own")
     if c.stage != "ce" and workers > 1 and c.reward.document_frequency == "batch":
         raise InputError("reward.document_frequency=batch is of a whole rollout; several workers need train")

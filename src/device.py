@@ -1,5 +1,9 @@
 """The device of a program: target with fallback, graph or PyNative mode, seeds of the initialisers."""
 
+import ctypes
+import logging
+import sys
+
 import mindspore as ms
 from mindspore.communication import GlobalComm
 
@@ -12,23 +16,48 @@ TARGETS = ("Ascend", "GPU", "CPU")
 def setup_device(config: Config) -> str:
     """Choose the device and the mode, and seed the initialisers. Returns the target taken.
 
-    Where workers have connected, their device is set already and cannot be again.
-
-    Errors: InputError where `device` names a target that this MindSpore or this machine lacks.
+    `device=auto` takes the first of TARGETS that is there, and says on stderr why not one before. Where workers have
+    connected, their device is set already and cannot be again.
+    Errors: InputError where `device` or `device_id` names what is not there, with the reason that MindSpore gives.
     """
     if GlobalComm.INITED:
         return ms.get_context("device_target")
-    if config.device == "auto":
-        target = next(name for name in TARGETS if ms.hal.is_available(name))
-    elif ms.hal.is_available(config.device):
-        target = config.device
+    wanted = TARGETS if config.device == "auto" else (config.device,)
+    missing = {}
+    for target in wanted:
+        reason = _why_not(target, config.device_id)
+        if reason is None:
+            break
+        missing[target] = reason
     else:
-        raise InputError(
-            f"device={config.device}: this MindSpore {ms.__version__} finds no such device; use device=auto, "
-            "or install the MindSpore and the driver that belong together"
-        )
-    mode = ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE
-    ms.set_device(target)  # as MindFormers' build_context does, whose import takes longer than MindSpore's
-    ms.set_context(mode=mode)
+        raise InputError(f"device={config.device}: {reason}; see docs/ascend.md, or use device=auto")
+    if missing:
+        reasons = "; ".join(f"no {name}: {reason}" for name, reason in missing.items())
+        print(f"environment: device=auto takes {target} ({reasons})", file=sys.stderr)
+    ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
+    if config.jit_level is not None:
+        ms.set_context(jit_config={"jit_level": config.jit_level})
+    if config.deterministic:
+        ms.set_deterministic(True)
     ms.set_seed(config.seed)
     return target
+
+
+def _why_not(target: str, device_id: int | None) -> str | None:
+    """Take a device, as MindFormers' build_context does, whose import takes longer than MindSpore's; or say why not."""
+    if target == "GPU":  # MindSpore's message does not hold the reason
+        try:
+            ctypes.CDLL("libcuda.so.1")
+        except OSError as error:
+            return str(error)
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # MindSpore logs what it raises
+    try:
+        ms.set_device(target, device_id)
+    except (RuntimeError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        plugins = [line.partition(" failed. ")[2] for line in lines if line.startswith("Load dynamic library: ")]
+        return (target == "Ascend" and next(filter(None, plugins), None)) or next(filter(None, lines))
+    finally:
+        logging.disable(level)
+    return None

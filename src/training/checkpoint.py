@@ -56,12 +56,12 @@ def find_last(folder: Path) -> Path | None:
     last, previous = (folder / "checkpoints" / name for name in ("last", "previous"))
     if last.is_file():
         try:
-            _read(last)
+            read_checkpoint(last)
             return last
         except InputError as error:
             if not previous.is_file():
                 raise InputError(f"{error}, and there is no earlier one: fresh=true starts over") from None
-            _read(previous)
+            read_checkpoint(previous)
             os.replace(last, last.with_name("damaged"))  # else the next save would make it `previous`
             print(f"warning: {error}; going on from {previous}", file=sys.stderr)
     return previous if previous.is_file() else None
@@ -78,7 +78,7 @@ def load_checkpoint(path: Path, captioner: Captioner, optimizer_state: dict | No
 
     Errors: InputError where the file is missing, damaged, or of another model: names the first differing parameter.
     """
-    state, arrays = _read(path)
+    state, arrays = read_checkpoint(path)
     targets = {f"model.{name}": value for name, value in captioner.parameters_and_names()}
     targets |= {f"optimizer.{name}": value for name, value in (optimizer_state or {}).items()}
     for name, parameter in targets.items():
@@ -124,7 +124,7 @@ def _metadata(file: Any, path: Path) -> dict[str, str]:
     return metadata
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """State and arrays. Errors: InputError where the file is missing, foreign or damaged."""
     with _open(path) as file:
         metadata = _metadata(file, path)

@@ -260,7 +260,16 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
 def graph_cache(config: Config, tokenizer: Tokenizer, workers: Workers, train_images: int = 0) -> GraphCache:
     """Where the graphs of a run are kept. train_images: the learning rate's schedule counts them."""
     settings = resolved(config)
-    for key in ("seed", "output_root", "name", "fresh", "stop_after_minutes", "log_every", "init_checkpoint"):
+    for key in (
+        "seed",
+        "output_root",
+        "name",
+        "device_id",
+        "fresh",
+        "stop_after_minutes",
+        "log_every",
+        "init_checkpoint",
+    ):
         settings.pop(key, None)
     return GraphCache(
         config.cache_folder / "graphs",
