@@ -8,6 +8,7 @@ from mindspore import Tensor, nn, ops
 
 from src.models.layers import MASKED, row_means
 
+_ARGMAX = ops.Argmax(axis=-1, output_type=mstype.int32)  # `ops.argmax` gives int64
 _BLOCK = 128  # tokens; about the square root of a vocabulary
 
 
@@ -64,6 +65,11 @@ def _first_above(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
 def log(x: Tensor) -> Tensor:
     """Natural logarithm. On CPU, those of `ops.log` have other last digits from its sixth call on."""
     return ops.xlogy(ops.ones_like(x), x)
+
+
+def most_probable(logits: Tensor) -> Tensor:
+    """The id of each row's largest logit: int32 [R] from logits [R, V]."""
+    return _ARGMAX(logits)
 
 
 def select(values: Tensor, tokens: Tensor) -> Tensor:

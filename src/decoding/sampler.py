@@ -9,7 +9,7 @@ import mindspore.common.dtype as mstype
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.decoding.distribution import inverse_cdf, log, policy_logits, select
+from src.decoding.distribution import inverse_cdf, log, most_probable, policy_logits, select
 from src.models.captioner import Captioner
 
 
@@ -72,17 +72,17 @@ class GroupSampler(nn.Cell):
 
     def construct(self, inputs: Tensor, uniforms: Tensor) -> tuple[Tensor, ...]:
         images, group_size, tokens = uniforms.shape
+        is_greedy = ops.concat((ops.zeros((images, group_size)), ops.ones((images, 1))), 1).reshape(-1) > 0
         if self.greedy:
             uniforms = ops.concat((uniforms, ops.zeros((images, 1, tokens), mstype.float32)), 1)
         columns = uniforms.reshape(-1, tokens)  # [M, T], or [B*(G+1), T]
-        is_greedy = ops.arange(columns.shape[0]) % (group_size + 1) == group_size
 
         def choose(logits, t):
             probabilities = ops.softmax(policy_logits(logits, self.temperature, self.top_k), -1)
             draws = ops.slice(columns, (0, t), (columns.shape[0], 1))
             token = inverse_cdf(probabilities, draws, self.last_allowed)
             if self.greedy:
-                token = ops.where(is_greedy, ops.cast(ops.argmax(logits, -1), mstype.int32), token)
+                token = ops.where(is_greedy, most_probable(logits), token)
             # Never log 0: a device that adds in another order might draw a token of no probability, if hardly ever.
             return token, log(ops.maximum(select(probabilities, token), 1e-30))
 
@@ -108,7 +108,7 @@ class GreedyDecoder(nn.Cell):
 
     def construct(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         def choose(logits, t):
-            token = ops.cast(ops.argmax(logits, -1), mstype.int32)
+            token = most_probable(logits)
             return token, log(select(ops.softmax(logits, -1), token))
 
         return generate(self.captioner, inputs, inputs.shape[0], self.tokens, self.specials, choose)

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.config import Config
-from src.decoding.distribution import TokenLogprobs, policy_logits, select
+from src.decoding.distribution import TokenLogprobs, most_probable, policy_logits, select
 from src.models.captioner import Captioner
 from src.rl.losses import GRPO_STATS, cross_entropy_loss, grpo_loss, weighted_sum
 
@@ -131,5 +131,5 @@ class CELossCell(nn.Cell):
         loss = cross_entropy_loss(
             logprobs.reshape(weights.shape), mean_logprobs.reshape(weights.shape), weights, self.smoothing
         )
-        hits = ops.cast(ops.cast(ops.argmax(logits, -1), mstype.int32) == tokens, mstype.float32).reshape(weights.shape)
+        hits = ops.cast(most_probable(logits) == tokens, mstype.float32).reshape(weights.shape)
         return loss, (weighted_sum(hits, weights),)

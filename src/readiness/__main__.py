@@ -1,0 +1,63 @@
+"""Whether the graphs of a configuration can run on Ascend, told without a device and without data.
+
+python -m src.readiness --config FILE [--vocab 30522] [key=value ...]
+Compiles every device zone, and lists the operators that have no Ascend kernel, dynamic shapes, host reads and wide
+types; estimates the device's memory. Ends with status 1 where anything is in the way.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from src.config_load import load_config
+from src.environment import prepare_environment, run_program
+from src.tables import markdown_table
+
+DEVICE_GB = (32, 64)  # memory of an Ascend 910 and of a 910B
+
+
+def main() -> None:
+    """Print a table with a line for each zone, what is in the way, and the memory."""
+    parser = argparse.ArgumentParser(description="Check that a configuration's graphs can run on Ascend.")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--vocab", type=int, help="tokens; default: 30522 for word pieces, 10000 for words")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, [*arguments.overrides, "encoder.checkpoint=null"])
+    prepare_environment(convolutions=True)
+    vocab = arguments.vocab or (30522 if config.tokenizer.kind == "wordpiece" else 10000)
+    with tempfile.TemporaryDirectory(prefix="graphs-") as folder:
+        os.environ |= {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder}  # before MindSpore is imported
+        from src.device import setup_device
+        from src.readiness.graphs import compile_graph, zones
+        from src.readiness.memory import parameter_bytes, peak_bytes
+        from src.readiness.operators import STRUCTURE, violations
+
+        setup_device(config)
+        rows, problems, needed = [], [], 0
+        for zone in zones(config, vocab):
+            graph = compile_graph(zone, Path(folder))
+            found = violations(graph)
+            problems += [f"{zone.name}: {line}" for line in found]
+            operators = [node.operator for node in graph.values() if node.operator not in STRUCTURE]
+            parameters, peak = parameter_bytes(zone.cell), peak_bytes(graph)
+            needed = max(needed, parameters + peak)
+            numbers = (len(operators), len(set(operators)), len(found), parameters / 2**20, peak / 2**20)
+            rows.append([zone.name, *(f"{number:,.0f}" for number in numbers)])
+    columns = ["zone", "operators", "different", "in the way", "parameters, MB", "at once, MB"]
+    print(*markdown_table(columns, rows), sep="\n")
+    gigabytes = needed / 2**30
+    fits = ", ".join(f"{'fits' if gigabytes < size else 'does not fit'} {size} GB" for size in DEVICE_GB)
+    print(f"\nestimated device memory: {gigabytes:.1f} GB, {fits} (workspaces of kernels come on top)")
+    if gigabytes >= max(DEVICE_GB):
+        problems.append("memory: use smaller batches, or micro_batches")
+    print(*(f"in the way: {line}" for line in problems), sep="\n")
+    if problems:
+        sys.exit(1)
+    print(f"{arguments.config}: ready for Ascend")
+
+
+if __name__ == "__main__":
+    run_program(main)
