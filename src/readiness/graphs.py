@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from mindspore import Tensor, nn
 
+from src.bench.phases import Encode
 from src.config import Config
 from src.decoding.beam import BeamDecoder
 from src.decoding.sampler import GreedyDecoder, GroupSampler
@@ -30,17 +31,6 @@ class Zone(NamedTuple):
     name: str
     cell: nn.Cell
     inputs: tuple[np.ndarray, ...]
-
-
-class Encode(nn.Cell):
-    """The encoder alone, as the feature cache runs it."""
-
-    def __init__(self, encoder: nn.Cell) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def construct(self, pixels: Tensor) -> Tensor:
-        return self.encoder(pixels)
 
 
 def zones(config: Config, vocab: int) -> Iterator[Zone]:
