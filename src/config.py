@@ -145,6 +145,7 @@ class Config:
     device_id: int | None
     jit_level: Literal["O0", "O1"] | None
     deterministic: bool
+    precision: Literal["float32", "float16", "bfloat16"]
     mode: Literal["graph", "pynative"]
     fresh: bool
     stop_after_minutes: float

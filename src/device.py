@@ -31,6 +31,8 @@ def setup_device(config: Config) -> str:
         missing[target] = reason
     else:
         raise InputError(f"device={config.device}: {reason}; see docs/ascend.md, or use device=auto")
+    if config.precision == "bfloat16" and target != "Ascend":
+        raise InputError(f"precision=bfloat16: MindSpore has no such products on {target}; take float16 or float32")
     if missing:
         reasons = "; ".join(f"no {name}: {reason}" for name, reason in missing.items())
         print(f"environment: device=auto takes {target} ({reasons})", file=sys.stderr)

@@ -39,18 +39,28 @@ def allowed():
     return mask
 
 
-@pytest.fixture(scope="session")
-def captioner(allowed):
+def build_captioner(allowed, dtype=ms.float32):
     """A two-layer captioner on cached features [B, N, 6] with lively random weights."""
     ms.set_seed(1)
     config = DecoderConfig(
         layers=2, width=16, heads=2, feed_forward=24, dropout=0.0, embedding_dropout=None, positions=8
     )
-    model = Captioner(None, Decoder(config, CHANNELS, allowed), cached=True).set_train(False)
+    model = Captioner(None, Decoder(config, CHANNELS, allowed, dtype), cached=True).set_train(False)
     rng = np.random.default_rng(0)
     for parameter in model.get_parameters():
         parameter.set_data(ms.Tensor(rng.normal(0, 0.5, parameter.shape).astype(np.float32)))
     return model
+
+
+@pytest.fixture(scope="session")
+def captioner(allowed):
+    return build_captioner(allowed)
+
+
+@pytest.fixture(scope="session")
+def half_captioner(allowed):
+    """The same weights, with products in float16."""
+    return build_captioner(allowed, ms.float16)
 
 
 @pytest.fixture(scope="session")

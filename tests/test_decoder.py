@@ -38,27 +38,37 @@ class Stepped(nn.Cell):
         return ms.ops.stack(logits, 1)
 
 
-def numpy_decoder(captioner, features, inputs, heads=2):
-    """Post-norm Transformer decoder in float64, one row and one head at a time, memory copied to every row."""
+def half(x):
+    return x.astype(np.float16).astype(np.float64)
+
+
+def numpy_decoder(captioner, features, inputs, heads=2, low=lambda x: x):
+    """Post-norm Transformer decoder in float64, one row and one head at a time, memory copied to every row.
+
+    low: rounds factors and results of all products but the last.
+    """
     weights = {name: value.asnumpy().astype(np.float64) for name, value in captioner.decoder.parameters_and_names()}
 
     def linear(name, x):
-        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0)
+        if name == "output":
+            return x @ weights["output.weight"].T + weights["output.bias"]
+        return low(low(x) @ low(weights[f"{name}.weight"]).T) + weights.get(f"{name}.bias", 0)
 
     def norm(name, x):
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
         return x * weights[f"{name}.gamma"] + weights[f"{name}.beta"]
 
     def attention(query, key, value, causal):
+        query, key, value = low(query), low(key), low(value)
         size = query.shape[1] // heads
         out = np.zeros_like(query)
         for h in range(heads):
             part = slice(h * size, (h + 1) * size)
-            scores = query[:, part] @ key[:, part].T / np.sqrt(size)
+            scores = low(query[:, part] @ key[:, part].T) / np.sqrt(size)
             if causal:
                 scores[np.triu_indices(len(scores), 1)] = -np.inf
             shares = np.exp(scores - scores.max(1, keepdims=True))
-            out[:, part] = shares / shares.sum(1, keepdims=True) @ value[:, part]
+            out[:, part] = low(low(shares / shares.sum(1, keepdims=True)) @ value[:, part])
         return out
 
     group = len(inputs) // len(features)
@@ -90,6 +100,16 @@ def test_equals_float64_reference(mode, captioner, features, inputs, allowed, ce
     expected = numpy_decoder(captioner, features.asnumpy(), inputs)
     np.testing.assert_allclose(logits[..., allowed], expected[..., allowed], rtol=1e-4, atol=1e-4)
     assert (logits[..., ~allowed] < -1e8).all()
+
+
+@pytest.mark.parametrize("cell", [Forced, Stepped])
+def test_float16_products_round_as_they_should(mode, half_captioner, features, inputs, allowed, cell):
+    logits = cell(half_captioner)(features, Tensor(inputs)).asnumpy()[..., allowed]
+    exact = numpy_decoder(half_captioner, features.asnumpy(), inputs)[..., allowed]
+    rounded = numpy_decoder(half_captioner, features.asnumpy(), inputs, low=half)[..., allowed]
+    assert logits.dtype == np.float32
+    assert np.abs(logits - rounded).mean() < 0.3 * np.abs(logits - exact).mean()
+    np.testing.assert_allclose(logits, exact, atol=0.03)
 
 
 def test_later_tokens_do_not_change_earlier_logits(captioner, features, inputs):

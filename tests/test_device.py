@@ -35,6 +35,12 @@ def test_settings_reach_mindspore():
     assert done.stdout == "CPU {'jit_level': 'O1'} ON\n" and done.stderr == ""
 
 
+def test_bfloat16_is_refused_where_mindspore_has_no_products_of_it():
+    done = setup("device=CPU", "precision=bfloat16")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: precision=bfloat16: ") and "float16" in done.stderr
+
+
 @pytest.mark.parametrize("target, reason", [("Ascend", "libge_runner.so"), ("GPU", "libcuda.so")])
 def test_a_missing_device_is_refused_with_the_reason(target, reason):
     done = setup(f"device={target}")

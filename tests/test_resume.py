@@ -61,12 +61,17 @@ def test_ce_with_dropout(ce_runs):
 
 
 def test_grpo_in_the_middle_of_a_rollouts_passes(ce_runs, tmp_path):
-    """Two rollouts of 2 passes x 2 updates; killed after step 7, the second pass of the second rollout."""
-    init = f"init_checkpoint={ce_runs[0] / 'checkpoints/best'}"
-    finish(train("grpo", tmp_path / "whole", init))
-    kill_after(train("grpo", tmp_path / "cut", init), tmp_path / "cut/demo-grpo", 7)
+    """Two rollouts of 2 passes x 2 updates; killed after step 7, the second pass of the second rollout.
+
+    In float16, which has more to resume: the loss scale.
+    """
+    settings = [f"init_checkpoint={ce_runs[0] / 'checkpoints/best'}", "precision=float16"]
+    finish(train("grpo", tmp_path / "whole", *settings))
+    kill_after(train("grpo", tmp_path / "cut", *settings), tmp_path / "cut/demo-grpo", 7)
     assert losses(tmp_path / "cut/demo-grpo")[-1][0] in (7, 8)
-    finish(train("grpo", tmp_path / "cut", init))
+    finish(train("grpo", tmp_path / "cut", *settings))
     whole, cut = losses(tmp_path / "whole/demo-grpo"), losses(tmp_path / "cut/demo-grpo")
     assert [step for step, _ in whole] == list(range(1, 9))
     assert whole == cut
+    last = load_file(tmp_path / "cut/demo-grpo/checkpoints/last")
+    assert (last["optimizer.loss_scale"], last["optimizer.loss_scale_counter"]) == (2**15, 8)

@@ -101,6 +101,15 @@ def test_old_logprobs_equal_teacher_forced_logprobs(mode, captioner, features, a
     assert (old[mask == 0] == 0).all()
 
 
+def test_float16_sampler_and_loss_agree_on_logprobs(half_captioner, features, allowed):
+    """They round in other places; the ratio of a first update stays far inside the clip range of 0.2."""
+    draws = Tensor(uniforms(1, 0, 0, 40, TOKENS).reshape(2, 20, TOKENS))
+    sampler = GroupSampler(half_captioner, SPECIALS, allowed, 1.0, 0)
+    ids, mask, old = (output.asnumpy() for output in sampler(features, draws))
+    again = LogprobCell(half_captioner, BOS, 1.0, 0)(features, Tensor(ids)).asnumpy()
+    assert 0 < np.abs(again[mask > 0] - old[mask > 0]).max() < 0.02
+
+
 def test_logprobs_are_those_of_the_softmax_over_allowed_tokens(captioner, features, allowed):
     ids, mask, old = sample(captioner, features, allowed)
     inputs = np.concatenate([np.full((len(ids), 1), BOS, np.int32), ids[:, :-1]], 1)

@@ -3,14 +3,16 @@
 import dataclasses
 
 import mindspore as ms
+import mindspore.common.dtype as mstype
 import numpy as np
 import pytest
 from mindformers.core.lr import CosineWithWarmUpLR
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.amp import DynamicLossScaler
 
 from src.config import OptimizerConfig
 from src.training.optim import FusedAdamW, build_optimizer, learning_rates
-from src.training.step import TrainStep, WorkerSum, build_step
+from src.training.step import TrainStep, Update, WorkerSum, build_loss_scale, build_step
 
 CONFIG = OptimizerConfig(
     lr=0.1, final_lr=0.01, warmup_ratio=0.25, decay_ratio=0.75, weight_decay=0.2, beta2=0.99, grad_clip=0.5
@@ -66,7 +68,7 @@ def numpy_updates(xs):
 def step_cell():
     cell = Quadratic()
     optimizer = build_optimizer(cell.trainable_params(), CONFIG, learning_rates(CONFIG, STEPS))
-    return TrainStep(cell, optimizer, CONFIG.grad_clip, WorkerSum(1)), cell
+    return TrainStep(cell, Update(optimizer, None, CONFIG.grad_clip, WorkerSum(1))), cell
 
 
 class WeightedSquares(nn.Cell):
@@ -89,7 +91,7 @@ def test_parts_of_a_batch_give_what_one_batch_gives(mode):
     for micro_batches in (1, 2, 8):
         cell = WeightedSquares()
         optimizer = build_optimizer(cell.trainable_params(), CONFIG, learning_rates(CONFIG, STEPS))
-        step = build_step(cell, optimizer, CONFIG.grad_clip, micro_batches, 1, lambda name, cell: cell)
+        step = build_step(cell, optimizer, None, CONFIG.grad_clip, micro_batches, 1, lambda name, cell: cell)
         values = [step(*(array.astype(np.float32) for array in batch)) for batch in batches]
         results.append((np.array(values), cell.matrix.asnumpy()))
     for values, matrix in results[1:]:
@@ -114,9 +116,57 @@ def test_nothing_is_updated_where_the_loss_or_the_norm_is_not_finite(mode, step_
     values = step(Tensor(np.array([bad, 1, 1], np.float32))).asnumpy()
     assert not np.isfinite(values[:2]).all()
     np.testing.assert_array_equal(cell.matrix.asnumpy(), before)
-    assert step.optimizer.global_step.asnumpy() == 0
+    assert step.update.optimizer.global_step.asnumpy() == 0
     step(Tensor(np.ones(3, np.float32)))
-    assert step.optimizer.global_step.asnumpy() == 1 and (cell.matrix.asnumpy() != before).any()
+    assert step.update.optimizer.global_step.asnumpy() == 1 and (cell.matrix.asnumpy() != before).any()
+
+
+class HalfSum(nn.Cell):
+    """sum(weight * x), a product in float16."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = Parameter(Tensor(np.array([0.5, -0.25], np.float32)), name="weight")
+
+    def construct(self, x):
+        product = ops.cast(self.weight, mstype.float16) * ops.cast(x, mstype.float16)
+        loss = ops.reduce_sum(ops.cast(product, mstype.float32))
+        return loss, (loss * 2,)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_an_overflow_of_float16_halves_the_scale_and_leaves_the_update_out(mode, micro_batches):
+    """The gradient is x times the scale: at 3 x 2^15 above 65,504, at 3 x 2^14 not; two good updates double it."""
+    cell = HalfSum()
+    optimizer = build_optimizer(cell.trainable_params(), CONFIG, learning_rates(CONFIG, STEPS))
+    scale = DynamicLossScaler(scale_value=2.0**15, scale_factor=2, scale_window=2)
+    step = build_step(cell, optimizer, scale, CONFIG.grad_clip, micro_batches, 1, lambda name, cell: cell)
+    x = np.array([[3.0, 2.0]] * micro_batches, np.float32)
+    rows, weights = [], []
+    for _ in range(4):
+        rows.append(step(x))
+        weights.append(cell.weight.asnumpy().copy())
+    np.testing.assert_array_equal([row[-1] for row in rows], [2.0**15, 2.0**14, 2.0**14, 2.0**15])  # before its change
+    assert not np.isfinite(rows[0][1]) and np.isfinite(rows[0][0])
+    np.testing.assert_array_equal(weights[0], [0.5, -0.25])
+    np.testing.assert_allclose(rows[1][:3], [micro_batches, micro_batches * np.sqrt(13), 2 * micro_batches], rtol=1e-6)
+    assert (weights[1] != weights[0]).all() and (weights[2] != weights[1]).all()
+    assert not np.isfinite(rows[3][1]) and (weights[3] == weights[2]).all()
+    assert optimizer.global_step.asnumpy() == 2
+
+
+def test_a_loss_scale_changes_nothing_where_nothing_overflows(step_cell):
+    plain, expected = step_cell
+    cell = Quadratic()
+    optimizer = build_optimizer(cell.trainable_params(), CONFIG, learning_rates(CONFIG, STEPS))
+    update = Update(optimizer, build_loss_scale("float16"), CONFIG.grad_clip, WorkerSum(1))
+    step = TrainStep(cell, update)
+    for x in np.random.default_rng(1).normal(size=(3, 3)).astype(np.float32):
+        values = step(Tensor(x)).asnumpy()
+        np.testing.assert_array_equal(values[:-1], plain(Tensor(x)).asnumpy())
+        assert values[-1] == 2**15
+    np.testing.assert_array_equal(cell.matrix.asnumpy(), expected.matrix.asnumpy())
+    np.testing.assert_array_equal(cell.vector.asnumpy(), expected.vector.asnumpy())
 
 
 def test_the_schedule_warms_up_from_above_zero_and_ends_at_final_lr():
@@ -143,4 +193,4 @@ def test_the_schedule_equals_mindformers(warmup, decay):
 def test_one_operator_per_parameter(step_cell):
     """The class that updates is this project's: MindFormers' `AdamW` of another module makes one of its own."""
     step, _ = step_cell
-    assert type(step.optimizer) is FusedAdamW
+    assert type(step.update.optimizer) is FusedAdamW

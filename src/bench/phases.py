@@ -16,7 +16,7 @@ from src.decoding.sampler import GreedyDecoder, GroupSampler
 from src.models.captioner import Captioner, build_captioner
 from src.rl.cells import CELossCell, GRPOLossCell, LogprobCell
 from src.training.optim import build_optimizer
-from src.training.step import build_step
+from src.training.step import build_loss_scale, build_step
 
 SPECIALS = (0, 1, 2)  # PAD, BOS, EOS; none is ever sampled, so that every caption has all T tokens
 RATES = np.full(1000, 1e-5, np.float32)  # learning rates: more than a phase is repeated
@@ -92,7 +92,15 @@ def _update(name: str, captioner: Captioner, config: Config, sizes: Sizes, input
     arrays = (inputs.asnumpy(), _ids(sizes, rows, tokens), weights, logprobs, logprobs, advantages)
     optimizer = build_optimizer(captioner.trained_parameters(), config.grpo.optimizer, RATES)
     loss = GRPOLossCell(captioner, SPECIALS[1], config)
-    step = build_step(loss, optimizer, config.grpo.optimizer.grad_clip, config.grpo.micro_batches, 1, uncached)
+    step = build_step(
+        loss,
+        optimizer,
+        build_loss_scale(config.precision),
+        config.grpo.optimizer.grad_clip,
+        config.grpo.micro_batches,
+        1,
+        uncached,
+    )
     yield Phase(name, rows, lambda: step(*arrays))
 
 
@@ -102,7 +110,9 @@ def _ce_step(captioner: Captioner, config: Config, sizes: Sizes, inputs: Tensor)
     rows = ce.batch_images * ce.captions_per_image
     loss = CELossCell(captioner, SPECIALS[1], _allowed(captioner), ce.label_smoothing)
     optimizer = build_optimizer(captioner.trained_parameters(), ce.optimizer, RATES)
-    step = build_step(loss, optimizer, ce.optimizer.grad_clip, ce.micro_batches, 1, uncached)
+    step = build_step(
+        loss, optimizer, build_loss_scale(config.precision), ce.optimizer.grad_clip, ce.micro_batches, 1, uncached
+    )
     rng = np.random.default_rng(2)
     rates = captioner.decoder.dropout_rates
     keep = [rng.random((rows, ce.tokens, config.decoder.width)) >= rate for rate in rates if max(rates) > 0]

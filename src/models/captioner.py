@@ -1,5 +1,6 @@
 """The captioner: an image encoder before the decoder."""
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
@@ -32,11 +33,13 @@ class Captioner(nn.Cell):
 
 def build_captioner(config: Config, allowed: np.ndarray, *, cached: bool, checkpoint: str | None = None) -> Captioner:
     """A captioner in evaluation mode. `allowed`: bool [V], from the tokenizer; `checkpoint`: weights of the encoder."""
+    dtype = getattr(ms, config.precision)
     encoder = build_encoder(
         config.encoder.kind,
         variant=config.encoder.variant,
         checkpoint=checkpoint,
         image_size=config.data.image_size,
+        dtype=ms.float32 if cached else dtype,  # what is computed once for all runs is computed well
     )
-    decoder = Decoder(config.decoder, encoder.channels, allowed)
+    decoder = Decoder(config.decoder, encoder.channels, allowed, dtype)
     return Captioner(encoder, decoder, cached=cached).set_train(False)

@@ -25,12 +25,6 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.reshape(rows, length, heads, width // heads).transpose(0, 2, 1, 3)
 
 
-def split_qkv(x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """[R, L, 3*D] -> query, key and value, each [R, H, L, d]."""
-    query, key, value = ops.chunk(x, 3, -1)
-    return split_heads(query, heads), split_heads(key, heads), split_heads(value, heads)
-
-
 def merge_heads(x: Tensor) -> Tensor:
     """[R, H, L, d] -> [R, L, D]."""
     rows, heads, length, size = x.shape
@@ -40,15 +34,15 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention (Vaswani et al. 2017, equation 1), in the dtype of its inputs.
+    """Scaled dot-product attention (Vaswani et al. 2017, equation 1), its softmax in float32.
 
-    query [R, H, L, d]; key and value [R, H, K, d]; bias broadcast to [R, H, L, K], MASKED where not to look.
-    Returns [R, H, L, d].
+    query [R, H, L, d]; key and value [R, H, K, d], all of one dtype; bias broadcast to [R, H, L, K], MASKED where not
+    to look. Returns [R, H, L, d] in the dtype of the inputs.
     """
-    scores = _PRODUCT_WITH_TRANSPOSED(query, key) * (query.shape[-1] ** -0.5)
+    scores = ops.cast(_PRODUCT_WITH_TRANSPOSED(query, key), mstype.float32) * (query.shape[-1] ** -0.5)
     if bias is not None:
         scores = scores + bias
-    return _PRODUCT(_SOFTMAX(scores), value)
+    return _PRODUCT(ops.cast(_SOFTMAX(scores), value.dtype), value)
 
 
 def column_sums(x: Tensor) -> Tensor:
@@ -84,10 +78,16 @@ class Shift(nn.Cell):
 
 
 class Linear(nn.Cell):
-    """x [..., C] -> [..., D] in float32, with Xavier-uniform weights and a bias that starts at 0."""
+    """x [..., C] -> float32 [..., D], with Xavier-uniform weights and a bias that starts at 0.
 
-    def __init__(self, channels: int, width: int, has_bias: bool = True) -> None:
+    dtype: of the factors of the product; its result, the parameters and the bias are float32.
+    """
+
+    def __init__(
+        self, channels: int, width: int, has_bias: bool = True, dtype: mstype.TensorType = mstype.float32
+    ) -> None:
         super().__init__()
+        self.dtype = dtype
         self.weight = Parameter(initializer("xavier_uniform", (width, channels), mstype.float32))
         self.bias = Parameter(initializer("zeros", (width,), mstype.float32)) if has_bias else None
         self.matmul = ops.MatMul(transpose_b=True)  # no copy of the weight, as `weight.T` would make
@@ -95,7 +95,8 @@ class Linear(nn.Cell):
 
     def construct(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
         """offset [D]: a constant beside the bias, which costs no pass of its own."""
-        rows = self.matmul(x.reshape(-1, x.shape[-1]), self.weight)
+        rows = self.matmul(ops.cast(x.reshape(-1, x.shape[-1]), self.dtype), ops.cast(self.weight, self.dtype))
+        rows = ops.cast(rows, mstype.float32)
         if self.bias is not None:
             rows = self.shift(rows, self.bias if offset is None else self.bias + offset)
         return rows.reshape(*x.shape[:-1], -1)
@@ -118,24 +119,30 @@ class LayerNorm(nn.Cell):
 class DecoderLayer(nn.Cell):
     """Post-norm Transformer decoder layer whose memory is shared by the G rows of a group."""
 
-    def __init__(self, width: int, heads: int, feed_forward: int) -> None:
+    def __init__(self, width: int, heads: int, feed_forward: int, dtype: mstype.TensorType) -> None:
         super().__init__()
         self.heads = heads
-        self.self_qkv = Linear(width, 3 * width)
-        self.self_out = Linear(width, width)
-        self.cross_query = Linear(width, width)
+        self.dtype = dtype
+        self.self_qkv = Linear(width, 3 * width, dtype=dtype)
+        self.self_out = Linear(width, width, dtype=dtype)
+        self.cross_query = Linear(width, width, dtype=dtype)
         # A bias of the keys cancels in the softmax, one of the values is that of cross_out.
-        self.cross_kv = Linear(width, 2 * width, has_bias=False)
-        self.cross_out = Linear(width, width)
-        self.expand = Linear(width, feed_forward)
-        self.contract = Linear(feed_forward, width)
+        self.cross_kv = Linear(width, 2 * width, has_bias=False, dtype=dtype)
+        self.cross_out = Linear(width, width, dtype=dtype)
+        self.expand = Linear(width, feed_forward, dtype=dtype)
+        self.contract = Linear(feed_forward, width, dtype=dtype)
         self.self_norm = LayerNorm(width)
         self.cross_norm = LayerNorm(width)
         self.out_norm = LayerNorm(width)
 
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [M, L, D] -> query, key and value of self-attention, each [M, H, L, d]."""
+        query, key, value = ops.chunk(ops.cast(self.self_qkv(x), self.dtype), 3, -1)
+        return split_heads(query, self.heads), split_heads(key, self.heads), split_heads(value, self.heads)
+
     def memory_heads(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """memory [B, N, D] -> keys and values, each [B, H, N, d], once per image."""
-        key, value = ops.chunk(self.cross_kv(memory), 2, -1)
+        key, value = ops.chunk(ops.cast(self.cross_kv(memory), self.dtype), 2, -1)
         return split_heads(key, self.heads), split_heads(value, self.heads)
 
     def cross(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
@@ -143,7 +150,7 @@ class DecoderLayer(nn.Cell):
         key, value = memory
         images = key.shape[0]
         rows, length, width = x.shape
-        query = self.cross_query(x).reshape(images, rows // images * length, width)  # [B, G*L, D]
+        query = ops.cast(self.cross_query(x), self.dtype).reshape(images, rows // images * length, width)  # [B, G*L, D]
         attended = merge_heads(attend(split_heads(query, self.heads), key, value))
         return self.cross_out(attended).reshape(rows, length, width)
 

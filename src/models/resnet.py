@@ -7,6 +7,7 @@ Parameters have the names of the original's MindSpore checkpoint, so such a file
 from __future__ import annotations
 
 import mindspore as ms
+import mindspore.common.dtype as mstype
 from mindspore import Parameter, nn, ops
 from mindspore.common.initializer import HeNormal, initializer
 
@@ -49,8 +50,8 @@ def _conv_norm(x: ms.Tensor, conv: _Conv, norm: _FrozenNorm) -> ms.Tensor:
     """Convolution [B,Ci,H,W] -> [B,Co,H/stride,W/stride], then norm."""
     scale, shift = norm.scale_and_shift()
     # Folded into the weight, the norm costs no pass over the features, forward or backward.
-    weight = conv.weight * ops.reshape(scale, (-1, 1, 1, 1))
-    return ops.conv2d(x, weight, shift, conv.stride, "pad", conv.padding)
+    weight = ops.cast(conv.weight * ops.reshape(scale, (-1, 1, 1, 1)), x.dtype)
+    return ops.conv2d(x, weight, ops.cast(shift, x.dtype), conv.stride, "pad", conv.padding)
 
 
 class _Bottleneck(nn.Cell):
@@ -91,11 +92,13 @@ def _stage(number: int, variant: ResNetVariant) -> nn.SequentialCell:
 class ResNet50(nn.Cell):
     """images [B,3,H,H] float32, preprocessed as the variant's weights want -> grid features [B,N,C], row by row.
 
-    Batch-norm statistics never change; gamma, beta and the convolutions are trainable parameters.
+    Batch-norm statistics never change; gamma, beta and the convolutions are trainable parameters, float32.
+    dtype: of convolutions and features.
     """
 
-    def __init__(self, variant: ResNetVariant, image_size: int) -> None:
+    def __init__(self, variant: ResNetVariant, image_size: int, dtype: mstype.TensorType = ms.float32) -> None:
         super().__init__()
+        self.dtype = dtype
         self.channels = 2048
         self.tokens = (-(-image_size // 16)) ** 2
         self.conv1 = _Conv(3, 64, 7, stride=2)
@@ -110,7 +113,7 @@ class ResNet50(nn.Cell):
         self.layer4 = _stage(4, variant)
 
     def construct(self, images: ms.Tensor) -> ms.Tensor:
-        x = ops.relu(_conv_norm(images, self.conv1, self.norm))
+        x = ops.relu(_conv_norm(ops.cast(images, self.dtype), self.conv1, self.norm))
         if self.pad_around:
             x = self.pad(x)
         x = self.max_pool(x)

@@ -25,7 +25,10 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, help="tokens; default: 30522 for word pieces, 10000 for words")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
-    config = load_config(arguments.config, [*arguments.overrides, "encoder.checkpoint=null"])
+    overrides = [*arguments.overrides, "encoder.checkpoint=null"]
+    config = load_config(arguments.config, overrides)
+    if config.precision == "bfloat16":  # which a CPU cannot compile; float16's graphs hold the same and more
+        config = load_config(arguments.config, [*overrides, "precision=float16"])
     prepare_environment(convolutions=True)
     vocab = arguments.vocab or (30522 if config.tokenizer.kind == "wordpiece" else 10000)
     with tempfile.TemporaryDirectory(prefix="graphs-") as folder:

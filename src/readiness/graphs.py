@@ -20,7 +20,7 @@ from src.decoding.sampler import GreedyDecoder, GroupSampler
 from src.models.captioner import Captioner, build_captioner
 from src.rl.cells import CELossCell, GRPOLossCell, LogprobCell
 from src.training.optim import build_optimizer, learning_rates
-from src.training.step import GradientSum, SummedUpdate, TrainStep, WorkerSum
+from src.training.step import GradientSum, SummedUpdate, TrainStep, Update, WorkerSum, build_loss_scale
 
 SPECIALS = (0, 1, 2)  # PAD, BOS, EOS
 
@@ -85,14 +85,14 @@ def _update(config: Config, captioner: Captioner, loss: nn.Cell, arrays: tuple[n
     section = config.ce if config.stage == "ce" else config.grpo
     settings = section.optimizer
     optimizer = build_optimizer(captioner.trained_parameters(), settings, learning_rates(settings, 1000))
-    alone = WorkerSum(1)
+    update = Update(optimizer, build_loss_scale(config.precision), settings.grad_clip, WorkerSum(1))
     if section.micro_batches == 1:
-        yield Zone("update", TrainStep(loss, optimizer, settings.grad_clip, alone), arrays)
+        yield Zone("update", TrainStep(loss, update), arrays)
         return
-    sums = GradientSum(loss, optimizer)
+    sums = GradientSum(loss, update)
     yield Zone("gradient", sums, arrays)
     values = _floats(1 + len(loss.STATS))
-    yield Zone("update", SummedUpdate(sums, optimizer, settings.grad_clip, alone), (values,))
+    yield Zone("update", SummedUpdate(sums, update), (values,))
 
 
 def _pixels(config: Config, images: int) -> np.ndarray:

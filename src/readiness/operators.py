@@ -21,6 +21,7 @@ REGISTERED = {
     "Conv2DBackpropFilter": "czConv2DBackpropFilter",
     "Conv2DBackpropInput": "czConv2DBackpropInput",
     "Divs": "aclnnDivs",
+    "EqScalar": "aclnnEqScalar",
     "MatMulExt": "MatMulExtAscend",
     "Muls": "aclnnMuls",
     "ReluGrad": "ReluGradAscend",

@@ -15,7 +15,7 @@ from src.rng import generator, keep_masks, permutation
 from src.training.checkpoint import load_checkpoint, optimizer_parameters
 from src.training.optim import build_optimizer, learning_rates
 from src.training.run import FIRST, Run
-from src.training.step import build_step
+from src.training.step import build_loss_scale, build_step
 
 
 class CaptionTargets:
@@ -55,7 +55,8 @@ def run_ce(run: Run) -> None:
     total_steps = ce.epochs * steps_per_epoch
     rates = learning_rates(ce.optimizer, total_steps)
     optimizer = build_optimizer(run.captioner.trained_parameters(), ce.optimizer, rates)
-    optimizer_state = optimizer_parameters(optimizer, run.captioner)
+    loss_scale = build_loss_scale(config.precision)
+    optimizer_state = optimizer_parameters(optimizer, run.captioner, loss_scale)
     if run.resumed is not None:
         load_checkpoint(run.resumed, run.captioner, optimizer_state)
     run.workers.broadcast([*run.captioner.get_parameters(), *optimizer_state.values()])
@@ -63,7 +64,7 @@ def run_ce(run: Run) -> None:
         run.save("last", optimizer_state)
     loss_cell = CELossCell(run.captioner, run.tokenizer.bos_id, run.tokenizer.allowed, ce.label_smoothing)
     take_step = build_step(
-        loss_cell, optimizer, ce.optimizer.grad_clip, ce.micro_batches, run.workers.size, run.graphs.keep
+        loss_cell, optimizer, loss_scale, ce.optimizer.grad_clip, ce.micro_batches, run.workers.size, run.graphs.keep
     )
     bar = run.progress("CE", total_steps, "step")
     for epoch in range(run.state["step"] // steps_per_epoch, ce.epochs):
@@ -81,7 +82,7 @@ def run_ce(run: Run) -> None:
             run.state["step"] += 1
             step = run.state["step"]
             if step % config.log_every == 0:
-                names = ("train/loss", "train/grad_norm", "train/token_accuracy")
+                names = ("train/loss", "train/grad_norm", "train/token_accuracy", "train/loss_scale")
                 logged = dict(zip(names, values)) | {"time/update_s": seconds}
                 logged["train/lr"] = rates[step - 1]
                 run.log(logged)

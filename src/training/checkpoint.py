@@ -33,7 +33,7 @@ def save_checkpoint(
     """
     arrays = {f"model.{name}": value.asnumpy() for name, value in captioner.parameters_and_names()}
     arrays |= {f"optimizer.{name}": value.asnumpy() for name, value in (optimizer_state or {}).items()}
-    arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    arrays = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     metadata = {"format": FORMAT, "state": json.dumps(state)}
     metadata["sha256"] = _digest(metadata["state"], arrays)
     try:
@@ -98,13 +98,15 @@ def load_checkpoint(path: Path, captioner: Captioner, optimizer_state: dict | No
     return state
 
 
-def optimizer_parameters(optimizer: Any, captioner: Captioner) -> dict[str, Parameter]:
-    """Step counter and moments of MindFormers' AdamW, named after the captioner's parameters."""
+def optimizer_parameters(optimizer: Any, captioner: Captioner, loss_scale: Any) -> dict[str, Parameter]:
+    """Step counter and moments of MindFormers' AdamW, named after the captioner's parameters, and the loss scale's."""
     names = {id(parameter): name for name, parameter in captioner.parameters_and_names()}
     state = {"global_step": optimizer.global_step}
     for parameter, first, second in zip(optimizer.parameters, optimizer.exp_avg, optimizer.exp_avg_sq):
         state[f"exp_avg.{names[id(parameter)]}"] = first
         state[f"exp_avg_sq.{names[id(parameter)]}"] = second
+    if loss_scale is not None:
+        state |= {"loss_scale": loss_scale.scale_value, "loss_scale_counter": loss_scale.counter}
     return state
 
 

@@ -20,7 +20,7 @@ from src.rng import permutation, uniforms
 from src.training.checkpoint import load_checkpoint, optimizer_parameters
 from src.training.optim import build_optimizer, learning_rates
 from src.training.run import Run
-from src.training.step import Step, build_step
+from src.training.step import Step, build_loss_scale, build_step
 
 SAVE_SECONDS = 60  # between checkpoints: rollouts may be shorter than it takes to write one
 
@@ -124,7 +124,8 @@ def run_rl(run: Run, reference: Captioner) -> None:
     total_steps = grpo.rollouts * config.updates_per_rollout
     rates = learning_rates(grpo.optimizer, total_steps)
     optimizer = build_optimizer(run.captioner.trained_parameters(), grpo.optimizer, rates)
-    optimizer_state = optimizer_parameters(optimizer, run.captioner)
+    loss_scale = build_loss_scale(config.precision)
+    optimizer_state = optimizer_parameters(optimizer, run.captioner, loss_scale)
     if run.resumed is not None:
         load_checkpoint(run.resumed, run.captioner, optimizer_state)
     run.workers.broadcast([*run.captioner.get_parameters(), *optimizer_state.values(), *reference.get_parameters()])
@@ -134,7 +135,13 @@ def run_rl(run: Run, reference: Captioner) -> None:
     collector = RolloutCollector(run, reference)
     loss_cell = GRPOLossCell(run.captioner, run.tokenizer.bos_id, config)
     take_step = build_step(
-        loss_cell, optimizer, grpo.optimizer.grad_clip, grpo.micro_batches, run.workers.size, run.graphs.keep
+        loss_cell,
+        optimizer,
+        loss_scale,
+        grpo.optimizer.grad_clip,
+        grpo.micro_batches,
+        run.workers.size,
+        run.graphs.keep,
     )
     bar = run.progress(config.stage.upper(), total_steps, "update")
     saved_at = time.monotonic()
@@ -180,7 +187,7 @@ def _pass(
         rollout.groups(rows)
         for rows in minibatches(grpo.rollout_images, grpo.update_images, run.config.seed, index, number)
     ]
-    names = ("train/loss", "train/grad_norm", *(f"train/{name}" for name in GRPOLossCell.STATS))
+    names = [f"train/{name}" for name in ("loss", "grad_norm", *GRPOLossCell.STATS, "loss_scale")]
     logged: dict[str, float] = {}
     share = run.workers.share
     for part, inputs in zip(parts, run.train_source.batches([share(part.image_rows) for part in parts])):

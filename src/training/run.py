@@ -90,8 +90,12 @@ class Run:
         return {"val/CIDEr": score, "val/length_mean": float(lengths.mean()), "val/distinct": len(set(captions))}
 
     def check_finite(self, values: np.ndarray) -> None:
-        """Raise RunStopped where the loss or the gradient norm of a step, the first two of `values`, is not finite."""
-        if not np.isfinite(values[:2]).all():
+        """Raise RunStopped where the loss or the gradient norm of a step, the first two of `values`, is not finite.
+
+        With float16 the norm may overflow, which leaves the update out, while its scale, the last, can still fall.
+        """
+        overflow = self.config.precision == "float16" and np.isfinite(values[0]) and values[-1] > 1
+        if not np.isfinite(values[:2]).all() and not overflow:
             last = self.folder / "checkpoints" / "last"
             step = self.state["step"] + 1
             raise RunStopped(f"the loss is not finite at step {step}; {last} is the last good one")

@@ -1,4 +1,8 @@
-"""One update as one graph: gradient, finite check, global-norm clipping, AdamW; or in parts, where memory is short."""
+"""One update as one graph: gradient, finite check, global-norm clipping, AdamW; or in parts, where memory is short.
+
+With float16 products the loss is multiplied by a scale, lest small gradients become 0, and the gradients are divided by
+it (Micikevicius et al. 2018, section 3.2). An update whose gradients overflow is left out, and the scale is halved.
+"""
 
 from collections.abc import Callable
 
@@ -6,6 +10,7 @@ import mindspore as ms
 import mindspore.common.dtype as mstype
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.amp import DynamicLossScaler, all_finite
 
 from src.compile_cache import Keep
 
@@ -16,29 +21,41 @@ _PRODUCT = ops.MatMul(transpose_b=True)
 _MUL_NO_NAN = ops.MulNoNan()  # 0 times NaN or infinity is 0
 
 
+def build_loss_scale(precision: str) -> DynamicLossScaler | None:
+    """The scale of the loss for a configured precision: doubled after 1,000 updates without overflow, at least 1."""
+    return DynamicLossScaler(scale_value=2.0**15, scale_factor=2, scale_window=1000) if precision == "float16" else None
+
+
 def build_step(
-    loss_cell: nn.Cell, optimizer: nn.Optimizer, grad_clip: float, micro_batches: int, workers: int, keep: Keep
+    loss_cell: nn.Cell,
+    optimizer: nn.Optimizer,
+    loss_scale: DynamicLossScaler | None,
+    grad_clip: float,
+    micro_batches: int,
+    workers: int,
+    keep: Keep,
 ) -> Step:
     """An update as a function of the loss cell's inputs as arrays; `keep` makes a cell callable.
 
-    It returns float32 [2 + k]: loss, gradient norm before clipping, then the loss cell's statistics. Where the loss or
-    the norm is not finite nothing is updated; the caller sees it in what is returned. The loss must be a sum over
-    rows: then `micro_batches` parts give what one batch gives, and so do the shares of several workers, over which
-    gradients and results are summed.
+    It returns float32 [2 + k]: loss, gradient norm before clipping, then the loss cell's statistics, and last the
+    `loss_scale` if there is one. Where the loss or the norm is not finite nothing is updated; the caller sees it in
+    what is returned. The loss must be a sum over rows: then `micro_batches` parts give what one batch gives, and so do
+    the shares of several workers, over which gradients and results are summed.
     """
+    update = Update(optimizer, loss_scale, grad_clip, WorkerSum(workers))
     if micro_batches == 1:
-        step = keep("step", TrainStep(loss_cell, optimizer, grad_clip, WorkerSum(workers)))
+        step = keep("step", TrainStep(loss_cell, update))
         return lambda *inputs: step(*map(Tensor, inputs)).asnumpy()
-    sums = GradientSum(loss_cell, optimizer)
+    sums = GradientSum(loss_cell, update)
     add_gradient = keep("gradient_sum", sums)
-    update = keep("update", SummedUpdate(sums, optimizer, grad_clip, WorkerSum(workers)))
+    apply = keep("update", SummedUpdate(sums, update))
 
     def step_in_parts(*inputs: np.ndarray) -> np.ndarray:
         values = sum(
             add_gradient(*map(Tensor, parts)).asnumpy()
             for parts in zip(*(np.split(array, micro_batches) for array in inputs))
         )
-        return update(Tensor(values)).asnumpy()
+        return apply(Tensor(values)).asnumpy()
 
     return step_in_parts
 
@@ -57,70 +74,100 @@ class WorkerSum(nn.Cell):
         return _EACH(self.all_reduce, tensors)
 
 
-class TrainStep(nn.Cell):
-    """Wraps a loss cell that returns (scalar, tuple of scalars) and updates the optimiser's parameters."""
+class Update(nn.Cell):
+    """Updates by the gradients of all workers.
 
-    def __init__(self, loss_cell: nn.Cell, optimizer: nn.Optimizer, grad_clip: float, worker_sum: WorkerSum) -> None:
+    Inputs: loss and statistics [1 + k], gradients (times the loss scale where there is one). Returns what `build_step`
+    says.
+    """
+
+    def __init__(
+        self, optimizer: nn.Optimizer, loss_scale: DynamicLossScaler | None, grad_clip: float, worker_sum: WorkerSum
+    ) -> None:
         super().__init__()
-        self.worker_sum = worker_sum
         self.optimizer = optimizer
-        self.weights = ParameterTuple(optimizer.parameters)
+        self.loss_scale = loss_scale
         self.grad_clip = grad_clip
-        self.value_and_grad = ms.value_and_grad(loss_cell, None, self.weights, has_aux=True)
+        self.worker_sum = worker_sum
+        # An Ascend 910 saturates where others make infinities: its registers tell of an overflow.
+        self.reads_registers = loss_scale is not None and ms.get_context("device_target") == "Ascend"
+
+    def construct(self, values: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
+        scale = self.loss_scale
+        if self.reads_registers:  # before the sum over workers: a device's registers tell of its own products
+            overflow = ops.where(all_finite(gradients), 0.0, float("inf"))
+            gradients = (gradients[0] + overflow, *gradients[1:])
+        (values,) = self.worker_sum((values,))
+        gradients = self.worker_sum(gradients)
+        if scale is not None:
+            gradients = scale.unscale(gradients)
+        norm = global_norm(gradients)
+        finite = ops.isfinite(values[0] + norm)
+        if scale is not None:
+            values = ops.concat((values, scale.scale_value.reshape(1)))
+            values = ops.depend(values, scale.adjust(ops.depend(finite, values)))  # read before it is written
+        share = ops.cast(finite, mstype.float32)
+        values = ops.depend(values, self.optimizer(clip(gradients, norm, self.grad_clip, share), share.reshape(1)))
+        return ops.concat((values[:1], norm.reshape(1), values[1:]))
+
+
+class Gradient(nn.Cell):
+    """A loss cell that returns (scalar, tuple of scalars) as (float32 [1 + k], gradients times the loss scale)."""
+
+    def __init__(self, loss_cell: nn.Cell, weights: ParameterTuple, loss_scale: DynamicLossScaler | None) -> None:
+        super().__init__()
+        self.loss_cell = loss_cell
+
+        def scaled(*inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            loss, stats = loss_cell(*inputs)
+            return loss if loss_scale is None else loss_scale.scale(loss), (loss, *stats)
+
+        self.value_and_grad = ms.value_and_grad(scaled, None, weights, has_aux=True)
+
+    def construct(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        (_, values), gradients = self.value_and_grad(*inputs)
+        return ops.stack(values).astype(mstype.float32), gradients
+
+
+class TrainStep(nn.Cell):
+    """The update by one batch. Inputs: those of the loss cell."""
+
+    def __init__(self, loss_cell: nn.Cell, update: Update) -> None:
+        super().__init__()
+        self.gradient = Gradient(loss_cell, ParameterTuple(update.optimizer.parameters), update.loss_scale)
+        self.update = update
 
     def construct(self, *inputs: Tensor) -> Tensor:
-        (loss, stats), gradients = self.value_and_grad(*inputs)
-        values = ops.stack((loss, *stats)).astype(mstype.float32)
-        return apply_update(self.optimizer, values, gradients, self.grad_clip, self.worker_sum)
-
-
-def apply_update(
-    optimizer: nn.Optimizer, values: Tensor, gradients: tuple[Tensor, ...], grad_clip: float, worker_sum: WorkerSum
-) -> Tensor:
-    """Update by the gradients of all workers. values: loss and statistics [1 + k]; returns [2 + k], the norm second."""
-    (values,) = worker_sum((values,))
-    gradients = worker_sum(gradients)
-    norm = global_norm(gradients)
-    finite = ops.cast(ops.isfinite(values[0] + norm), mstype.float32)
-    values = ops.depend(values, optimizer(clip(gradients, norm, grad_clip, finite), finite.reshape(1)))
-    return ops.concat((values[:1], norm.reshape(1), values[1:]))
+        values, gradients = self.gradient(*inputs)
+        return self.update(values, gradients)
 
 
 class GradientSum(nn.Cell):
     """Adds the gradient of a micro-batch to `sums`. Returns float32 [1 + k]: its loss and statistics."""
 
-    def __init__(self, loss_cell: nn.Cell, optimizer: nn.Optimizer) -> None:
+    def __init__(self, loss_cell: nn.Cell, update: Update) -> None:
         super().__init__()
-        self.weights = ParameterTuple(optimizer.parameters)
-        self.value_and_grad = ms.value_and_grad(loss_cell, None, self.weights, has_aux=True)
-        self.sums = ParameterTuple(
-            [Parameter(ops.zeros_like(weight), name=f"sum.{weight.name}") for weight in optimizer.parameters]
-        )
+        weights = ParameterTuple(update.optimizer.parameters)
+        self.gradient = Gradient(loss_cell, weights, update.loss_scale)
+        self.sums = ParameterTuple([Parameter(ops.zeros_like(weight), name=f"sum.{weight.name}") for weight in weights])
 
     def construct(self, *inputs: Tensor) -> Tensor:
-        (loss, stats), gradients = self.value_and_grad(*inputs)
+        values, gradients = self.gradient(*inputs)
         for total, gradient in zip(self.sums, gradients):
-            loss = ops.depend(loss, ops.assign_add(total, gradient))
-        return ops.stack((loss, *stats)).astype(mstype.float32)
+            values = ops.depend(values, ops.assign_add(total, gradient))
+        return values
 
 
 class SummedUpdate(nn.Cell):
-    """Updates by the gradients that a GradientSum holds, and empties it.
+    """Updates by the gradients that a GradientSum holds, and empties it. Input: the sum of what it has returned."""
 
-    Input: the sum of what it has returned [1 + k]. Returns float32 [2 + k], with the norm of the gradient second.
-    """
-
-    def __init__(
-        self, gradient_sum: GradientSum, optimizer: nn.Optimizer, grad_clip: float, worker_sum: WorkerSum
-    ) -> None:
+    def __init__(self, gradient_sum: GradientSum, update: Update) -> None:
         super().__init__()
         self.sums = gradient_sum.sums
-        self.optimizer = optimizer
-        self.grad_clip = grad_clip
-        self.worker_sum = worker_sum
+        self.update = update
 
     def construct(self, values: Tensor) -> Tensor:
-        values = apply_update(self.optimizer, values, self.sums, self.grad_clip, self.worker_sum)
+        values = self.update(values, self.sums)
         for total in self.sums:
             values = ops.depend(values, ops.assign(total, ops.zeros_like(total)))
         return values
