@@ -60,8 +60,9 @@ def main() -> None:
     rng = random.Random(0)
     kinds = Counter()
     while sum(kinds.values()) < arguments.kills:
+        started = time.time()
         process = start("grpo", folder / "cut", *settings)
-        wanted = rng.choice(["save", "save", "passes", "anywhere"])
+        wanted = ("save", "passes", "save", "anywhere")[sum(kinds.values()) % 4]
         everyone = rng.random() < 0.5
         if not _wait_for(wanted, process, run, rng):
             break
@@ -71,7 +72,7 @@ def main() -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         status = process.wait()
-        where = _where(run, step)
+        where = _where(run, step, started)
         kinds[where, "all workers" if everyone else "one worker"] += 1
         _want(status == 3, f"status {status} after a kill")
         _check_readable(run)
@@ -110,8 +111,10 @@ def _wait_for(wanted: str, process: subprocess.Popen, run: Path, rng: random.Ran
     return True
 
 
-def _where(run: Path, step: int) -> str:
-    if list((run / "checkpoints").glob("*.part")):  # what a killed save leaves
+def _where(run: Path, step: int, started: float) -> str:
+    if any(
+        part.stat().st_mtime > started for part in (run / "checkpoints").glob("*.part")
+    ):  # what a killed save leaves
         return "inside a save"
     return "between the passes of a rollout" if step % UPDATES_PER_ROLLOUT == UPDATES_PER_PASS else "elsewhere"
 
