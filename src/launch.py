@@ -25,7 +25,9 @@ _PORTS = 8  # each program takes the next port: that of the one before may still
 _GRACE = 120  # seconds that workers have to save and end after SIGTERM
 _CONNECT = 600  # seconds that workers wait for each other at the start
 _CLOSING = 10  # seconds that msrun's scheduler has to end after all workers of its node
-_NOT_OURS = re.compile(r"\[(INFO|WARNING)\] ")  # lines of MindSpore's own log
+# MindSpore's own log; and the line that a failing worker ends with, which is shown with its rank at the end.
+_NOT_SHOWN = re.compile(r"\[(INFO|WARNING)\] |error: ")
+_DIED = re.compile(r"Worker process (\d+) exit with exception")  # as msrun says of the first that it finds dead
 _launches = 0
 
 
@@ -89,6 +91,7 @@ def _run_one(program: Sequence[str]) -> int:
 def _run_workers(program: Sequence[str], cluster: Cluster, logs: Path) -> int:
     ranks = range(cluster.node_rank * cluster.devices, (cluster.node_rank + 1) * cluster.devices)
     names = [f"worker_{rank}" for rank in ranks]
+    msrun_log = f"msrun_{cluster.node_rank}.log"
     try:
         logs.mkdir(parents=True, exist_ok=True)
         for name in (*names, "scheduler"):
@@ -100,7 +103,7 @@ def _run_workers(program: Sequence[str], cluster: Cluster, logs: Path) -> int:
         ) from None
     terminated: list[float] = []
     with (
-        open(logs / f"msrun_{cluster.node_rank}.log", "wb") as output,
+        open(logs / msrun_log, "wb") as output,
         _on_sigterm(lambda: terminated.append(time.monotonic())),
     ):
         msrun = subprocess.Popen(
@@ -117,7 +120,7 @@ def _run_workers(program: Sequence[str], cluster: Cluster, logs: Path) -> int:
             msrun.send_signal(signal.SIGINT)  # kills the workers
             msrun.wait()
             raise
-    return _outcome(msrun.returncode, logs, names)
+    return _outcome(msrun.returncode, msrun_log, logs, names)
 
 
 def _msrun(cluster: Cluster, logs: Path) -> list[str]:
@@ -169,7 +172,7 @@ def _show(log: Path, start: int) -> int:
         text = file.read()
     end = text.rfind(b"\n") + 1
     for line in text[:end].decode("utf-8", "replace").splitlines(keepends=True):
-        if not _NOT_OURS.match(line):
+        if not _NOT_SHOWN.match(line):
             sys.stdout.write(line)
     sys.stdout.flush()
     return start + end
@@ -197,7 +200,7 @@ def _all_gone(logs: Path, names: Sequence[str]) -> bool:
     return all(pid is not None and not Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def _outcome(msrun_status: int, logs: Path, names: Sequence[str]) -> int:
+def _outcome(msrun_status: int, msrun_log: str, logs: Path, names: Sequence[str]) -> int:
     """The exit status of the worker that failed first, whose message is printed; or 0."""
     reports = {name: _read(logs, name) for name in names}
     failed = [name for name in names if reports[name].get("status", 0) != 0]
@@ -207,7 +210,9 @@ def _outcome(msrun_status: int, logs: Path, names: Sequence[str]) -> int:
         return reports[first]["status"]
     if all(report.get("status") == 0 for report in reports.values()):
         return 0
-    lost = next(name for name in names if "status" not in reports[name])
+    died = _DIED.search((logs / msrun_log).read_text(errors="replace"))
+    silent = [name for name in names if "status" not in reports[name]]  # msrun kills the others without a word
+    lost = next((name for name in silent if died and reports[name].get("pid") == int(died.group(1))), silent[0])
     raise RunStopped(
         f"{lost.replace('_', ' ')} ended without a message (killed, or out of memory?), or msrun did (status "
         f"{msrun_status}); its log is {logs / lost}.log; the same command goes on"
