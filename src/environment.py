@@ -17,6 +17,7 @@ from collections.abc import Callable
 from src.errors import InputError, ProgramError, Terminated
 
 _START = "CAPTIONER_START"  # environment variable: when the first program of a command was started
+_REPORT_BYTES = 4096  # of a worker's report from its start, so that its last words need no room on a full disk
 WORKER_FOLDER = "CAPTIONER_WORKER_FOLDER"  # environment variable of workers: where they leave what src.launch reads
 
 
@@ -53,8 +54,9 @@ def run_program(main: Callable[[], None]) -> None:
         raise Terminated("ended by SIGTERM; what was computed is kept, the same command goes on")
 
     def end(status: int, message: str) -> None:
-        print(message, file=sys.stderr)
         _report_worker(status, message)
+        with contextlib.suppress(OSError):  # a worker's log may lie on a disk that is full
+            print(message, file=sys.stderr, flush=True)
         sys.exit(status)
 
     if os.environ.get("MS_ROLE") != "MS_SCHED":  # msrun's scheduler waits where no Python runs
@@ -94,10 +96,8 @@ def _report_worker(status: int | None = None, message: str = "") -> None:
         if status is not None:
             report |= {"status": status, "message": message, "time": time.time()}
         path = os.path.join(os.environ[WORKER_FOLDER], f"{name}.json")
-        with contextlib.suppress(OSError):  # a full disk: the worker's log has the message too
-            with open(f"{path}.part", "w") as file:
-                json.dump(report, file)
-            os.replace(f"{path}.part", path)
+        with contextlib.suppress(OSError), open(path, "r+" if os.path.exists(path) else "w") as file:
+            file.write(json.dumps(report).ljust(_REPORT_BYTES))
 
 
 def leave_workers() -> None:

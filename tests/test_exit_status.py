@@ -1,5 +1,7 @@
 """How programs end when they are stopped, stop themselves, or are given what they cannot use."""
 
+import json
+import os
 import signal
 import subprocess
 import sys
@@ -56,6 +58,17 @@ def test_bad_settings_are_one_line_and_status_2(tmp_path, settings, words):
     result = run("train.py", "--config", "configs/demo/ce.yaml", *common, *settings)
     errors = [line for line in result.stderr.splitlines() if not line.startswith("environment:")]
     assert result.returncode == 2 and len(errors) == 1 and all(word in errors[0] for word in words), result.stderr
+
+
+def test_a_worker_whose_log_is_on_a_full_disk_still_tells_why_it_ended(tmp_path):
+    """/dev/full has no room for the last line; the report has had its room since the start."""
+    program = "from src.environment import run_program; from src.errors import InputError\ndef main():"
+    script = f"{program}\n    raise InputError('no room')\nrun_program(main)"
+    environment = os.environ | {"CAPTIONER_WORKER_FOLDER": str(tmp_path), "RANK_ID": "1"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stderr=full, env=environment)
+    report = json.loads((tmp_path / "worker_1.json").read_text())
+    assert done.returncode == report["status"] == 2 and report["message"] == "error: no room"
 
 
 def test_rl_without_a_ce_checkpoint_says_what_to_run(tmp_path):
