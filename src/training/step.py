@@ -10,7 +10,7 @@ import mindspore as ms
 import mindspore.common.dtype as mstype
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
-from mindspore.amp import DynamicLossScaler, all_finite
+from mindspore.amp import DynamicLossScaler
 
 from src.compile_cache import Keep
 
@@ -89,14 +89,9 @@ class Update(nn.Cell):
         self.loss_scale = loss_scale
         self.grad_clip = grad_clip
         self.worker_sum = worker_sum
-        # An Ascend 910 saturates where others make infinities: its registers tell of an overflow.
-        self.reads_registers = loss_scale is not None and ms.get_context("device_target") == "Ascend"
 
     def construct(self, values: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
         scale = self.loss_scale
-        if self.reads_registers:  # before the sum over workers: a device's registers tell of its own products
-            overflow = ops.where(all_finite(gradients), 0.0, float("inf"))
-            gradients = (gradients[0] + overflow, *gradients[1:])
         (values,) = self.worker_sum((values,))
         gradients = self.worker_sum(gradients)
         if scale is not None:
