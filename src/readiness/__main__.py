@@ -1,8 +1,9 @@
-"""Whether the graphs of a configuration can run on Ascend, told without a device and without data.
+"""Whether the graphs of a configuration can run on Ascend, told without data, and without a device where there is none.
 
 python -m src.readiness --config FILE [--vocab 30522] [key=value ...]
 Compiles every device zone, and lists the operators that have no Ascend kernel, dynamic shapes, host reads and wide
-types; estimates the device's memory. Ends with status 1 where anything is in the way.
+types; estimates the device's memory. On an Ascend device or a GPU it runs each zone once, and compares with the CPU
+(src/readiness/compare.py). Ends with status 1 where anything is in the way.
 """
 
 import argparse
@@ -28,17 +29,19 @@ def main() -> None:
     overrides = [*arguments.overrides, "encoder.checkpoint=null"]
     config = load_config(arguments.config, overrides)
     if config.precision == "bfloat16":  # which a CPU cannot compile; float16's graphs hold the same and more
-        config = load_config(arguments.config, [*overrides, "precision=float16"])
+        overrides.append("precision=float16")
+        config = load_config(arguments.config, overrides)
     prepare_environment(convolutions=True)
     vocab = arguments.vocab or (30522 if config.tokenizer.kind == "wordpiece" else 10000)
     with tempfile.TemporaryDirectory(prefix="graphs-") as folder:
         os.environ |= {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder}  # before MindSpore is imported
         from src.device import setup_device
+        from src.readiness.compare import compare_on_cpu, record_zone
         from src.readiness.graphs import compile_graph, zones
         from src.readiness.memory import parameter_bytes, peak_bytes
         from src.readiness.operators import STRUCTURE, violations
 
-        setup_device(config)
+        target = setup_device(config)
         rows, problems, needed = [], [], 0
         for zone in zones(config, vocab):
             graph = compile_graph(zone, Path(folder))
@@ -49,11 +52,17 @@ def main() -> None:
             needed = max(needed, parameters + peak)
             numbers = (len(operators), len(set(operators)), len(found), parameters / 2**20, peak / 2**20)
             rows.append([zone.name, *(f"{number:,.0f}" for number in numbers)])
-    columns = ["zone", "operators", "different", "in the way", "parameters, MB", "at once, MB"]
-    print(*markdown_table(columns, rows), sep="\n")
+            if target != "CPU":
+                record_zone(zone, Path(folder))
+        columns = ["zone", "operators", "different", "in the way", "parameters, MB", "at once, MB"]
+        print(*markdown_table(columns, rows), "", sep="\n", flush=True)
+        if target == "CPU":
+            print("no Ascend or GPU: zones are compiled, not run")
+        elif not compare_on_cpu(Path(folder), target, vocab, arguments.config, overrides):
+            problems.append(f"results on {target} are not those of the CPU (the table above)")
     gigabytes = needed / 2**30
     fits = ", ".join(f"{'fits' if gigabytes < size else 'does not fit'} {size} GB" for size in DEVICE_GB)
-    print(f"\nestimated device memory: {gigabytes:.1f} GB, {fits} (workspaces of kernels come on top)")
+    print(f"estimated device memory: {gigabytes:.1f} GB, {fits} (workspaces of kernels come on top)")
     if gigabytes >= max(DEVICE_GB):
         problems.append("memory: use smaller batches, or micro_batches")
     print(*(f"in the way: {line}" for line in problems), sep="\n")

@@ -57,11 +57,12 @@ def zones(config: Config, vocab: int) -> Iterator[Zone]:
 def _ce(config: Config, captioner: Captioner, allowed: np.ndarray) -> Iterator[Zone]:
     ce = config.ce
     images = ce.batch_images // ce.micro_batches
-    rows = images * ce.captions_per_image
+    shape = (images * ce.captions_per_image, ce.tokens)
     loss = CELossCell(captioner, SPECIALS[1], allowed, ce.label_smoothing)
     rates = captioner.decoder.dropout_rates
-    keep = [np.ones((rows, ce.tokens, config.decoder.width), bool) for _ in rates if max(rates) > 0]
-    arrays = (_inputs(config, captioner, images), _ids(rows, ce.tokens), _floats(rows, ce.tokens), *keep)
+    keep = [_floats(*shape, config.decoder.width) >= rate for rate in rates if max(rates) > 0]
+    weights = np.full(shape, 1 / (shape[0] * shape[1]), np.float32)
+    arrays = (_inputs(config, captioner, images), _ids(shape, len(allowed)), weights, *keep)
     yield from _update(config, captioner, loss, arrays)
 
 
@@ -71,14 +72,14 @@ def _rl(config: Config, captioner: Captioner, allowed: np.ndarray) -> Iterator[Z
     inputs = _inputs(config, captioner, grpo.sample_images)
     sampler = GroupSampler(captioner, SPECIALS, allowed, grpo.temperature, grpo.top_k, greedy)
     yield Zone("sampler", sampler, (inputs, _floats(grpo.sample_images, grpo.group_size, grpo.tokens)))
-    rows = grpo.sample_images * grpo.group_size
-    reference = LogprobCell(captioner, SPECIALS[1], grpo.temperature, grpo.top_k)
-    yield Zone("reference", reference, (inputs, _ids(rows, grpo.tokens)))
+    ids = _ids((grpo.sample_images * grpo.group_size, grpo.tokens), len(allowed))
+    yield Zone("reference", LogprobCell(captioner, SPECIALS[1], grpo.temperature, grpo.top_k), (inputs, ids))
     images = grpo.update_images // grpo.micro_batches
-    rows = images * grpo.group_size
-    numbers = [_floats(rows, grpo.tokens) for _ in range(3)]  # weights, old and reference log-probs
-    arrays = (_inputs(config, captioner, images), _ids(rows, grpo.tokens), *numbers, _floats(rows))
-    yield from _update(config, captioner, GRPOLossCell(captioner, SPECIALS[1], config), arrays)
+    shape = (images * grpo.group_size, grpo.tokens)
+    weights = np.full(shape, 1 / (shape[0] * shape[1]), np.float32)
+    logprobs = _floats(*shape) - 1 - np.log(len(allowed), dtype=np.float32)  # those of a fresh policy, or near
+    arrays = (_inputs(config, captioner, images), _ids(shape, len(allowed)), weights, logprobs, logprobs)
+    yield from _update(config, captioner, GRPOLossCell(captioner, SPECIALS[1], config), (*arrays, _floats(shape[0])))
 
 
 def _update(config: Config, captioner: Captioner, loss: nn.Cell, arrays: tuple[np.ndarray, ...]) -> Iterator[Zone]:
@@ -110,8 +111,8 @@ def _floats(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).random(shape, np.float32)
 
 
-def _ids(rows: int, tokens: int) -> np.ndarray:
-    return np.full((rows, tokens), 3, np.int32)
+def _ids(shape: tuple[int, int], vocab: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(len(SPECIALS), vocab, shape, np.int32)
 
 
 @dataclass(frozen=True)
