@@ -34,7 +34,12 @@ def main() -> None:
     prepare_environment(convolutions=True)
     vocab = arguments.vocab or (30522 if config.tokenizer.kind == "wordpiece" else 10000)
     with tempfile.TemporaryDirectory(prefix="graphs-") as folder:
-        os.environ |= {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder}  # before MindSpore is imported
+        # Before MindSpore is imported. The graphs of all passes would be gigabytes, and take twice as long.
+        os.environ |= {
+            "MS_DEV_SAVE_GRAPHS": "1",
+            "MS_DEV_SAVE_GRAPHS_PATH": folder,
+            "MS_DEV_DUMP_IR_PASSES": "validate",
+        }
         from src.device import setup_device
         from src.readiness.compare import compare_on_cpu, record_zone
         from src.readiness.graphs import compile_graph, zones
