@@ -70,7 +70,8 @@ def main() -> None:
     print(f"estimated device memory: {gigabytes:.1f} GB, {fits} (workspaces of kernels come on top)")
     if gigabytes >= max(DEVICE_GB):
         problems.append("memory: use smaller batches, or micro_batches")
-    print(*(f"in the way: {line}" for line in problems), sep="\n")
+    for line in problems:
+        print(f"in the way: {line}")
     if problems:
         sys.exit(1)
     print(f"{arguments.config}: ready for Ascend")

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from src.readiness.graphs import Zone
 
 # The largest difference where products are computed in float32; and where their factors are rounded to 11 bits, as HF32
-# on Ascend 910B, float16 on 910 and TF32 on GPU do: five times and more what rounding every weight to float16 makes of
-# configs/coco/grpo.yaml on CPU.
+# on Ascend 910B, float16 on 910 and TF32 on GPU do: three times and more what rounding all weights to float16 makes of
+# the configurations of COCO and of the demo on CPU.
 TOLERANCES = {
     "features": (1e-4, 5e-3),  # norm of the difference / norm
     "log-probs": (1e-4, 5e-3),  # root of the mean square of the difference, nats

@@ -23,6 +23,7 @@ REGISTERED = {
     "Divs": "aclnnDivs",
     "EqScalar": "aclnnEqScalar",
     "MatMulExt": "MatMulExtAscend",
+    "MaxPoolGrad": "czMaxPoolGrad",
     "Muls": "aclnnMuls",
     "ReluGrad": "ReluGradAscend",
     "RemainderTensorScalar": "aclnnRemainderTensorScalar",
