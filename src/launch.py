@@ -197,7 +197,15 @@ def _signal(logs: Path, names: Sequence[str], number: int) -> bool:
 
 def _all_gone(logs: Path, names: Sequence[str]) -> bool:
     pids = [_read(logs, name).get("pid") for name in names]
-    return all(pid is not None and not Path(f"/proc/{pid}").exists() for pid in pids)
+    return all(pid is not None and not _runs(pid) for pid in pids)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"  # killed by msrun, which waits for its scheduler before it looks
 
 
 def _outcome(msrun_status: int, msrun_log: str, logs: Path, names: Sequence[str]) -> int:

@@ -88,7 +88,9 @@ def join_workers(config: Config) -> Workers:
 
     from src.device import setup_device
 
-    setup_device(config)
+    if setup_device(config) == "CPU":
+        # Seconds that a collective waits for the last worker: 30 otherwise. HCCL's own is 1800 (HCCL_EXEC_TIMEOUT).
+        os.environ.setdefault("MS_NODE_TIMEOUT", "1800")
     init()
     check_workers(config, get_group_size())
     return Workers(get_rank(), get_group_size())

@@ -1,22 +1,36 @@
+from dataclasses import replace
+
 import numpy as np
+import pytest
 from mindspore import Tensor
 from tiny import TINY, tiny_data
 
 from src.config_load import load_config
-from src.data.dataset import build_image_source, feature_source, load_dataset
+from src.data import dataset
+from src.data.dataset import build_image_source, build_sources, load_dataset
 from src.data.encode_apart import encode_apart
 from src.models.encoder import build_encoder
+from src.workers import Workers
 
 
-def test_another_process_fills_the_cache_with_this_encoders_features(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_other_processes_fill_the_cache_with_this_encoders_features(tmp_path, monkeypatch, workers):
+    """As on a CPU with AVX-512; the children of several workers one after the other."""
     config = load_config("configs/demo/grpo.yaml", [*TINY, f"output_root={tmp_path}", f"data.root={tiny_data()}"])
-    files = [record.file for record in load_dataset(config).records["val"]]
+    config = replace(config, eval=replace(config.eval, batch_images=8))
+    records = {"val": load_dataset(config).records["val"]}
     encoder = build_encoder("cnn", variant="cnn", checkpoint=None, image_size=64).set_train(False)
-    weights = {name: value.asnumpy() for name, value in encoder.parameters_and_names()}
-    encode_apart(config, files, weights)
-    (cached,) = (tmp_path / "cache").glob("features-*.npy")
-    written = cached.stat().st_mtime_ns
-    features = next(feature_source(config, files, encoder).batches([np.arange(16)]))
-    assert cached.stat().st_mtime_ns == written  # found, not computed anew
-    pixels = next(build_image_source(config, files).batches([np.arange(16)]))
+    monkeypatch.setattr(dataset, "convolutions_are_slow", lambda: True)
+    shares = []
+
+    def encode_all(config, cache, weights, rank, size):
+        for worker in range(workers):
+            encode_apart(config, cache, weights, worker, workers)
+            shares.append(np.count_nonzero(np.fromfile(cache.done, np.uint8)))
+
+    monkeypatch.setattr(dataset, "encode_apart", encode_all)
+    (source,) = build_sources(config, records, ["val"], encoder, Workers())
+    assert shares == {1: [16], 2: [8, 16]}[workers]
+    pixels = next(build_image_source(config, [record.file for record in records["val"]]).batches([np.arange(16)]))
+    features = next(source.batches([np.arange(16)]))
     np.testing.assert_allclose(features, encoder(Tensor(pixels)).asnumpy(), rtol=1e-3, atol=1e-3)

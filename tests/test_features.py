@@ -1,18 +1,21 @@
-"""The feature cache with an encoder of NumPy that counts its calls."""
+"""The feature cache with an encoder of NumPy that counts its calls, filled by one worker or by several threads."""
 
-import json
+import resource
 import shutil
 import threading
-from collections import namedtuple
+from collections import Counter, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from src.data import features
-from src.data.features import FeatureSource, build_feature_cache
+from src.data import feature_cache, features
+from src.data.feature_cache import FeatureCache
+from src.data.features import FeatureSource, check_space, load_features, plan_features
 from src.data.images import ImageSource
 from src.errors import InputError
+from src.workers import Workers
 
 IMAGES, BATCH, TOKENS, CHANNELS = 11, 4, 4, 3
 
@@ -39,10 +42,50 @@ def files(tmp_path):
     return paths
 
 
-def build(folder, files, encode, key=None, **sizes) -> FeatureSource:
-    source = ImageSource(files, image_size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), scale=1 / 255, workers=1)
+class Threads(Workers):
+    """Workers that are threads of this process: `size` of them share one Barrier."""
+
+    def __init__(self, rank: int, size: int, barrier: threading.Barrier, flags: list[bool]) -> None:
+        super().__init__(rank, size)
+        self._barrier, self._flags = barrier, flags
+
+    def any(self, flag: bool) -> bool:
+        self._flags[self.rank] = flag
+        self._barrier.wait(60)
+        answer = any(self._flags)
+        self._barrier.wait(60)
+        return answer
+
+    def wait(self) -> None:
+        self._barrier.wait(60)
+
+
+def threads(size: int) -> list[Workers]:
+    barrier, flags = threading.Barrier(size), [False] * size
+    return [Threads(rank, size, barrier, flags) for rank in range(size)]
+
+
+def plan(folder, files, key=None, **sizes):
     sizes = {"tokens": TOKENS, "channels": CHANNELS, "batch": BATCH, **sizes}
-    return build_feature_cache(folder, key=key or {"weights": "a"}, files=files, source=source, encode=encode, **sizes)
+    return plan_features(folder, key=key or {"weights": "a"}, files=files, **sizes)
+
+
+def build(folder, files, encode, key=None, workers=None, **sizes) -> FeatureSource:
+    workers = workers or Workers()
+    source = ImageSource(files, image_size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), scale=1 / 255, workers=1)
+    folder.mkdir(exist_ok=True)
+    cache = plan(folder, files, key, **sizes)
+    return load_features(cache, lambda c: c.fill(source.batches, encode, workers.rank, workers.size), workers)
+
+
+def build_together(folder, files, encoders) -> list[FeatureSource]:
+    """One worker for each encoder, at the same time; the first error of any is raised."""
+    with ThreadPoolExecutor(len(encoders)) as pool:
+        started = [
+            pool.submit(build, folder, files, encode, workers=workers)
+            for encode, workers in zip(encoders, threads(len(encoders)))
+        ]
+        return [one.result() for one in started]
 
 
 def expected(files) -> np.ndarray:
@@ -59,7 +102,7 @@ def test_rows_belong_to_their_files(tmp_path, files):
     got = list(cache.batches(order))
     assert [(batch.shape, batch.dtype) for batch in got] == [((3, TOKENS, CHANNELS), np.float16)] * 2
     np.testing.assert_allclose(np.stack(got), expected(files)[order], atol=5e-4)
-    assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == [".json", ".lock", ".npy"]
+    assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == [".lock", ".npy"]
 
 
 def test_the_second_time_it_is_read(tmp_path, files):
@@ -82,12 +125,17 @@ def test_key_files_and_sizes_name_the_cache(tmp_path, files):
     assert here == build(tmp_path / "c", files, Encoder(), key=dict(reversed(key.items()))).path
 
 
+def marked(folder) -> list[int]:
+    """The rows that an interrupted run has marked as computed."""
+    (done,) = folder.glob("*.done")
+    return np.flatnonzero(np.fromfile(done, np.uint8)).tolist()
+
+
 def test_interruption_keeps_what_was_computed(tmp_path, files):
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, files, Encoder(stop_at=3))
     assert not list(tmp_path.glob("*.npy"))
-    (record,) = tmp_path.glob("features-*.json")
-    assert json.loads(record.read_text())["rows"] == 8
+    assert marked(tmp_path) == list(range(8))
     encode = Encoder()
     cache = build(tmp_path, files, encode)
     assert encode.calls == 1
@@ -95,25 +143,79 @@ def test_interruption_keeps_what_was_computed(tmp_path, files):
     np.testing.assert_allclose(rows, expected(files), atol=5e-4)
 
 
-def test_kill_between_records(tmp_path, files, monkeypatch):
-    """After kill -9 the record is older than the rows: they are computed again, never trusted."""
-    monkeypatch.setattr(features, "_FLUSH_BATCHES", 1)
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 1), (2, 3), (3, 2)])
+def test_another_number_of_workers_goes_on(tmp_path, files, before, after):
+    """One batch of two images per call; each worker is interrupted in its second."""
+    calls = Counter()
+
+    class Counting(Encoder):
+        def __call__(self, images):
+            out = super().__call__(images.repeat(2, 0))[::2]
+            calls.update(pixels.tobytes() for pixels in images)  # not where the call was interrupted
+            return out
+
+    for rank in range(before):
+        cache = plan(tmp_path, files, batch=2)
+        cache.prepare()
+        source = ImageSource(files, image_size=8, mean=(0, 0, 0), std=(1, 1, 1), scale=1 / 255, workers=1)
+        with pytest.raises(KeyboardInterrupt):
+            cache.fill(source.batches, Counting(stop_at=2), rank, before)
+    assert marked(tmp_path) == list(range(2 * before))
+    for rank in range(after):
+        cache.prepare()
+        cache.fill(source.batches, Counting(), rank, after)
+    cache.finish()
+    calls.subtract([next(reversed(calls))])  # the last batch repeats its only image
+    assert sorted(calls.values()) == [1] * IMAGES
+    (rows,) = FeatureSource(cache.path).batches([np.arange(IMAGES)])
+    np.testing.assert_allclose(rows, expected(files), atol=5e-4)
+
+
+def test_two_workers_share_the_batches_and_write_the_same_file(tmp_path, files):
+    alone = build(tmp_path / "one", files, Encoder())
+    encoders = [Encoder(), Encoder()]
+    for cache in build_together(tmp_path / "two", files, encoders):
+        assert cache.path.read_bytes() == alone.path.read_bytes()
+    assert [encode.calls for encode in encoders] == [2, 1]
+    again = [Encoder(), Encoder()]
+    build_together(tmp_path / "two", files, again)
+    assert [encode.calls for encode in again] == [0, 0]
+
+
+def test_a_kill_between_rows_and_their_mark(tmp_path, files):
+    """After kill -9 rows may be there, whole or half, without a mark: they are computed again, never trusted."""
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, files, Encoder(stop_at=3))
-    (record,) = tmp_path.glob("features-*.json")
-    record.write_text(json.dumps({"rows": 4}))
-    encode = Encoder()
-    build(tmp_path, files, encode)
-    assert encode.calls == 2
+    (part,) = tmp_path.glob("*.part")
+    rows = np.load(part, mmap_mode="r+")
+    rows[8:10] = 77.0
+    rows.flush()
+    (kept,) = build(tmp_path, files, Encoder()).batches([np.arange(IMAGES)])
+    np.testing.assert_allclose(kept, expected(files), atol=5e-4)
 
 
-@pytest.mark.parametrize("spoil", ["record", "part", "shape"])
+def test_rows_are_marked_after_they_are_written(tmp_path, files, monkeypatch):
+    written = []
+    write = feature_cache._write
+    monkeypatch.setattr(feature_cache, "_write", lambda file, *rest: (written.append(file.name), write(file, *rest)))
+    build(tmp_path, files, Encoder())
+    assert [name.rpartition(".")[2] for name in written] == ["part", "done"] * 3
+
+
+def test_rows_that_no_worker_computed_are_noticed(tmp_path, files):
+    cache = plan(tmp_path, files)
+    cache.prepare()
+    with pytest.raises(InputError, match=r"part: 11 rows are missing: do the workers see one file system"):
+        cache.finish()
+
+
+@pytest.mark.parametrize("spoil", ["done", "part", "shape"])
 def test_a_spoiled_rest_is_not_used(tmp_path, files, spoil):
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, files, Encoder(stop_at=3))
-    (record,), (part,) = tmp_path.glob("features-*.json"), tmp_path.glob("*.part")
-    if spoil == "record":
-        record.write_text('{"rows"')
+    (done,), (part,) = tmp_path.glob("*.done"), tmp_path.glob("*.part")
+    if spoil == "done":
+        done.write_bytes(b"\1" * 10)
     elif spoil == "part":
         part.write_bytes(b"\x93NUMPY")
     else:
@@ -125,13 +227,51 @@ def test_a_spoiled_rest_is_not_used(tmp_path, files, spoil):
     np.testing.assert_allclose(rows, expected(files), atol=5e-4)
 
 
-def test_full_disk_is_refused_before_work(tmp_path, files, monkeypatch):
+def set_free(monkeypatch, bytes_free):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1000, 900, 100))
-    encode = Encoder()
-    with pytest.raises(InputError, match=rf"{tmp_path}: 4,360 bytes are needed .* 11 images, 100 are free; make room"):
-        build(tmp_path, files, encode)  # 11 * 4 * 3 * 2 + 4096
-    assert encode.calls == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, bytes_free))
+
+
+def test_all_caches_together_must_fit(tmp_path, monkeypatch):
+    """COCO's splits at 224 x 224: 196 tokens x 2048 channels x 2 bytes x 123,287 images = 98.98 GB."""
+    sizes = {"train": 113_287, "val": 5_000, "test": 5_000}
+    caches = [
+        FeatureCache(tmp_path / "new" / f"{split}.npy", (tmp_path,) * images, (images, 196, 2048), 32)
+        for split, images in sizes.items()
+    ]
+    set_free(monkeypatch, 98_970_000_000)
+    with pytest.raises(InputError, match=r"new: the features of 123,287 images need 99.0 GB more, 99.0 GB are free"):
+        check_space(caches)
+    assert list((tmp_path / "new").iterdir()) == []
+    set_free(monkeypatch, 98_980_000_000)
+    check_space(caches)
+
+
+def test_what_is_there_needs_no_space(tmp_path, files, monkeypatch):
+    done, begun = plan(tmp_path, files), plan(tmp_path, files[:4], channels=4096)
+    build(tmp_path, files, Encoder())
+    set_free(monkeypatch, 2 * 4 * TOKENS * 4096 - 1)
+    with pytest.raises(InputError, match=r"need 0\.0 GB"):
+        check_space([done, begun])
+    begun.prepare()
+    assert begun.part.stat().st_blocks * 512 >= begun.part.stat().st_size  # reserved, or the file system cannot
+    set_free(monkeypatch, 0)
+    check_space([done, begun])
+
+
+def test_a_disk_that_fills_up_is_an_error_and_what_was_computed_is_kept(tmp_path, files):
+    """A real limit, of the size of a file: the header, the first batch and 10 bytes of the second."""
+    plan(tmp_path, files).prepare()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (128 + 2 * BATCH * TOKENS * CHANNELS + 10, limits[1]))
+    try:
+        with pytest.raises(InputError, match=rf"{tmp_path}: cannot be written .*File too large.*; make room"):
+            build(tmp_path, files, Encoder())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert marked(tmp_path) == [0, 1, 2, 3]
+    (rows,) = build(tmp_path, files, Encoder()).batches([np.arange(IMAGES)])
+    np.testing.assert_allclose(rows, expected(files), atol=5e-4)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -70000.0])
@@ -159,13 +299,14 @@ def test_what_is_not_a_feature_file_is_named(tmp_path, files):
 def test_bad_folder_and_missing_image(tmp_path, files):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file: cannot be written"):
-        build(tmp_path / "file", files, Encoder())
+        check_space([plan(tmp_path / "file", files)])
     files[4].unlink()
     with pytest.raises(InputError, match=r"4\.png: cannot be read"):
-        build(tmp_path, files, Encoder())
+        plan(tmp_path, files)
 
 
-def test_a_second_run_waits_for_the_first(tmp_path, files, capfd):
+def test_a_second_run_waits_for_the_first(tmp_path, files, capfd, monkeypatch):
+    monkeypatch.setattr(features, "_WAIT", 0.05)
     started, go_on = threading.Event(), threading.Event()
     slow, fast = Encoder(), Encoder()
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 from tiny import ROOT, TINY, run, tiny_data
 
+from src.errors import RunStopped
 from src.launch import Cluster, launch
 from src.training.metrics import read_lines
 
@@ -38,6 +40,52 @@ def test_sums_gathers_and_broadcasts(tmp_path, capfd):
         "any": [True, False],
         "seen": [1.0],
     }
+
+
+def fill_caches(outputs, devices, *kill, data=None):
+    """The feature files that worker_features.py leaves, and how often each worker called the encoder."""
+    global PORT
+    PORT += 8
+    outputs.mkdir(exist_ok=True)
+    program = ["tests/worker_features.py", str(data or tiny_data()), str(outputs), *kill]
+    launch(program, Cluster(devices, port=PORT), outputs / "logs")
+    calls = [int((outputs / f"calls_{rank}").read_text()) for rank in range(devices)]
+    return {path.name: path.read_bytes() for path in (outputs / "cache").glob("*.npy")}, calls
+
+
+@pytest.fixture(scope="module")
+def filled_alone(tmp_path_factory):
+    """The feature files of one worker."""
+    files, calls = fill_caches(tmp_path_factory.mktemp("alone"), 1)
+    assert len(files) == 2 and calls == [8 + 2]
+    return files
+
+
+def test_two_workers_fill_the_feature_caches_together(tmp_path, filled_alone):
+    assert fill_caches(tmp_path, 2) == (filled_alone, [5, 5])
+
+
+def test_a_killed_filling_goes_on_with_another_number_of_workers(tmp_path, filled_alone):
+    with pytest.raises(RunStopped, match=r"worker [01] ended without a message"):
+        fill_caches(tmp_path, 2, "3")
+    (done,) = (tmp_path / "cache").glob("*.done")
+    marks = np.fromfile(done, np.uint8).reshape(8, 8).all(1)  # of each batch
+    assert marks[[1, 3]].all() and not marks[[5, 7]].any()
+    assert fill_caches(tmp_path, 1) == (filled_alone, [8 - marks.sum() + 2])
+
+
+def test_an_image_that_one_worker_cannot_read_ends_all(tmp_path, filled_alone, capfd):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data(), data)
+    image = sorted((data / "images/train").iterdir())[25]  # of the fourth batch, the second worker's
+    whole = image.read_bytes()
+    image.write_bytes(whole[:100] + bytes(100) + whole[200:])  # its ends are whole
+    with pytest.raises(SystemExit) as ended:
+        fill_caches(tmp_path / "outputs", 2, data=data)
+    assert ended.value.code == 2
+    assert f"worker 1: error: {image}: " in capfd.readouterr().err
+    image.write_bytes(whole)
+    assert fill_caches(tmp_path / "outputs", 2, data=data)[0] == filled_alone
 
 
 @pytest.fixture(scope="module")

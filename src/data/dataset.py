@@ -1,7 +1,7 @@
 """A data set as the stages use it: records, tokenised ground truths, tokenizer and sources of images or features."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,15 @@ from mindspore import Tensor, nn
 from src.config import Config
 from src.data.demo import generate_demo
 from src.data.encode_apart import encode_apart
-from src.data.features import FeatureSource, build_feature_cache, feature_file
+from src.data.feature_cache import FeatureCache
+from src.data.features import FeatureSource, check_space, load_features, plan_features
 from src.data.images import ImageSource
 from src.data.ptb import tokenize_captions
 from src.data.records import Record, Skipped, load_records
 from src.data.tokenizer import Tokenizer, build_word_tokenizer, build_wordpiece_tokenizer
 from src.environment import convolutions_are_slow
 from src.models.variants import PREPROCESSING
+from src.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -76,29 +78,45 @@ def build_image_source(config: Config, files: Sequence[Path]) -> ImageSource:
     )
 
 
-def build_source(config: Config, records: Sequence[Record], encoder: nn.Cell) -> ImageSource | FeatureSource:
-    """What the captioner takes as inputs: images for a trainable encoder, cached features for a frozen one."""
-    files = [record.file for record in records]
+def build_sources(
+    config: Config, records: Mapping[str, Sequence[Record]], splits: Sequence[str], encoder: nn.Cell, workers: Workers
+) -> list[ImageSource | FeatureSource]:
+    """What the captioner takes as inputs, for each of `splits`: images for a trainable encoder, else cached features.
+
+    records: of every split whose features will be cached sooner or later. The disk must have room for all of them.
+    """
+    files = {split: [record.file for record in rows] for split, rows in records.items()}
     if config.encoder.trainable:
-        return build_image_source(config, files)
-    missing = not feature_file(config.cache_folder, _cache_key(config, encoder), files).exists()
-    if missing and convolutions_are_slow() and ms.get_context("device_target") == "CPU":
-        encode_apart(config, files, {name: value.asnumpy() for name, value in encoder.parameters_and_names()})
-    return feature_source(config, files, encoder)
+        return [build_image_source(config, files[split]) for split in splits]
+    key = _cache_key(config, encoder)
+    caches = {
+        split: plan_features(
+            config.cache_folder,
+            key=key,
+            files=paths,
+            tokens=encoder.tokens,
+            channels=encoder.channels,
+            batch=config.eval.batch_images,
+        )
+        for split, paths in files.items()
+    }
+    if workers.is_first:
+        check_space(list(caches.values()))
+
+    def fill(cache: FeatureCache) -> None:
+        if convolutions_are_slow() and ms.get_context("device_target") == "CPU":
+            weights = {name: value.asnumpy() for name, value in encoder.parameters_and_names()}
+            encode_apart(config, cache, weights, workers.rank, workers.size)
+        else:
+            encode_here(config, cache, encoder, workers.rank, workers.size)
+
+    return [load_features(caches[split], fill, workers) for split in splits]
 
 
-def feature_source(config: Config, files: Sequence[Path], encoder: nn.Cell) -> FeatureSource:
-    """The features of a frozen encoder, computed where the cache does not hold them."""
-    return build_feature_cache(
-        config.cache_folder,
-        key=_cache_key(config, encoder),
-        files=files,
-        source=build_image_source(config, files),
-        encode=lambda pixels: encoder(Tensor(pixels)).asnumpy(),
-        tokens=encoder.tokens,
-        channels=encoder.channels,
-        batch=config.eval.batch_images,
-    )
+def encode_here(config: Config, cache: FeatureCache, encoder: nn.Cell, rank: int, size: int) -> None:
+    """Compute the share of worker `rank` of `size` of a feature cache in this process."""
+    images = build_image_source(config, cache.files)
+    cache.fill(images.batches, lambda pixels: encoder(Tensor(pixels)).asnumpy(), rank, size)
 
 
 def padded_batches(rows: int, size: int) -> list[np.ndarray]:

@@ -8,24 +8,26 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from multiprocessing import get_context
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from src.config import Config
+from src.data.feature_cache import FeatureCache
 from src.environment import end_with_parent, leave_workers, prepare_environment, run_program
 from src.errors import RunStopped, Terminated
 
 
-def encode_apart(config: Config, files: Sequence[Path], weights: Mapping[str, np.ndarray]) -> None:
-    """Fill the feature cache of `files` for an encoder with these parameters.
+def encode_apart(config: Config, cache: FeatureCache, weights: Mapping[str, np.ndarray], rank: int, size: int) -> None:
+    """Compute the share of worker `rank` of `size` of a feature cache, for an encoder with these parameters.
 
     Ends the program as the other process ended, which prints the reason; RunStopped where it was killed. Where this
     process is ended, so is the other, and what it has computed is kept.
     """
-    process = get_context("spawn").Process(target=_run, args=(config, files, weights, os.getpid()))
+    arguments = (os.getpid(), config, cache, weights, rank, size)
+    process = get_context("spawn").Process(target=_run, args=arguments)
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process to pass on
     try:
         process.start()
@@ -45,7 +47,7 @@ def encode_apart(config: Config, files: Sequence[Path], weights: Mapping[str, np
         sys.exit(process.exitcode)
 
 
-def _run(config: Config, files: Sequence[Path], weights: Mapping[str, np.ndarray], parent: int) -> None:
+def _run(parent: int, *arguments: Any) -> None:
     leave_workers()
     os.setpgid(0, 0)  # out of reach of the terminal's Ctrl-C, for which MindData has a handler that ends the process
     end_with_parent()
@@ -53,16 +55,16 @@ def _run(config: Config, files: Sequence[Path], weights: Mapping[str, np.ndarray
     def main() -> None:
         if os.getppid() == parent:  # else it ended before the line above
             with contextlib.suppress(Terminated):  # the parent says why
-                _encode(config, files, weights)
+                _encode(*arguments)
 
     run_program(main)
 
 
-def _encode(config: Config, files: Sequence[Path], weights: Mapping[str, np.ndarray]) -> None:
+def _encode(config: Config, cache: FeatureCache, weights: Mapping[str, np.ndarray], rank: int, size: int) -> None:
     prepare_environment(convolutions=True)
     from mindspore import Tensor
 
-    from src.data.dataset import feature_source
+    from src.data.dataset import encode_here
     from src.device import setup_device
     from src.models.encoder import build_encoder
 
@@ -72,4 +74,4 @@ def _encode(config: Config, files: Sequence[Path], weights: Mapping[str, np.ndar
     )
     for name, parameter in encoder.parameters_and_names():
         parameter.set_data(Tensor(weights[name]))
-    feature_source(config, files, encoder.set_train(False))
+    encode_here(config, cache, encoder.set_train(False), rank, size)

@@ -8,7 +8,7 @@ import numpy as np
 from mindspore import Tensor
 
 from src.config import Config
-from src.data.dataset import Dataset, build_image_source, build_source, padded_batches
+from src.data.dataset import Dataset, build_image_source, build_sources, padded_batches
 from src.data.features import FeatureSource
 from src.data.image_check import check_image
 from src.data.images import ImageSource
@@ -46,8 +46,7 @@ def evaluate(config: Config, dataset: Dataset, checkpoint: Path, split: str, wor
     """
     captioner, tokenizer = load_captioner(config, checkpoint, cached=not config.encoder.trainable)
     records = dataset.records[split]
-    with workers.first_alone():
-        source = build_source(config, records, captioner.encoder)
+    (source,) = build_sources(config, {split: records}, [split], captioner.encoder, workers)
     decoder = build_decoder(config, captioner, tokenizer, workers)
     texts, _, ended = decode_images(decoder, tokenizer, source, len(records), config.eval.batch_images, workers)
     samples = None

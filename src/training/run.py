@@ -17,7 +17,7 @@ from tqdm import tqdm
 from src.compile_cache import GraphCache
 from src.config import Config
 from src.config_load import differing_keys, load_config, resolved, stage_overrides, write_config
-from src.data.dataset import Dataset, build_source, build_tokenizer, load_dataset, padded_batches
+from src.data.dataset import Dataset, build_sources, build_tokenizer, load_dataset, padded_batches
 from src.data.features import FeatureSource
 from src.data.images import ImageSource
 from src.data.tokenizer import Tokenizer, load_tokenizer
@@ -240,16 +240,15 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
     if workers.is_first:
         tokenizer.save(folder / "tokenizer.json")
     graphs = graph_cache(config, tokenizer, workers, len(dataset.records["train"]))
-    with workers.first_alone():
-        sources = [build_source(config, dataset.records[split], captioner.encoder) for split in ("train", "val")]
+    train_source, val_source = build_sources(config, dataset.records, ("train", "val"), captioner.encoder, workers)
     run = Run(
         config=config,
         folder=folder,
         dataset=dataset,
         tokenizer=tokenizer,
         captioner=captioner,
-        train_source=sources[0],
-        val_source=sources[1],
+        train_source=train_source,
+        val_source=val_source,
         state=state,
         metrics=MetricsWriter(folder, config.stage, state["step"]) if workers.is_first else None,
         graphs=graphs,
