@@ -13,6 +13,7 @@ class DataConfig:
     annotations: str
     images: str
     lists: str | None
+    mindrecord: str | None
     image_size: int
     resize_after_normalize: bool
     workers: int

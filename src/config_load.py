@@ -29,6 +29,7 @@ NOT_COMPARED = (
     "stop_after_minutes",
     "log_every",
     "data.workers",
+    "data.mindrecord",
 )
 NOT_COMPARED += ("eval.beams", "eval.length_penalty", "eval.block_trigrams", "eval.samples")
 # Sections that a stage does not read are left out of its resolved configuration.

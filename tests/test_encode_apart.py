@@ -7,7 +7,7 @@ from tiny import TINY, tiny_data
 
 from src.config_load import load_config
 from src.data import dataset
-from src.data.dataset import build_image_source, build_sources, load_dataset
+from src.data.dataset import build_image_source, build_sources, find_images, load_dataset
 from src.data.encode_apart import encode_apart
 from src.models.encoder import build_encoder
 from src.workers import Workers
@@ -31,6 +31,7 @@ def test_other_processes_fill_the_cache_with_this_encoders_features(tmp_path, mo
     monkeypatch.setattr(dataset, "encode_apart", encode_all)
     (source,) = build_sources(config, records, ["val"], encoder, Workers())
     assert shares == {1: [16], 2: [8, 16]}[workers]
-    pixels = next(build_image_source(config, [record.file for record in records["val"]]).batches([np.arange(16)]))
+    images = find_images(config, [record.file for record in records["val"]])
+    pixels = next(build_image_source(config, images).batches([np.arange(16)]))
     features = next(source.batches([np.arange(16)]))
     np.testing.assert_allclose(features, encoder(Tensor(pixels)).asnumpy(), rtol=1e-3, atol=1e-3)

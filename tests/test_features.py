@@ -13,6 +13,7 @@ from PIL import Image
 from src.data import feature_cache, features
 from src.data.feature_cache import FeatureCache
 from src.data.features import FeatureSource, check_space, load_features, plan_features
+from src.data.image_files import ImageFiles
 from src.data.images import ImageSource
 from src.errors import InputError
 from src.workers import Workers
@@ -67,12 +68,19 @@ def threads(size: int) -> list[Workers]:
 
 def plan(folder, files, key=None, **sizes):
     sizes = {"tokens": TOKENS, "channels": CHANNELS, "batch": BATCH, **sizes}
-    return plan_features(folder, key=key or {"weights": "a"}, files=files, **sizes)
+    return plan_features(folder, key=key or {"weights": "a"}, images=ImageFiles(files), **sizes)
+
+
+def source_of(files) -> ImageSource:
+    settings = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "scale": 1 / 255, "workers": 1}
+    return ImageSource(ImageFiles(files), image_size=8, **settings)
 
 
 def build(folder, files, encode, key=None, workers=None, **sizes) -> FeatureSource:
     workers = workers or Workers()
-    source = ImageSource(files, image_size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), scale=1 / 255, workers=1)
+    source = ImageSource(
+        ImageFiles(files), image_size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), scale=1 / 255, workers=1
+    )
     folder.mkdir(exist_ok=True)
     cache = plan(folder, files, key, **sizes)
     return load_features(cache, lambda c: c.fill(source.batches, encode, workers.rank, workers.size), workers)
@@ -157,7 +165,7 @@ def test_another_number_of_workers_goes_on(tmp_path, files, before, after):
     for rank in range(before):
         cache = plan(tmp_path, files, batch=2)
         cache.prepare()
-        source = ImageSource(files, image_size=8, mean=(0, 0, 0), std=(1, 1, 1), scale=1 / 255, workers=1)
+        source = source_of(files)
         with pytest.raises(KeyboardInterrupt):
             cache.fill(source.batches, Counting(stop_at=2), rank, before)
     assert marked(tmp_path) == list(range(2 * before))

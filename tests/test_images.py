@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.data.image_files import ImageFiles
 from src.data.images import ImageSource
 from src.errors import InputError
 
@@ -29,7 +30,7 @@ def expected(file, mean, std, scale, size=SIZE) -> np.ndarray:
 
 
 def source(files, **settings) -> ImageSource:
-    return ImageSource(files, **{"image_size": SIZE, "workers": 2, **IMAGENET, **settings})
+    return ImageSource(ImageFiles(files), **{"image_size": SIZE, "workers": 2, **IMAGENET, **settings})
 
 
 @pytest.fixture

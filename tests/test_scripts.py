@@ -114,6 +114,7 @@ def one_error(err: str) -> str:
         ("run_grpo.sh", ["-m", "src.pipeline", "grpo"]),
         ("run_eval.sh", ["-m", "src.pipeline", "eval"]),
         ("run_tests.sh", ["-m", "pytest"]),
+        ("prepare_mindrecord.sh", ["-m", "src.data.mindrecord"]),
     ],
 )
 def test_script_runs_its_program_at_the_root_and_passes_arguments_and_status_on(checkout, script, program):

@@ -7,8 +7,9 @@ data would stop a run.
 """
 
 import argparse
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from src.config import Config
 from src.config_load import load_config
 from src.data.image_check import check_by_decoding
+from src.data.image_files import in_order
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
 from src.tables import markdown_table
@@ -32,7 +34,7 @@ def main() -> None:
     config = load_config(arguments.config, arguments.overrides)
     prepare_environment(convolutions=False)
 
-    from src.data.dataset import build_tokenizer, load_dataset
+    from src.data.dataset import build_tokenizer, find_images, load_dataset
     from src.models.encoder import build_encoder
 
     encoder = config.encoder
@@ -51,13 +53,22 @@ def main() -> None:
         print(f"skipped: {skipped.file}: {skipped.reason}")
     print(f"{len(dataset.skipped)} images or captions skipped", flush=True)
     files = [record.file for records in dataset.records.values() for record in records]
-    with ThreadPoolExecutor(config.data.workers) as pool:
-        reasons = list(tqdm(pool.map(check_by_decoding, files), "decoding images", len(files), disable=None))
-    broken = [f"{file}: {reason}" for file, reason in zip(files, reasons) if reason is not None]
+    images = find_images(config, files).stream(range(len(files)))
+    reasons = in_order(broken_image, images, config.data.workers)
+    broken = [reason for reason in tqdm(reasons, "decoding images", len(files), disable=None) if reason]
     for line in broken:
         print(f"broken: {line}")
     if broken:
         raise InputError(f"{len(broken)} images would stop a run, first {broken[0]}; delete them, and they are skipped")
+
+
+def broken_image(file: Path, load: Callable[[], bytes]) -> str | None:
+    """The file and why it cannot be used, or None."""
+    try:
+        reason = check_by_decoding(io.BytesIO(load()))
+    except (OSError, InputError) as error:
+        reason = str(error)
+    return reason and f"{file}: {reason}"
 
 
 def encode(tokenizer, captions: Sequence[str]) -> list[np.ndarray]:

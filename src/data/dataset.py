@@ -14,9 +14,11 @@ from src.data.demo import generate_demo
 from src.data.encode_apart import encode_apart
 from src.data.feature_cache import FeatureCache
 from src.data.features import FeatureSource, check_space, load_features, plan_features
+from src.data.image_files import ImageFiles
 from src.data.images import ImageSource
 from src.data.ptb import tokenize_captions
 from src.data.records import Record, Skipped, load_records
+from src.data.shards import ShardImages, Shards
 from src.data.tokenizer import Tokenizer, build_word_tokenizer, build_wordpiece_tokenizer
 from src.environment import convolutions_are_slow
 from src.models.variants import PREPROCESSING
@@ -36,20 +38,30 @@ class Dataset:
         return {record.image_id: truths for record, truths in zip(self.records[split], self.ground_truths[split])}
 
 
-def load_dataset(config: Config) -> Dataset:
-    """Read what `data` names, after generating the demo's scenes if they are not there.
-
-    Errors: InputError naming the file or key.
-    """
+def read_records(config: Config) -> tuple[dict[str, list[Record]], list[Skipped]]:
+    """The records of each split that `data` names, and what was skipped; the demo's scenes are generated first."""
     data = config.data
     if data.dataset == "demo":
         demo = config.demo
         generate_demo(
             Path(data.root), seed=demo.seed, train=demo.train, val=demo.val, test=demo.test, size=data.image_size
         )
-    records, skipped = load_records(
-        format=data.format, root=Path(data.root), annotations=data.annotations, images=data.images, lists=data.lists
+    return load_records(
+        format=data.format,
+        root=Path(data.root),
+        annotations=data.annotations,
+        images=data.images,
+        lists=data.lists,
+        mindrecord=data.mindrecord,
     )
+
+
+def load_dataset(config: Config) -> Dataset:
+    """Read what `data` names, after generating the demo's scenes if they are not there.
+
+    Errors: InputError naming the file or key.
+    """
+    records, skipped = read_records(config)
     everything = {record.image_id: record.captions for split in records.values() for record in split}
     tokenized = tokenize_captions(everything, config.cache_folder)
     ground_truths = {split: [tokenized[record.image_id] for record in rows] for split, rows in records.items()}
@@ -64,11 +76,19 @@ def build_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
     return build_word_tokenizer(captions, config.tokenizer.min_count)
 
 
-def build_image_source(config: Config, files: Sequence[Path]) -> ImageSource:
+def find_images(config: Config, files: Sequence[Path]) -> ImageFiles | ShardImages:
+    """Where the bytes of a data set's image files are read from."""
+    data = config.data
+    if data.mindrecord is None:
+        return ImageFiles(files)
+    return ShardImages(files, Shards(Path(data.root) / data.mindrecord, Path(data.root)))
+
+
+def build_image_source(config: Config, images: ImageFiles | ShardImages) -> ImageSource:
     """Images preprocessed as the encoder's weights want them."""
     preprocessing = PREPROCESSING[config.encoder.variant]
     return ImageSource(
-        files,
+        images,
         image_size=config.data.image_size,
         mean=preprocessing.mean,
         std=preprocessing.std,
@@ -85,20 +105,20 @@ def build_sources(
 
     records: of every split whose features will be cached sooner or later. The disk must have room for all of them.
     """
-    files = {split: [record.file for record in rows] for split, rows in records.items()}
+    images = {split: find_images(config, [record.file for record in rows]) for split, rows in records.items()}
     if config.encoder.trainable:
-        return [build_image_source(config, files[split]) for split in splits]
+        return [build_image_source(config, images[split]) for split in splits]
     key = _cache_key(config, encoder)
     caches = {
         split: plan_features(
             config.cache_folder,
             key=key,
-            files=paths,
+            images=rows,
             tokens=encoder.tokens,
             channels=encoder.channels,
             batch=config.eval.batch_images,
         )
-        for split, paths in files.items()
+        for split, rows in images.items()
     }
     if workers.is_first:
         check_space(list(caches.values()))
@@ -115,7 +135,7 @@ def build_sources(
 
 def encode_here(config: Config, cache: FeatureCache, encoder: nn.Cell, rank: int, size: int) -> None:
     """Compute the share of worker `rank` of `size` of a feature cache in this process."""
-    images = build_image_source(config, cache.files)
+    images = build_image_source(config, find_images(config, cache.files))
     cache.fill(images.batches, lambda pixels: encoder(Tensor(pixels)).asnumpy(), rank, size)
 
 

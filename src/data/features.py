@@ -17,6 +17,8 @@ from typing import TextIO
 import numpy as np
 
 from src.data.feature_cache import FeatureCache
+from src.data.image_files import ImageFiles
+from src.data.shards import ShardImages
 from src.errors import InputError
 from src.workers import Workers
 
@@ -44,18 +46,27 @@ class FeatureSource:
 
 
 def plan_features(
-    folder: Path, *, key: Mapping[str, str], files: Sequence[Path], tokens: int, channels: int, batch: int
+    folder: Path,
+    *,
+    key: Mapping[str, str],
+    images: ImageFiles | ShardImages,
+    tokens: int,
+    channels: int,
+    batch: int,
 ) -> FeatureCache:
-    """Where the features of `files` are kept in `folder`, and what is to be computed. Nothing is written.
+    """Where the features of `images` are kept in `folder`, and what is to be computed. Nothing is written.
 
     Args:
         key: names weights and preprocessing; with the names and sizes of the files it names the cache file.
-        files: the images, row by row.
+        images: row by row; from their files or from shards, the cache file is the same.
         tokens, channels: N and C.
         batch: images per call of the encoder.
     """
-    path = folder / f"features-{_digest(dict(key), files)}.npy"
-    return FeatureCache(path, tuple(files), (len(files), tokens, channels), batch)
+    files = images.files
+    # The last three parts of a path tell splits apart, and survive a move of the data.
+    listing = [("/".join(file.parts[-3:]), size) for file, size in zip(files, images.sizes())]
+    digest = hashlib.sha256(json.dumps([sorted(key.items()), listing]).encode()).hexdigest()[:16]
+    return FeatureCache(folder / f"features-{digest}.npy", tuple(files), (len(files), tokens, channels), batch)
 
 
 def check_space(caches: Sequence[FeatureCache]) -> None:
@@ -106,15 +117,6 @@ def _complete(cache: FeatureCache, fill: Callable[[FeatureCache], None], workers
         if workers.is_first:
             cache.finish()
         workers.wait()
-
-
-def _digest(key: dict[str, str], files: Sequence[Path]) -> str:
-    """16 hexadecimal digits. The last three parts of a path tell splits apart, and survive a move of the data."""
-    try:
-        listing = [("/".join(file.parts[-3:]), file.stat().st_size) for file in files]
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); restore the image") from None
-    return hashlib.sha256(json.dumps([sorted(key.items()), listing]).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager

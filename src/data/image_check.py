@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -89,7 +90,7 @@ def _quick_size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def check_by_decoding(file: Path) -> str | None:
+def check_by_decoding(file: Path | BinaryIO) -> str | None:
     """Like `check_image`, but surer and slower: by decoding the whole file."""
     try:
         with Image.open(file, formats=FORMATS) as image:

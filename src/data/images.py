@@ -3,16 +3,16 @@
 B images per batch, H = W = image_size.
 """
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mindspore.dataset as ds
 import numpy as np
 from mindspore.dataset import vision
 
-from src.data.image_check import check_image, decodable
+from src.data.image_check import decodable
+from src.data.image_files import ImageFiles, in_order
+from src.data.shards import ShardImages
 from src.errors import InputError
 
 _PREFETCH = 4  # elements per MindData queue; its default of 16 batches is 300 MB at 32 x 224 x 224
@@ -29,7 +29,7 @@ class ImageSource:
 
     def __init__(
         self,
-        files: Sequence[Path],
+        images: ImageFiles | ShardImages,
         *,
         image_size: int,
         mean: Sequence[float],
@@ -41,11 +41,11 @@ class ImageSource:
     ) -> None:
         """
         Args:
-            files: what an index means; formats as in image_check.FORMATS.
+            images: what an index means; formats as in image_check.FORMATS.
             image_size: side in pixels; the picture is squashed to a square, not cropped.
             mean, std: 3 values each for R, G, B: a pixel p of 0..255 becomes (p * scale - mean) / std.
             scale: 1/255 for statistics of 0..1, 1 for statistics of 0..255.
-            workers: threads that read, and as many that decode.
+            workers: threads that read and check, and as many that decode.
             interpolation: "bilinear" or "bicubic".
             resize_after_normalize: the order of the original (with scale 1 and 0-1 statistics: its defect).
         Raises:
@@ -53,7 +53,7 @@ class ImageSource:
         """
         if interpolation not in _INTERPOLATIONS:
             raise InputError(f"interpolation={interpolation!r} is unknown; use one of {', '.join(_INTERPOLATIONS)}")
-        self.files = list(files)
+        self._images = images
         self._workers = workers
         self._checked: set[Path] = set()
         for_bytes, for_floats = _INTERPOLATIONS[interpolation]
@@ -74,7 +74,7 @@ class ImageSource:
         size = len(index_batches[0])
         if any(len(batch) != size for batch in index_batches):
             raise ValueError("all index batches must have one length")
-        order = [self.files[i] for batch in index_batches for i in batch]
+        order = [int(i) for batch in index_batches for i in batch]
         ds.config.set_prefetch_size(_PREFETCH)
         data = ds.GeneratorDataset(self._reader(order), ["image"], shuffle=False, python_multiprocessing=False)
         data = data.map(self._operations, ["image"], num_parallel_workers=self._workers)
@@ -90,23 +90,12 @@ class ImageSource:
         finally:
             rows.stop()
 
-    def _reader(self, files: Sequence[Path]) -> Callable[[], Iterator[tuple[np.ndarray]]]:
-        """The bytes of the files in their order, read ahead by `workers` threads."""
+    def _reader(self, order: Sequence[int]) -> Callable[[], Iterator[tuple[np.ndarray]]]:
+        """The bytes of the images in their order, read ahead by `workers` threads."""
+        return lambda: ((data,) for data in in_order(self._read, self._images.stream(order), self._workers))
 
-        def read() -> Iterator[tuple[np.ndarray]]:
-            with ThreadPoolExecutor(self._workers) as pool:
-                ahead: deque = deque()
-                for file in files:
-                    ahead.append(pool.submit(self._read, file))
-                    if len(ahead) > 2 * self._workers:
-                        yield (ahead.popleft().result(),)
-                while ahead:
-                    yield (ahead.popleft().result(),)
-
-        return read
-
-    def _read(self, file: Path) -> np.ndarray:
-        data = file.read_bytes()
+    def _read(self, file: Path, load: Callable[[], bytes]) -> np.ndarray:
+        data = load()
         if file not in self._checked:  # the first epoch pays for the check of a file, about half a decoding
             safe = decodable(data)
             if safe is data:
@@ -114,14 +103,16 @@ class ImageSource:
             data = safe
         return np.frombuffer(data, np.uint8)
 
-    def _culprit(self, files: Sequence[Path], error: RuntimeError) -> Exception:
-        """MindData does not say at which file it failed: the first that fails again, just behind the last batch."""
+    def _culprit(self, order: Sequence[int], error: RuntimeError) -> Exception:
+        """MindData does not say at which image it failed: the first that fails again, just behind the last batch."""
         decode = vision.Decode()
-        for file in files:
+        for file, load in self._images.stream(order):
             try:
-                decode(self._read(file))
+                decode(self._read(file, load))
+            except InputError as reason:
+                return reason
             except Exception as reason:  # Pillow and MindData raise many types on broken files
-                why = check_image(file) or f"cannot be decoded ({type(reason).__name__})"
+                why = self._images.reason(file) or f"cannot be decoded ({type(reason).__name__})"
                 return InputError(f"{file}: {why}; restore the file or take it out of the data set")
         return error
 

@@ -6,6 +6,7 @@ are left out and returned with the reason.
 
 import json
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from src.data.image_check import scan_images
+from src.data.shards import Shards
 from src.environment import quiet_stdout
 from src.errors import InputError
 
@@ -38,7 +40,7 @@ class Skipped:
 
 
 def load_records(
-    *, format: str, root: Path, annotations: str, images: str, lists: str | None
+    *, format: str, root: Path, annotations: str, images: str, lists: str | None, mindrecord: str | None = None
 ) -> tuple[dict[str, list[Record]], list[Skipped]]:
     """Read the splits train, val and test, in the order of the files, without what cannot be used.
 
@@ -48,6 +50,7 @@ def load_records(
         annotations: JSON file; for "coco" a pattern with {split}, or one file if `lists` is given.
         images: folder of the images; for "coco" it may hold {split}.
         lists: None, or a prefix: root/{lists}_{split}.txt, one file name per line, replace the splits.
+        mindrecord: None, or a folder of shards in root that stand in for the image files (src.data.shards).
     Returns:
         The records of each split (none is empty; one image id is one file), and what was left out.
     Raises:
@@ -61,12 +64,13 @@ def load_records(
     if lists is not None:
         splits = _apply_lists(root, lists, splits)
     _check_ids(splits)
+    scan = scan_images if mindrecord is None else Shards(root / mindrecord, root).scan
     skipped: list[Skipped] = []
     for split, records in splits.items():
         if not records:
             raise InputError(f"{root}: split {split!r} has no images; {_MEND}")
         records = _with_captions(split, records, skipped)
-        splits[split] = _with_files(split, records, root, skipped)
+        splits[split] = _with_files(split, records, root, scan, skipped)
     return splits, skipped
 
 
@@ -184,9 +188,15 @@ def _with_captions(split: str, records: list[Record], skipped: list[Skipped]) ->
     return kept
 
 
-def _with_files(split: str, records: list[Record], root: Path, skipped: list[Skipped]) -> list[Record]:
+def _with_files(
+    split: str,
+    records: list[Record],
+    root: Path,
+    scan: Callable[[Iterable[Path]], dict[Path, str]],
+    skipped: list[Skipped],
+) -> list[Record]:
     """Drop the records whose image file is missing, empty, truncated or too large."""
-    bad = scan_images(record.file for record in records)
+    bad = scan(record.file for record in records)
     count = sum(record.file in bad for record in records)
     if count > _tolerated(len(records)):
         file, reason = next(iter(bad.items()))

@@ -11,6 +11,7 @@ from src.config import Config
 from src.data.dataset import Dataset, build_image_source, build_sources, padded_batches
 from src.data.features import FeatureSource
 from src.data.image_check import check_image
+from src.data.image_files import ImageFiles
 from src.data.images import ImageSource
 from src.data.ptb import tokenize_captions
 from src.data.tokenizer import Tokenizer
@@ -140,7 +141,7 @@ def caption_images(config: Config, checkpoint: Path, paths: list[Path]) -> tuple
     captioner, tokenizer = load_captioner(config, checkpoint, cached=False)
     alone = Workers()
     decoder = build_decoder(config, captioner, tokenizer, alone)
-    source = build_image_source(config, readable)
+    source = build_image_source(config, ImageFiles(readable))
     batch_images = min(len(readable), config.eval.batch_images)
     texts, _, _ = decode_images(decoder, tokenizer, source, len(readable), batch_images, alone)
     return dict(zip(readable, texts)), broken
