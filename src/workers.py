@@ -54,7 +54,8 @@ class Workers:
 
         values = [parameter.asnumpy() for parameter in parameters]
         flat = np.concatenate([np.zeros(1, np.float32), *[value.reshape(-1) for value in values]])
-        flat = self.sum(flat if self.is_first else np.zeros_like(flat))
+        # Minus zero changes no bit of what it is added to; zero would turn minus zero, and so digests of weights.
+        flat = self.sum(flat if self.is_first else np.full_like(flat, -0.0))
         ends = 1 + np.cumsum([value.size for value in values])
         for parameter, value, part in zip(parameters, values, np.split(flat[1:], ends[:-1] - 1)):
             parameter.set_data(Tensor(part.reshape(value.shape).astype(value.dtype)))
@@ -93,7 +94,9 @@ def join_workers(config: Config) -> Workers:
         os.environ.setdefault("MS_NODE_TIMEOUT", "1800")
     init()
     check_workers(config, get_group_size())
-    return Workers(get_rank(), get_group_size())
+    workers = Workers(get_rank(), get_group_size())
+    workers.wait()  # at once: HCCL connects here, and waits for no worker longer than HCCL_CONNECT_TIMEOUT, 120 s
+    return workers
 
 
 def _sum_cell():

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,8 @@ from src.config_load import load_config
 from src.data import dataset
 from src.data.dataset import build_image_source, build_sources, find_images, load_dataset
 from src.data.encode_apart import encode_apart
+from src.data.features import plan_features
+from src.errors import InputError
 from src.models.encoder import build_encoder
 from src.workers import Workers
 
@@ -35,3 +38,22 @@ def test_other_processes_fill_the_cache_with_this_encoders_features(tmp_path, mo
     pixels = next(build_image_source(config, images).batches([np.arange(16)]))
     features = next(source.batches([np.arange(16)]))
     np.testing.assert_allclose(features, encoder(Tensor(pixels)).asnumpy(), rtol=1e-3, atol=1e-3)
+
+
+def test_what_the_other_process_refuses_is_raised_here(tmp_path):
+    """So that a worker, which is all that other workers and the user hear of, tells it."""
+    root = tmp_path / "demo"
+    shutil.copytree(tiny_data(), root)
+    config = load_config("configs/demo/grpo.yaml", [*TINY, f"output_root={tmp_path}", f"data.root={root}"])
+    images = find_images(config, [record.file for record in load_dataset(config).records["val"]])
+    cache = plan_features(tmp_path, key={}, images=images, tokens=16, channels=128, batch=8)
+    cache.prepare()
+    image = images.files[9]
+    image.write_bytes(image.read_bytes()[:-200] + bytes(200))
+    encoder = build_encoder("cnn", variant="cnn", checkpoint=None, image_size=64)
+    weights = {name: value.asnumpy() for name, value in encoder.parameters_and_names()}
+    with pytest.raises(InputError, match=f"{image}: .*restore the file"):
+        encode_apart(config, cache, weights, 0, 1)
+    cache.done.unlink()
+    with pytest.raises(FileNotFoundError, match="done"):
+        encode_apart(config, cache, weights, 0, 1)

@@ -12,6 +12,7 @@ from tiny import TINY, run, tiny_data
 
 from src.config_load import load_config
 from src.data import mindrecord
+from src.data.check import broken_image
 from src.data.dataset import build_image_source, build_sources, find_images, read_records
 from src.data.features import plan_features
 from src.data.image_files import ImageFiles
@@ -115,6 +116,9 @@ def test_changed_bytes_are_noticed(root):
     assert len(list(source.batches([np.arange(8)]))) == 1
     with pytest.raises(InputError, match=rf"{shards[0]}: damaged at .*{images.files[40].name}; write it anew"):
         list(source.batches(np.arange(64).reshape(8, 8)))
+    reasons = [broken_image(file, load) for file, load in images.stream(range(64))]
+    assert [reason is not None for reason in reasons] == [index == 40 for index in range(64)]
+    assert f"{images.files[40]}: {shards[0]}: damaged" in reasons[40]
 
 
 @pytest.mark.parametrize("noise", ["train.mindrecord0.db", "train.mindrecord0", "listing.json"])
@@ -146,6 +150,8 @@ def test_an_interrupted_split_is_written_anew_and_a_whole_one_left(written, tmp_
         write_splits(folder, written, records, shards=2, threads=2)
     assert sorted(path.name for path in folder.iterdir()) == ["train", "val.part"]
     before = (folder / "train/listing.json").stat().st_mtime_ns
+    (folder / "val.part/listing.json").write_text('{"files"')
+    assert len(Shards(folder, written).places) == 64
     monkeypatch.undo()
     write_splits(folder, written, records, shards=2, threads=2)
     assert sorted(path.name for path in folder.iterdir()) == ["test", "train", "val"]

@@ -24,7 +24,7 @@ def main() -> None:
     batches = np.arange(8).reshape(2, 4)
     shares = [workers.share(batch) for batch in batches]
     rows = [np.stack([share, 10 * share], 1).astype(np.int32) for share in shares]
-    floats = Parameter(Tensor(np.full((2, 2), 0.1 + rank, np.float32)), name="floats")
+    floats = Parameter(Tensor(np.array([0.1 + rank, -0.0], np.float32)), name="floats")
     count = Parameter(Tensor(np.array([30_000 + rank], np.int32)), name="count")
     workers.broadcast([floats, count])
     file = Path(sys.argv[1])
@@ -36,6 +36,7 @@ def main() -> None:
         "sum": workers.sum(np.array([rank + 0.5])).tolist(),
         "gathered": workers.gather(rows).tolist(),
         "floats": floats.asnumpy().tolist(),
+        "minus": np.signbit(floats.asnumpy()).tolist(),
         "count": count.asnumpy().tolist(),
         "any": [workers.any(rank == 1), workers.any(False)],
         "seen": workers.sum(np.array([seen])).tolist(),  # by the second alone

@@ -4,12 +4,11 @@ On CPUs with AVX-512, oneDNN's convolutions want AVX2 (src.environment), but its
 with AVX-512, and a process has one of the two: training on features takes AVX-512, and this process the convolutions.
 """
 
-import contextlib
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -17,17 +16,18 @@ import numpy as np
 from src.config import Config
 from src.data.feature_cache import FeatureCache
 from src.environment import end_with_parent, leave_workers, prepare_environment, run_program
-from src.errors import RunStopped, Terminated
+from src.errors import ProgramError, RunStopped, Terminated
 
 
 def encode_apart(config: Config, cache: FeatureCache, weights: Mapping[str, np.ndarray], rank: int, size: int) -> None:
     """Compute the share of worker `rank` of `size` of a feature cache, for an encoder with these parameters.
 
-    Ends the program as the other process ended, which prints the reason; RunStopped where it was killed. Where this
-    process is ended, so is the other, and what it has computed is kept.
+    Raises what the other process raises; RunStopped where it was killed, or failed otherwise, with a traceback. Where
+    this process is ended, so is the other, and what it has computed is kept.
     """
-    arguments = (os.getpid(), config, cache, weights, rank, size)
-    process = get_context("spawn").Process(target=_run, args=arguments)
+    context = get_context("spawn")
+    answer, send = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(send, os.getpid(), config, cache, weights, rank, size))
     interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process to pass on
     try:
         process.start()
@@ -40,22 +40,28 @@ def encode_apart(config: Config, cache: FeatureCache, weights: Mapping[str, np.n
             process.terminate()
             process.join(20)  # a batch of images may take seconds
             process.kill()
+    if answer.poll():
+        raise answer.recv()
     if process.exitcode < 0:
         name = signal.Signals(-process.exitcode).name
         raise RunStopped(f"the process that computes features was ended by {name}; the same command goes on")
     if process.exitcode > 0:
-        sys.exit(process.exitcode)
+        raise RunStopped("the process that computes features failed, for a reason that stands above or in the log")
 
 
-def _run(parent: int, *arguments: Any) -> None:
+def _run(answer: Connection, parent: int, *arguments: Any) -> None:
     leave_workers()
     os.setpgid(0, 0)  # out of reach of the terminal's Ctrl-C, for which MindData has a handler that ends the process
     end_with_parent()
 
     def main() -> None:
         if os.getppid() == parent:  # else it ended before the line above
-            with contextlib.suppress(Terminated):  # the parent says why
+            try:
                 _encode(*arguments)
+            except Terminated:
+                pass  # the parent says why
+            except (ProgramError, OSError) as error:
+                answer.send(error)
 
     run_program(main)
 

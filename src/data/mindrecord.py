@@ -20,7 +20,7 @@ from src.config_load import load_config
 from src.data.image_check import check_by_decoding
 from src.data.image_files import ImageFiles, in_order
 from src.data.records import Record
-from src.data.shards import LISTING, Image, mindrecord_reason, read_listing, relative_name, write_listing
+from src.data.shards import LISTING, PART, Image, mindrecord_reason, read_listing, relative_name, write_listing
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
 
@@ -88,7 +88,7 @@ def _write_split(folder: Path, root: Path, records: Sequence[Record], shards: in
     """Write beside `folder`, then rename: MindRecord's files cannot be renamed, their folder can."""
     from mindspore.mindrecord import FileWriter
 
-    part = folder.with_name(f"{folder.name}.part")
+    part = folder.with_name(folder.name + PART)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     writer = FileWriter(str(part / f"{folder.name}.mindrecord"), shard_num=shards)

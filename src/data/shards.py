@@ -15,6 +15,7 @@ from typing import NamedTuple
 from src.errors import InputError
 
 LISTING = "listing.json"
+PART = ".part"  # the end of a folder's name before it is whole
 _MEND = "write it anew with scripts/prepare_mindrecord.sh"
 
 
@@ -44,6 +45,8 @@ class Shards:
         self.places: dict[str, Place] = {}
         self.rows = 0
         for listing in sorted(folder.glob(f"*/{LISTING}")):
+            if listing.parent.suffix == PART:
+                continue
             for name, images in read_listing(listing).items():
                 shard = listing.parent / name
                 self.paths.append(shard)
