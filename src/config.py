@@ -1,5 +1,6 @@
 """The sections of a configuration, as types. Values, units and reasons are in configs/base.yaml alone."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -101,6 +102,7 @@ class GRPOConfig:
 
 @dataclass(frozen=True)
 class AdvantageConfig:
+    combine: Literal["sum", "gdpo"]
     baseline: Literal["group", "leave_one_out", "greedy"]
     scale: Literal["population", "sample", "none"]
     eps: float
@@ -118,9 +120,30 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class RewardConfig:
+class RewardsConfig:
+    """The weight of each reward; 0: not computed."""
+
+    cider: float
+    length: float
+    repetition: float
+
+    @property
+    def active(self) -> dict[str, float]:
+        """The weights that are not 0, in the order of the fields."""
+        return {name: weight for name, weight in dataclasses.asdict(self).items() if weight != 0}
+
+
+@dataclass(frozen=True)
+class CiderConfig:
     eos: bool
     document_frequency: Literal["train", "batch"]
+
+
+@dataclass(frozen=True)
+class LengthConfig:
+    least: int
+    most: int
+    margin: int
 
 
 @dataclass(frozen=True)
@@ -164,7 +187,9 @@ class Config:
     advantage: AdvantageConfig
     kl: KLConfig
     loss: LossConfig
-    reward: RewardConfig
+    rewards: RewardsConfig
+    cider: CiderConfig
+    length: LengthConfig
     eval: EvalConfig
 
     @property

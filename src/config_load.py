@@ -33,7 +33,7 @@ NOT_COMPARED = (
 )
 NOT_COMPARED += ("eval.beams", "eval.length_penalty", "eval.block_trigrams", "eval.samples")
 # Sections that a stage does not read are left out of its resolved configuration.
-RL_SECTIONS = ("grpo", "advantage", "kl", "loss", "reward", "init_config", "init_checkpoint")
+RL_SECTIONS = ("grpo", "advantage", "kl", "loss", "rewards", "cider", "length", "init_config", "init_checkpoint")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -70,6 +70,9 @@ def resolved(config: Config) -> dict[str, Any]:
     """The configuration as nested dictionaries, without the sections that its stage does not read."""
     tree = dataclasses.asdict(config)
     unread = (RL_SECTIONS if config.stage == "ce" else ("ce",)) + (() if config.data.dataset == "demo" else ("demo",))
+    unread += tuple(
+        name for name, weight in tree["rewards"].items() if weight == 0
+    )  # settings of rewards have their name
     return {key: value for key, value in tree.items() if key not in unread}
 
 

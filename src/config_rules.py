@@ -54,6 +54,7 @@ def check(config: Config) -> None:
         "ce.optimizer.grad_clip",
         "grpo.optimizer.grad_clip",
         "advantage.eps",
+        "length.margin",
     ]
     shares = [
         "decoder.dropout",
@@ -67,6 +68,10 @@ def check(config: Config) -> None:
         "seed",
         "stop_after_minutes",
         "kl.coef",
+        "rewards.cider",
+        "rewards.length",
+        "rewards.repetition",
+        "length.least",
         "grpo.top_k",
         "grpo.clip_eps_high",
         "eval.length_penalty",
@@ -144,6 +149,17 @@ def check(config: Config) -> None:
                 c.advantage.baseline == "group" or c.advantage.scale == "none",
                 f"must be none where advantage.baseline is {c.advantage.baseline}: only the group baseline is divided",
             ),
+            (
+                "advantage.combine",
+                c.advantage.combine == "sum" or (c.advantage.baseline == "group" and c.advantage.scale != "none"),
+                "needs advantage.baseline=group, and advantage.scale=population or sample: it normalises every reward",
+            ),
+            (
+                "rewards.cider",
+                bool(c.rewards.active),
+                "or another weight must be above 0: without a reward there is nothing to learn",
+            ),
+            ("length.most", c.length.most >= c.length.least, f"must be at least length.least={c.length.least}"),
         ]
     for key, holds, mend in rules:
         if not holds:
@@ -165,5 +181,5 @@ def check_workers(config: Config, workers: int) -> None:
             raise InputError(f"{key}={size} must be a multiple of {workers} workers{times}: sizes are of all together")
     if workers > 1 and c.device_id is not None:
         raise InputError(f"device_id={c.device_id} is for one worker: leave it out, each of {workers} takes its own")
-    if c.stage != "ce" and workers > 1 and c.reward.document_frequency == "batch":
-        raise InputError("reward.document_frequency=batch is of a whole rollout; several workers need train")
+    if c.stage != "ce" and workers > 1 and c.cider.document_frequency == "batch":
+        raise InputError("cider.document_frequency=batch is of a whole rollout; several workers need train")

@@ -17,7 +17,7 @@ from src.evaluation.bootstrap import average_seeds, paired_differences, whole_sp
 from src.evaluation.files import read_arrays, read_evaluation, results_name, write_json
 from src.evaluation.plots import plot_curves, plot_learning, plot_quality_diversity
 from src.evaluation.report import common_signature
-from src.rewards.caption_reward import reward_signature
+from src.rewards.mixture import reward_signature
 from src.tables import markdown_table
 from src.training.metrics import read_lines
 

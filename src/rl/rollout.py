@@ -14,7 +14,7 @@ class Rollout:
 
     image_rows int64 [B]: rows of the training records; completion_ids int32 [M, T]; completion_mask float32 [M, T],
     1 for sampled tokens up to and including the first EOS; old_logprobs and ref_logprobs float32 [M, T];
-    rewards float32 [B, G]; advantages float32 [M].
+    rewards float32 [B, G], the weighted sum of a mixture, NaN where a group lacks one; advantages float32 [M].
     """
 
     image_rows: np.ndarray
@@ -24,6 +24,11 @@ class Rollout:
     ref_logprobs: np.ndarray
     rewards: np.ndarray
     advantages: np.ndarray
+
+    @property
+    def reward_mean(self) -> float:
+        """Over the rewards that are not missing."""
+        return float(np.nanmean(self.rewards))
 
     def groups(self, images: np.ndarray) -> "Rollout":
         """The whole groups of the given images (indices into B)."""

@@ -1,6 +1,6 @@
 """Stage 2: GRPO or SCST. Sample groups on the device, reward them on the host, update on the device.
 
-Letters: B images, G group size, M = B*G rows (row = b*G + g), T tokens.
+Letters: B images, G group size, M = B*G rows (row = b*G + g), T tokens, k rewards.
 """
 
 import time
@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from src.decoding.sampler import GroupSampler
 from src.models.captioner import Captioner
-from src.rewards.caption_reward import CaptionReward
-from src.rl.advantage import group_advantages, zero_advantage_groups
+from src.rewards.completions import decode_completions
+from src.rewards.mixture import Rewards
+from src.rl.advantage import combined_advantages, total_rewards, zero_advantage_groups
 from src.rl.cells import GRPOLossCell, LogprobCell
 from src.rl.losses import token_weights
 from src.rl.rollout import Rollout
@@ -28,9 +29,10 @@ SAVE_SECONDS = 60  # between checkpoints: rollouts may be shorter than it takes 
 class RolloutCollector:
     """Samples, rewards and scores a rollout of `rollout_images` images in batches of `sample_images`."""
 
-    def __init__(self, run: Run, reference: Captioner) -> None:
+    def __init__(self, run: Run, reference: Captioner, rewards: Rewards) -> None:
         self.run = run
         self.config = run.config
+        self.rewards = rewards
         grpo, tokenizer = run.config.grpo, run.tokenizer
         greedy = run.config.advantage.baseline == "greedy"
         sampler = GroupSampler(
@@ -39,56 +41,45 @@ class RolloutCollector:
         self.sampler = run.graphs.keep("sampler", sampler)
         ref_logprobs = LogprobCell(reference, tokenizer.bos_id, grpo.temperature, grpo.top_k)
         self.ref_logprobs = run.graphs.keep("reference", ref_logprobs)
-        self.reward = CaptionReward(run.dataset.ground_truths["train"], tokenizer, run.config.reward)
 
     def collect(self, index: int) -> tuple[Rollout, dict[str, float]]:
         """Rollout number `index`, a pure function of parameters and configuration, and its statistics.
 
-        Each worker samples and rewards its share of every batch; all get the whole rollout.
+        Each worker samples and rewards its share of every batch; all get the whole rollout, and so the same advantages.
         """
-        grpo, seed, workers = self.config.grpo, self.config.seed, self.run.workers
-        images = rollout_images(len(self.run.dataset.records["train"]), grpo.rollout_images, seed, index)
-        batches = [workers.share(batch) for batch in images.reshape(-1, grpo.sample_images)]
-        share = len(batches[0])
-        rows = share * grpo.group_size
-        parts = []
+        grpo, workers = self.config.grpo, self.run.workers
+        images = rollout_images(len(self.run.dataset.records["train"]), grpo.rollout_images, self.config.seed, index)
+        batches = np.arange(len(images)).reshape(-1, grpo.sample_images)
+        places = [workers.share(batch) for batch in batches]  # of this worker's images in the rollout
         started = time.perf_counter()
-        for number, inputs in enumerate(self.run.train_source.batches(batches)):
-            first_row = (number * workers.size + workers.rank) * rows
-            draws = uniforms(seed, index, first_row, rows, grpo.tokens)
-            inputs = Tensor(inputs)
-            sampled = self.sampler(inputs, Tensor(draws.reshape(share, grpo.group_size, -1)))
-            ref_logprobs = self.ref_logprobs(inputs, sampled[0])
-            parts.append([output.asnumpy() for output in (*sampled, ref_logprobs)])
+        completion_ids, mask, old_logprobs, *greedy, ref_logprobs = self._sample(index, images, places)
         sampled_at = time.perf_counter()
-        own_images = np.concatenate(batches)
-        completion_ids, mask, old_logprobs, *greedy, ref_logprobs = map(np.concatenate, zip(*parts))
-        rewards = self.reward(np.repeat(own_images, grpo.group_size), completion_ids, mask)
-        greedy_rewards = self.reward(own_images, *greedy) if greedy else None
+        rewards, greedy_rewards = self._reward(images, places, completion_ids, mask, *greedy)
         rewarded_at = time.perf_counter()
 
         def whole(rows: np.ndarray) -> np.ndarray:
             return workers.gather(np.split(rows, len(batches)))
 
-        completion_ids, mask = whole(completion_ids), whole(mask)
-        old_logprobs, ref_logprobs = whole(old_logprobs), whole(ref_logprobs)
-        rewards = whole(rewards).reshape(len(images), grpo.group_size)
-        if greedy_rewards is not None:
-            greedy_rewards = whole(greedy_rewards)
-        advantages = group_advantages(rewards, self.config.advantage, greedy_rewards)
+        completion_ids, mask, old_logprobs, ref_logprobs = map(
+            whole, (completion_ids, mask, old_logprobs, ref_logprobs)
+        )
+        rewards = whole(rewards).reshape(len(images), grpo.group_size, -1)  # [B, G, k]
+        greedy_rewards = whole(greedy_rewards) if greedy else None  # [B, k]
+        weights = self.rewards.weights
+        advantages = combined_advantages(rewards, weights, self.config.advantage, greedy_rewards)
         rollout = Rollout(
             image_rows=images,
             completion_ids=completion_ids,
             completion_mask=mask,
             old_logprobs=old_logprobs,
             ref_logprobs=ref_logprobs * mask,
-            rewards=rewards,
+            rewards=total_rewards(rewards, weights).astype(np.float32),
             advantages=advantages,
         )
         ended = (completion_ids == self.run.tokenizer.eos_id).any(1)
         stats = {
-            "rollout/reward_mean": rewards.mean(),
-            "rollout/reward_std": rewards.std(),
+            "rollout/reward_mean": rollout.reward_mean,
+            "rollout/reward_std": np.nanstd(rollout.rewards),
             "rollout/advantage_std": advantages.std(),
             "rollout/zero_spread_groups": zero_advantage_groups(advantages, grpo.group_size),
             "rollout/length_mean": mask.sum(1).mean(),
@@ -96,9 +87,39 @@ class RolloutCollector:
             "time/rollout_s": sampled_at - started,
             "time/reward_s": rewarded_at - sampled_at,
         }
-        if greedy_rewards is not None:
-            stats["rollout/greedy_reward_mean"] = greedy_rewards.mean()
+        for number, name in enumerate(self.rewards.names):
+            stats[f"rollout/reward_{name}_mean"] = np.nanmean(rewards[..., number])
+            stats[f"rollout/reward_{name}_std"] = np.nanstd(rewards[..., number])
+        if greedy:
+            stats["rollout/greedy_reward_mean"] = np.nanmean(greedy_rewards @ weights)
         return rollout, stats
+
+    def _sample(self, index: int, images: np.ndarray, places: list[np.ndarray]) -> list[np.ndarray]:
+        """This worker's completion_ids, mask and old_logprobs [rows, T], ids and mask of greedy captions [images, T]
+        where the baseline is greedy, and ref_logprobs [rows, T]."""
+        grpo, seed = self.config.grpo, self.config.seed
+        parts = []
+        for own, inputs in zip(places, self.run.train_source.batches([images[own] for own in places])):
+            rows = len(own) * grpo.group_size
+            draws = uniforms(seed, index, own[0] * grpo.group_size, rows, grpo.tokens)
+            inputs = Tensor(inputs)
+            sampled = self.sampler(inputs, Tensor(draws.reshape(len(own), grpo.group_size, -1)))
+            ref_logprobs = self.ref_logprobs(inputs, sampled[0])
+            parts.append([output.asnumpy() for output in (*sampled, ref_logprobs)])
+        return [np.concatenate(rows) for rows in zip(*parts)]
+
+    def _reward(
+        self, images: np.ndarray, places: list[np.ndarray], ids: np.ndarray, mask: np.ndarray, *greedy: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards float32 [rows, k] of this worker's samples, and [images, k] of its greedy captions (none: empty)."""
+        own_images = images[np.concatenate(places)]
+        image_rows = np.repeat(own_images, self.config.grpo.group_size)
+        samples = len(image_rows)
+        if greedy:  # rewarded in the same call
+            ids, mask = np.concatenate([ids, greedy[0]]), np.concatenate([mask, greedy[1]])
+            image_rows = np.concatenate([image_rows, own_images])
+        rewards = self.rewards(decode_completions(self.run.tokenizer, image_rows, ids, mask))
+        return rewards[:samples], rewards[samples:]
 
 
 def rollout_images(rows: int, size: int, seed: int, index: int) -> np.ndarray:
@@ -121,6 +142,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
     """
     config = run.config
     grpo = config.grpo
+    rewards = Rewards(config, run.dataset.ground_truths["train"])
     total_steps = grpo.rollouts * config.updates_per_rollout
     rates = learning_rates(grpo.optimizer, total_steps)
     optimizer = build_optimizer(run.captioner.trained_parameters(), grpo.optimizer, rates)
@@ -132,7 +154,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
     if run.resumed is None:
         run.log(run.validate())  # the CE model is the first candidate for `best`
         run.save("last", optimizer_state)
-    collector = RolloutCollector(run, reference)
+    collector = RolloutCollector(run, reference, rewards)
     loss_cell = GRPOLossCell(run.captioner, run.tokenizer.bos_id, config)
     take_step = build_step(
         loss_cell,
@@ -159,7 +181,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
             scores = run.validate()
             run.log(scores)
             run.say(
-                f"{config.stage.upper()} rollout {index + 1}/{grpo.rollouts}: reward {rollout.rewards.mean():.3f}, "
+                f"{config.stage.upper()} rollout {index + 1}/{grpo.rollouts}: reward {rollout.reward_mean:.3f}, "
                 f"KL {stats['train/kl']:.4f}, val CIDEr {100 * scores['val/CIDEr']:.1f}"
             )
         stopping = run.must_stop()
@@ -206,6 +228,6 @@ def _pass(
         if run.state["step"] % run.config.log_every == 0 or rollout_stats:
             run.log(rollout_stats | logged)
             rollout_stats = {}
-        bar.set_postfix(reward=f"{rollout.rewards.mean():.3f}", KL=f"{logged['train/kl']:.4f}", refresh=False)
+        bar.set_postfix(reward=f"{rollout.reward_mean:.3f}", KL=f"{logged['train/kl']:.4f}", refresh=False)
         bar.update()
     return logged

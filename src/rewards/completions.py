@@ -1,0 +1,31 @@
+"""What every reward is given: the completions of a rollout as text.
+
+Letters: M completions, T tokens.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from src.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Completions:
+    """M decoded completions on training images.
+
+    image_rows int [M]: rows of the training records; captions: words separated by blanks; ended bool [M]: whether the
+    EOS was sampled.
+    """
+
+    image_rows: np.ndarray
+    captions: list[str]
+    ended: np.ndarray
+
+
+def decode_completions(
+    tokenizer: Tokenizer, image_rows: np.ndarray, completion_ids: np.ndarray, completion_mask: np.ndarray
+) -> Completions:
+    """The text of completions int32 [M, T]. One whose mask (float32 [M, T]) ends without an EOS is truncated."""
+    ended = ((completion_ids == tokenizer.eos_id) & (completion_mask > 0)).any(1)
+    return Completions(image_rows, [tokenizer.decode(row) for row in completion_ids], ended)

@@ -1,0 +1,81 @@
+"""The rewards of a run: which are computed, with which weights, and how a report names them.
+
+Letters: M completions, k rewards.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from src.config import CiderConfig, Config
+from src.rewards import shape
+from src.rewards.cider import CiderD
+from src.rewards.completions import Completions
+
+
+class Rewards:
+    """The rewards whose weight is not 0. names: k of them; weights: float64 [k].
+
+    ground_truths: PTB-tokenised captions of every training image.
+    """
+
+    def __init__(self, config: Config, ground_truths: Sequence[Sequence[str]]) -> None:
+        build = {
+            "cider": lambda: CiderReward(ground_truths, config.cider),
+            "length": lambda: partial(shape.length, config=config.length),
+            "repetition": lambda: shape.repetition,
+        }
+        active = config.rewards.active
+        self.names = tuple(active)
+        self.weights = np.array(list(active.values()))
+        self._rewards = [build[name]() for name in active]
+
+    def __call__(self, completions: Completions) -> np.ndarray:
+        """Rewards float32 [M, k], which is how they cross between workers."""
+        return np.stack([reward(completions) for reward in self._rewards], 1).astype(np.float32)
+
+
+class CiderReward:
+    """The CIDEr-D of completions. With `document_frequency: batch` (the original's defect) the frequencies come from
+    the images of each call."""
+
+    def __init__(self, ground_truths: Sequence[Sequence[str]], config: CiderConfig) -> None:
+        self.ground_truths = ground_truths
+        self.eos = config.eos
+        self.scorer = CiderD(ground_truths, eos=config.eos) if config.document_frequency == "train" else None
+
+    def __call__(self, completions: Completions) -> np.ndarray:
+        """Rewards float64 [M]; a completion that was truncated gets no EOS token."""
+        scorer, rows = self.scorer, completions.image_rows
+        if scorer is None:
+            images, rows = np.unique(rows, return_inverse=True)
+            scorer = CiderD([self.ground_truths[image] for image in images], eos=self.eos)
+        return scorer(rows, [caption.split() for caption in completions.captions], completions.ended)
+
+
+def reward_signature(config: Config) -> str:
+    """How rewards and baseline are made, as SacreEOS writes it (Hu et al. 2023, arXiv:2305.12254).
+
+    wInit: document frequencies from the training captions; nspi: samples per image; `group` is GRPO's baseline, and
+    `average` the mean of the other samples. Where CIDEr-D is not the only reward, all stand with their weights in
+    sum(...) or gdpo(...).
+    """
+    cider, length = config.cider, config.length
+    parts = {
+        "cider": "Cider-D[n4,s6.0]",
+        "length": f"length[{length.least}-{length.most},{length.margin}]",
+        "repetition": "repetition[n3]",
+    }
+    active = config.rewards.active
+    reward = "+".join(f"{weight:g}*{parts[name]}" for name, weight in active.items())
+    if active != {"cider": 1.0} or config.advantage.combine != "sum":
+        reward = f"{config.advantage.combine}({reward})"
+    else:
+        reward = parts["cider"]
+    base = {"group": "group", "leave_one_out": "average", "greedy": "greedy"}[config.advantage.baseline]
+    signature = f"{reward}+{base}[nspi{config.grpo.group_size}]"
+    if "cider" not in active:
+        return signature
+    eos = "STANDARD" if cider.eos else "NO<EOS>"
+    return f"{eos}_{'wInit' if cider.document_frequency == 'train' else 'w/oInit'}+{signature}"
