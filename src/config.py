@@ -124,6 +124,7 @@ class RewardsConfig:
     """The weight of each reward; 0: not computed."""
 
     cider: float
+    caprl: float
     length: float
     repetition: float
 
@@ -137,6 +138,20 @@ class RewardsConfig:
 class CiderConfig:
     eos: bool
     document_frequency: Literal["train", "batch"]
+
+
+@dataclass(frozen=True)
+class CapRLConfig:
+    questions: str | None
+    presentations: int
+    max_failed: float
+    answerer: Literal["reader", "server"]
+    base_url: str
+    model: str | None
+    timeout: float
+    retries: int
+    concurrency: int
+    read: Literal["letter", "likelihood"]
 
 
 @dataclass(frozen=True)
@@ -189,6 +204,7 @@ class Config:
     loss: LossConfig
     rewards: RewardsConfig
     cider: CiderConfig
+    caprl: CapRLConfig
     length: LengthConfig
     eval: EvalConfig
 

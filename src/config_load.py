@@ -32,8 +32,20 @@ NOT_COMPARED = (
     "data.mindrecord",
 )
 NOT_COMPARED += ("eval.beams", "eval.length_penalty", "eval.block_trigrams", "eval.samples")
+NOT_COMPARED += ("caprl.max_failed", "caprl.base_url", "caprl.timeout", "caprl.retries", "caprl.concurrency")
 # Sections that a stage does not read are left out of its resolved configuration.
-RL_SECTIONS = ("grpo", "advantage", "kl", "loss", "rewards", "cider", "length", "init_config", "init_checkpoint")
+RL_SECTIONS = (
+    "grpo",
+    "advantage",
+    "kl",
+    "loss",
+    "rewards",
+    "cider",
+    "caprl",
+    "length",
+    "init_config",
+    "init_checkpoint",
+)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

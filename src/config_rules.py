@@ -55,6 +55,9 @@ def check(config: Config) -> None:
         "grpo.optimizer.grad_clip",
         "advantage.eps",
         "length.margin",
+        "caprl.presentations",
+        "caprl.timeout",
+        "caprl.concurrency",
     ]
     shares = [
         "decoder.dropout",
@@ -63,15 +66,18 @@ def check(config: Config) -> None:
         "ce.optimizer.warmup_ratio",
         "grpo.optimizer.warmup_ratio",
         "grpo.clip_eps_low",
+        "caprl.max_failed",
     ]
     not_negative = [
         "seed",
         "stop_after_minutes",
         "kl.coef",
         "rewards.cider",
+        "rewards.caprl",
         "rewards.length",
         "rewards.repetition",
         "length.least",
+        "caprl.retries",
         "grpo.top_k",
         "grpo.clip_eps_high",
         "eval.length_penalty",
@@ -158,6 +164,16 @@ def check(config: Config) -> None:
                 "rewards.cider",
                 bool(c.rewards.active),
                 "or another weight must be above 0: without a reward there is nothing to learn",
+            ),
+            (
+                "caprl.questions",
+                c.rewards.caprl == 0 or c.caprl.questions is not None,
+                "must name a file of questions where rewards.caprl is above 0",
+            ),
+            (
+                "caprl.model",
+                c.rewards.caprl == 0 or c.caprl.answerer != "server" or c.caprl.model is not None,
+                "must be the model's name on the server where caprl.answerer is server",
             ),
             ("length.most", c.length.most >= c.length.least, f"must be at least length.least={c.length.least}"),
         ]

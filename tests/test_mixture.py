@@ -30,7 +30,7 @@ def decoded(tokenizer, rows, texts, length=7):
         tokens = tokenizer.encode(text.rstrip("|")) + ([] if text.endswith("|") else [tokenizer.eos_id])
         ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = 1
-    return decode_completions(tokenizer, rows, ids, mask)
+    return decode_completions(tokenizer, 0, np.arange(len(rows)), rows, ids, mask)
 
 
 @pytest.mark.parametrize("eos", [True, False])
@@ -55,7 +55,8 @@ def test_document_frequencies_of_the_batch_are_the_originals_defect():
 
 
 def completions(*captions):
-    return Completions(np.zeros(len(captions), int), list(captions), np.ones(len(captions), bool))
+    rows = np.arange(len(captions))
+    return Completions(0, rows, 0 * rows, list(captions), np.ones(len(captions), bool))
 
 
 def test_length_is_free_within_its_range_and_falls_evenly_outside():
@@ -75,14 +76,16 @@ def grpo(*overrides):
 
 
 def test_only_rewards_with_a_weight_are_computed_in_the_order_of_the_weights():
-    rewards = Rewards(grpo("rewards.repetition=0.5", "rewards.length=2"), TRUTHS)
+    rewards = Rewards(grpo("rewards.repetition=0.5", "rewards.length=2"), TRUTHS, [7, 8, 9])
     assert rewards.names == ("cider", "length", "repetition") and rewards.weights.tolist() == [1, 2, 0.5]
     given = completions("a red circle on grass", "two two two two")
     table = rewards(given)
     assert table.dtype == np.float32 and table.shape == (2, 3)
     np.testing.assert_allclose(table[:, 0], CiderReward(TRUTHS, CiderConfig(True, "train"))(given), rtol=1e-6)
     np.testing.assert_allclose(table[:, 1:], [[-1 / 4, 0], [-2 / 4, -1 / 2]])  # 5 and 4 words of at least 6
-    alone = Rewards(grpo("rewards.cider=0", "rewards.repetition=1"), [])  # CIDEr would refuse an empty training split
+    alone = Rewards(
+        grpo("rewards.cider=0", "rewards.repetition=1"), [], []
+    )  # CIDEr would refuse an empty training split
     assert alone.names == ("repetition",) and alone(given)[1].tolist() == [-0.5]
 
 
@@ -97,6 +100,9 @@ def test_only_rewards_with_a_weight_are_computed_in_the_order_of_the_weights():
         (["rewards.cider=0"], ["rewards.cider=0.0", "another weight"]),
         (["rewards.length=-1"], ["rewards.length=-1.0", "not be negative"]),
         (["length.least=9", "length.most=8"], ["length.most=8", "length.least=9"]),
+        (["rewards.caprl=1"], ["caprl.questions=None", "rewards.caprl"]),
+        (["rewards.caprl=1", "caprl.questions=q", "caprl.answerer=server"], ["caprl.model=None"]),
+        (["caprl.max_failed=1"], ["caprl.max_failed=1.0", "below 1"]),
         (["rewards.ciderd=1"], ["rewards.ciderd", "rewards.cider"]),
     ],
 )
@@ -114,8 +120,7 @@ def test_signatures_name_the_mixture():
     )
     without = grpo("rewards.cider=0", "rewards.repetition=1")
     assert reward_signature(without) == "sum(1*repetition[n3])+group[nspi5]"
-    everything = grpo(*(f"rewards.{field.name}=1" for field in dataclasses.fields(RewardsConfig)), *NEEDED)
+    asked = grpo("rewards.cider=0", "rewards.caprl=1", "caprl.questions=q", "caprl.answerer=server", "caprl.model=m")
+    assert reward_signature(asked) == "sum(1*CapRL[n4,m:letter])+group[nspi5]"
+    everything = grpo(*(f"rewards.{field.name}=1" for field in dataclasses.fields(RewardsConfig)), "caprl.questions=q")
     assert reward_signature(everything).count("1*") == len(dataclasses.fields(RewardsConfig))
-
-
-NEEDED = ()  # keys that a reward cannot do without

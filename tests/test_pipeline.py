@@ -48,8 +48,8 @@ def test_grpo_logs_every_statistic(outputs):
     names = set().union(*lines)
     known = documented("metrics.jsonl")
     assert names - {"step", "stage"} <= known
-    off = {f"rollout/reward_{name}_{part}" for name in ("length", "repetition") for part in ("mean", "std")}
-    off |= {"train/token_accuracy", "train/loss_scale", "rollout/greedy_reward_mean"}
+    off = {f"rollout/reward_{name}_{part}" for name in ("caprl", "length", "repetition") for part in ("mean", "std")}
+    off |= {"train/token_accuracy", "train/loss_scale", "rollout/greedy_reward_mean", "rollout/caprl_failed"}
     assert known - names <= off
     parts = ("time/rollout_s", "time/reward_s", "time/update_s")
     spent = sum(line.get(part, 0) for line in lines for part in parts)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from src.training.rl import minibatches, rollout_images
+from src.training.collector import rollout_images
+from src.training.rl import minibatches
 
 
 def test_rollouts_of_an_epoch_share_no_image():

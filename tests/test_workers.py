@@ -10,13 +10,15 @@ import time
 
 import numpy as np
 import pytest
+from fake_server import fake_server, read_caption
 from safetensors.numpy import load_file
-from tiny import ROOT, TINY, run, tiny_data
+from tiny import ROOT, TINY, run, tiny_data, tiny_mixture
 
 from src.errors import RunStopped
 from src.launch import Cluster, launch
 from src.training.metrics import read_lines
 
+LAST = "demo-grpo/checkpoints/last"
 PORT = 20_000 + os.getpid() % 4_000 * 8  # of this process's own
 
 
@@ -37,6 +39,7 @@ def test_sums_gathers_and_broadcasts(tmp_path, capfd):
         "gathered": [[row, 10 * row] for row in range(8)],
         "floats": [np.float32(0.1).item(), 0.0],
         "minus": [False, True],
+        "missing": [[False, True], [True, False]],
         "count": [30_000],
         "any": [True, False],
         "seen": [1.0],
@@ -91,20 +94,29 @@ def test_an_image_that_one_worker_cannot_read_ends_all(tmp_path, filled_alone, c
 
 @pytest.fixture(scope="module")
 def one_and_two(tmp_path_factory):
-    """The output folders of CE and GRPO on one worker and on two; GRPO starts from the same CE, and is evaluated."""
+    """The output folders of CE and GRPO on one worker and on two; GRPO starts from the same CE, has all rewards, whose
+    questions and GDPO's last step must not depend on the workers, and is evaluated."""
     global PORT
     PORT += 8
     folders = [tmp_path_factory.mktemp(f"on{devices}") for devices in (1, 2)]
     best = folders[0] / "demo-ce/checkpoints/best"
     for devices, folder in enumerate(folders, start=1):
         settings = [*TINY, f"data.root={tiny_data()}", f"output_root={folder}"]
-        for command in (
-            ["train.py", "--config", "configs/demo/ce.yaml"],
-            ["train.py", "--config", "configs/demo/grpo.yaml", f"init_checkpoint={best}"],
-            ["eval.py", "--config", "configs/demo/grpo.yaml", "--checkpoint", f"{folder}/demo-grpo/checkpoints/last"],
-        ):
-            logs = folder / "logs" / "-".join(command[:3:2]).replace("/", "-")
-            launch([*command, *settings], Cluster(devices, port=PORT), logs)
+        with fake_server(read_caption) as server:
+            mixture = [*tiny_mixture(), f"caprl.base_url={server.url}"]
+            for command in (
+                ["train.py", "--config", "configs/demo/ce.yaml"],
+                ["train.py", "--config", "configs/demo/grpo.yaml", f"init_checkpoint={best}", *mixture],
+                [
+                    "eval.py",
+                    "--config",
+                    "configs/demo/grpo.yaml",
+                    "--checkpoint",
+                    f"{folder / LAST}",
+                ],
+            ):
+                logs = folder / "logs" / "-".join(command[:3:2]).replace("/", "-")
+                launch([*command, *settings], Cluster(devices, port=PORT), logs)
     return folders
 
 

@@ -1,6 +1,7 @@
 """A tiny configuration that the tests of whole programs share: 64 scenes, seconds per stage."""
 
 import functools
+import json
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,18 @@ def tiny_data() -> Path:
     root = Path(tempfile.mkdtemp(prefix="tiny-demo-")) / "demo"
     generate_demo(root, train=64, val=16, test=16, size=64)
     return root
+
+
+@functools.cache
+def tiny_mixture() -> list[str]:
+    """All rewards, combined by GDPO, with questions about the 64 scenes; caprl.base_url is still to be given."""
+    images = json.loads((tiny_data() / "annotations/captions_train.json").read_text())["images"]
+    question = {"question": "what is there", "options": ["circle", "square", "star"], "answer": "circle"}
+    lines = [json.dumps({"image_id": image["id"], **question}) + "\n" for image in images]
+    (tiny_data() / "questions_train.jsonl").write_text("".join(lines))
+    rewards = [f"rewards.{name}=1" for name in ("cider", "caprl", "length", "repetition")]
+    caprl = ["caprl.questions=questions_{split}.jsonl", "caprl.answerer=server", "caprl.model=m", "caprl.retries=0"]
+    return [*rewards, *caprl, "advantage.combine=gdpo", "length.least=3"]
 
 
 def documented(section: str) -> set[str]:

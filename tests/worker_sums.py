@@ -24,6 +24,7 @@ def main() -> None:
     batches = np.arange(8).reshape(2, 4)
     shares = [workers.share(batch) for batch in batches]
     rows = [np.stack([share, 10 * share], 1).astype(np.int32) for share in shares]
+    missing = np.array([[np.nan, 0.5] if rank else [0.5, np.nan]], np.float32)  # a reward that nobody could give
     floats = Parameter(Tensor(np.array([0.1 + rank, -0.0], np.float32)), name="floats")
     count = Parameter(Tensor(np.array([30_000 + rank], np.int32)), name="count")
     workers.broadcast([floats, count])
@@ -35,6 +36,7 @@ def main() -> None:
         "size": workers.size,
         "sum": workers.sum(np.array([rank + 0.5])).tolist(),
         "gathered": workers.gather(rows).tolist(),
+        "missing": np.isnan(workers.gather([missing])).tolist(),
         "floats": floats.asnumpy().tolist(),
         "minus": np.signbit(floats.asnumpy()).tolist(),
         "count": count.asnumpy().tolist(),

@@ -12,20 +12,28 @@ from src.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Completions:
-    """M decoded completions on training images.
+    """M decoded completions on training images, as one worker has them.
 
-    image_rows int [M]: rows of the training records; captions: words separated by blanks; ended bool [M]: whether the
-    EOS was sampled.
+    rollout: its number; rows int [M]: places among the rollout's samples of all workers: with `rollout` they key random
+    draws. image_rows int [M]: rows of the training records; captions: words separated by blanks; ended bool [M]:
+    whether the EOS was sampled.
     """
 
+    rollout: int
+    rows: np.ndarray
     image_rows: np.ndarray
     captions: list[str]
     ended: np.ndarray
 
 
 def decode_completions(
-    tokenizer: Tokenizer, image_rows: np.ndarray, completion_ids: np.ndarray, completion_mask: np.ndarray
+    tokenizer: Tokenizer,
+    rollout: int,
+    rows: np.ndarray,
+    image_rows: np.ndarray,
+    completion_ids: np.ndarray,
+    completion_mask: np.ndarray,
 ) -> Completions:
     """The text of completions int32 [M, T]. One whose mask (float32 [M, T]) ends without an EOS is truncated."""
     ended = ((completion_ids == tokenizer.eos_id) & (completion_mask > 0)).any(1)
-    return Completions(image_rows, [tokenizer.decode(row) for row in completion_ids], ended)
+    return Completions(rollout, rows, image_rows, [tokenizer.decode(row) for row in completion_ids], ended)

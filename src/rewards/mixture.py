@@ -10,6 +10,7 @@ import numpy as np
 
 from src.config import CiderConfig, Config
 from src.rewards import shape
+from src.rewards.caprl import build_caprl
 from src.rewards.cider import CiderD
 from src.rewards.completions import Completions
 
@@ -17,23 +18,30 @@ from src.rewards.completions import Completions
 class Rewards:
     """The rewards whose weight is not 0. names: k of them; weights: float64 [k].
 
-    ground_truths: PTB-tokenised captions of every training image.
+    ground_truths: PTB-tokenised captions of every training image; image_ids: theirs, in the same order.
+    Errors: InputError where caprl lacks questions or an answering model.
     """
 
-    def __init__(self, config: Config, ground_truths: Sequence[Sequence[str]]) -> None:
+    def __init__(self, config: Config, ground_truths: Sequence[Sequence[str]], image_ids: Sequence[int]) -> None:
         build = {
             "cider": lambda: CiderReward(ground_truths, config.cider),
+            "caprl": lambda: build_caprl(config, image_ids),
             "length": lambda: partial(shape.length, config=config.length),
             "repetition": lambda: shape.repetition,
         }
         active = config.rewards.active
         self.names = tuple(active)
         self.weights = np.array(list(active.values()))
-        self._rewards = [build[name]() for name in active]
+        self._rewards = {name: build[name]() for name in active}
 
     def __call__(self, completions: Completions) -> np.ndarray:
-        """Rewards float32 [M, k], which is how they cross between workers."""
-        return np.stack([reward(completions) for reward in self._rewards], 1).astype(np.float32)
+        """Rewards float32 [M, k], which is how they cross between workers. NaN is missing."""
+        return np.stack([reward(completions) for reward in self._rewards.values()], 1).astype(np.float32)
+
+    @property
+    def failures(self) -> np.ndarray | None:
+        """float32 [2]: caprl's presentations of the last call that got no answer, and all; None without caprl."""
+        return self._rewards["caprl"].failures if "caprl" in self._rewards else None
 
 
 class CiderReward:
@@ -61,9 +69,11 @@ def reward_signature(config: Config) -> str:
     `average` the mean of the other samples. Where CIDEr-D is not the only reward, all stand with their weights in
     sum(...) or gdpo(...).
     """
-    cider, length = config.cider, config.length
+    cider, caprl, length = config.cider, config.caprl, config.length
+    reader = caprl.answerer if caprl.answerer == "reader" else f"{caprl.model}:{caprl.read}"
     parts = {
         "cider": "Cider-D[n4,s6.0]",
+        "caprl": f"CapRL[n{caprl.presentations},{reader}]",
         "length": f"length[{length.least}-{length.most},{length.margin}]",
         "repetition": "repetition[n3]",
     }

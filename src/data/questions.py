@@ -1,0 +1,98 @@
+"""Multiple-choice questions about images: what a caption is worth is what can be answered from it (arXiv:2509.22647).
+
+Files hold one JSON object a line; `type` may be missing:
+
+    {"image_id": 7, "question": "what color is the star", "options": ["red", "blue"], "answer": "red", "type": "color"}
+
+Whoever answers (a model that cannot see the image) is given Presentations: it implements
+
+    answer(presentations: Sequence[Presentation]) -> list[int | None]    # index of the chosen option; None: it failed
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.errors import InputError
+
+CANNOT = "cannot be answered from the caption"
+UNTYPED = "other"  # the type of a question whose line names none
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about an image. `answer` is one of `options`, none of which is CANNOT."""
+
+    image_id: int
+    question: str
+    options: tuple[str, ...]
+    answer: str
+    type: str = UNTYPED
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """A question as it is put to somebody who has only the caption: options in a shuffled order, CANNOT last."""
+
+    caption: str
+    question: str
+    options: tuple[str, ...]
+
+
+def present(question: Question, caption: str, order: Sequence[int]) -> tuple[Presentation, int]:
+    """The question beside a caption, and the index of the right answer among the shuffled options.
+
+    order: a permutation of range(len(question.options)), drawn anew for every presentation.
+    """
+    options = tuple(question.options[place] for place in order)
+    return Presentation(caption, question.question, (*options, CANNOT)), options.index(question.answer)
+
+
+def load_questions(path: Path) -> dict[int, list[Question]]:
+    """Read JSON lines, blank ones skipped: the questions of each image id. Errors: InputError naming file and line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file of questions; write one JSON object a line (docs/data.md)") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); write questions as JSON lines in UTF-8") from None
+    questions: dict[int, list[Question]] = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            question = _parse(line, f"{path}: line {number}")
+            questions.setdefault(question.image_id, []).append(question)
+    if not questions:
+        raise InputError(f"{path}: holds no question; write one JSON object a line (docs/data.md)")
+    return questions
+
+
+def _parse(line: str, where: str) -> Question:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        raise InputError(f"{where} is not JSON; write one object a line") from None
+    if not isinstance(entry, dict):
+        raise InputError(f"{where} is not an object; write image_id, question, options and answer")
+    known = ("image_id", "question", "options", "answer", "type")
+    unknown = next((key for key in entry if key not in known), None)
+    if unknown is not None:
+        raise InputError(f"{where}: unknown key {unknown!r}; the keys are {', '.join(known)}")
+    if type(entry.get("image_id")) is not int:
+        raise InputError(f"{where}: image_id is {entry.get('image_id')!r}; give the integer id of an image")
+    for key in ("question", "answer", "type"):
+        if not _is_text(entry.get(key, UNTYPED if key == "type" else None)):
+            raise InputError(f"{where}: {key} is {entry.get(key)!r}; give a text")
+    options = entry.get("options")
+    if not isinstance(options, list) or len(options) < 2 or not all(map(_is_text, options)):
+        raise InputError(f"{where}: options is {options!r}; give a list of two texts or more")
+    if len({*options, CANNOT}) <= len(options):
+        raise InputError(f"{where}: an option stands twice, or is {CANNOT!r}, which is appended by itself; remove it")
+    if entry["answer"] not in options:
+        raise InputError(f"{where}: answer {entry['answer']!r} is none of the options; give one of them")
+    return Question(**{**entry, "options": tuple(options)})
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())

@@ -1,0 +1,134 @@
+"""An answering model behind any OpenAI-compatible server: vLLM, llama.cpp's, llama-cpp-python's, OpenAI's own.
+
+It is asked through chat completions, the one interface that all of them give with the model's own chat template. The
+log-probs of `read: likelihood` are those of the first token of the reply: echoed log-probs of whole options
+would do without letters, but llama.cpp's server does not give them, and llama-cpp-python's are off by one token for
+models without a BOS.
+"""
+
+import math
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from string import ascii_uppercase
+from typing import Any
+
+from openai import OpenAI, OpenAIError
+from tqdm import tqdm
+
+from src.config import CapRLConfig
+from src.data.questions import CANNOT, Presentation
+from src.errors import InputError
+
+REPLY_TOKENS = 32  # a letter and its option, if the model repeats it
+TOP_LOGPROBS = 20  # the most that OpenAI and vLLM give
+_PROBE = Presentation("a red ball on green grass", "what color is the ball", ("green", "red", CANNOT))
+# What a request may end in: an error of the client, or a reply of another shape than the interface has.
+_FAILURES = (OpenAIError, AttributeError, IndexError, TypeError, ValueError)
+
+
+class ServerAnswerer:
+    """Asks `concurrency` presentations at a time, each in one request, with the client's timeout and retries.
+
+    Errors: InputError where a first question fails.
+    """
+
+    def __init__(self, config: CapRLConfig) -> None:
+        self.config = config
+        self.client = OpenAI(
+            base_url=config.base_url,
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",  # a local server wants none, the client does
+            timeout=config.timeout,
+            max_retries=config.retries,
+        )
+        self._row_of_failures = 0
+        try:
+            self._request(_PROBE)
+        except _FAILURES as error:
+            raise InputError(
+                f"caprl.base_url={config.base_url}: model {config.model} does not answer ({one_line(error)}); "
+                "start the server, or correct caprl.base_url, caprl.model, caprl.read or OPENAI_API_KEY"
+            ) from None
+
+    def answer(self, presentations: Sequence[Presentation]) -> list[int | None]:
+        """The index of the option chosen in each; None for a request that failed, or a reply that names no option.
+
+        After 2 * concurrency failed requests in a row the server is down, and the rest is given up.
+        """
+        self._row_of_failures = 0
+        errors: list[str] = []
+        with ThreadPoolExecutor(self.config.concurrency) as pool:
+            answers = list(pool.map(lambda presentation: self._ask(presentation, errors), presentations))
+        if None in answers:
+            reason = f"the last error was: {errors[-1]}" if errors else "replies named no option"
+            tqdm.write(f"{answers.count(None)} of {len(answers)} questions got no answer; {reason}")
+        return answers
+
+    def _ask(self, presentation: Presentation, errors: list[str]) -> int | None:
+        if self._row_of_failures >= 2 * self.config.concurrency:
+            return None
+        try:
+            answer = self._request(presentation)
+        except _FAILURES as error:
+            self._row_of_failures += 1
+            errors.append(one_line(error))
+            return None
+        self._row_of_failures = 0
+        return answer
+
+    def _request(self, presentation: Presentation) -> int | None:
+        likelihood = self.config.read == "likelihood"
+        reply = self.client.chat.completions.create(
+            model=self.config.model,
+            messages=[{"role": "user", "content": prompt(presentation)}],
+            temperature=0.0,
+            max_tokens=1 if likelihood else REPLY_TOKENS,
+            **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if likelihood else {}),
+        )
+        if likelihood:
+            return most_likely(reply.choices[0].logprobs.content[0].top_logprobs, len(presentation.options))
+        return read_letter(reply.choices[0].message.content, presentation.options)
+
+
+def prompt(presentation: Presentation) -> str:
+    """The question as the model reads it, its options lettered A, B, C ..."""
+    options = "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, presentation.options))
+    return (
+        f"Caption of an image: {presentation.caption}\n\n"
+        f"Question about the image: {presentation.question}\n{options}\n\n"
+        "Answer from the caption alone. Reply with the letter of the right option, and nothing else."
+    )
+
+
+def read_letter(reply: str, options: Sequence[str]) -> int | None:
+    """The option that a reply names: "B", "(b)", "B.", or "B. " and the option's own words; None for anything else.
+
+    No more is guessed at: "A red ball" does not choose the first option.
+    """
+    match = re.fullmatch(r"\(?([A-Za-z])[).:]*(?:\s+(.*?))?\.?", reply.strip(), re.DOTALL)
+    if match is None:
+        return None
+    place = ascii_uppercase.index(match[1].upper())
+    if place >= len(options) or match[2] not in (None, options[place]):
+        return None
+    return place
+
+
+def most_likely(top_logprobs: Sequence[Any], options: int) -> int | None:
+    """The option whose letter is the most probable first token of a reply; None where no letter is among the top.
+
+    top_logprobs: entries with `token` and `logprob`, as the interface has them. Spellings of a letter add up.
+    """
+    mass: dict[int, float] = {}
+    for entry in top_logprobs:
+        letter = entry.token.strip(" \n(▁Ġ")  # blanks, as tokenizers write them
+        place = ascii_uppercase.find(letter) if len(letter) == 1 else -1
+        if 0 <= place < options:
+            mass[place] = mass.get(place, 0.0) + math.exp(entry.logprob)
+    return max(mass, key=mass.__getitem__) if mass else None
+
+
+def one_line(error: Exception) -> str:
+    """Name and text of an error, shortened."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

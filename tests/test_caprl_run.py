@@ -1,0 +1,72 @@
+"""GRPO with all rewards at once, whose answering model goes away in the middle."""
+
+import json
+
+import pytest
+from fake_server import fake_server, read_caption
+from tiny import TINY, documented, run, tiny_data, tiny_mixture
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory):
+    """A CE checkpoint."""
+    root = tmp_path_factory.mktemp("ce")
+    done = run("train.py", "--config", "configs/demo/ce.yaml", *TINY, "ce.epochs=1", *folders(root))
+    assert done.returncode == 0, done.stderr
+    return root / "demo-ce/checkpoints/best"
+
+
+def folders(root):
+    return [f"data.root={tiny_data()}", f"output_root={root}"]
+
+
+def grpo(root, init, server):
+    settings = [*TINY, *tiny_mixture(), *folders(root), f"init_checkpoint={init}", f"caprl.base_url={server.url}"]
+    return run("train.py", "--config", "configs/demo/grpo.yaml", *settings)
+
+
+def lines(root):
+    path = root / "demo-grpo/metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_run_stops_when_its_answering_model_does_and_goes_on_as_if_nothing_had_been(init, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    with fake_server(read_caption) as server:
+        done = grpo(whole, init, server)
+        assert done.returncode == 0, done.stderr
+    assert set().union(*lines(whole)) - {"step", "stage"} <= documented("metrics.jsonl")
+    rollouts = [line for line in lines(whole) if "rollout/reward_mean" in line]
+    assert len(rollouts) == 2
+    for line in rollouts:
+        assert line["rollout/caprl_failed"] == 0 and line["rollout/advantage_std"] == pytest.approx(1, abs=1e-3)
+        parts = [line[f"rollout/reward_{name}_mean"] for name in ("cider", "caprl", "length", "repetition")]
+        assert line["rollout/reward_mean"] == pytest.approx(sum(parts), abs=1e-4)
+        assert 0 <= parts[1] <= 1 and -1 <= parts[2] <= 0 and -1 <= parts[3] <= 0
+
+    def dies(body, number):
+        """Fails as soon as the first rollout has been logged."""
+        return (500, {}) if any("rollout/reward_mean" in line for line in lines(cut)) else read_caption(body)
+
+    with fake_server(dies) as server:
+        done = grpo(cut, init, server)
+    assert done.returncode == 3 and done.stderr.count("\n") == 1, done.stderr
+    assert "questions of rollout 2" in done.stderr and "caprl.max_failed=0.2" in done.stderr
+    assert "checkpoints/last is saved" in done.stderr
+    with fake_server(read_caption) as server:  # at another port
+        done = grpo(cut, init, server)
+        assert done.returncode == 0, done.stderr
+
+    def losses(root):
+        return [(line["step"], line["train/loss"]) for line in lines(root) if "train/loss" in line]
+
+    assert len(losses(whole)) == 8 and losses(whole) == losses(cut)
+
+
+def test_without_its_server_a_run_does_not_begin(init, tmp_path):
+    with fake_server(read_caption) as server:
+        pass
+    done = grpo(tmp_path, init, server)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"caprl.base_url={server.url}" in done.stderr and "start the server" in done.stderr
+    assert not lines(tmp_path)
