@@ -114,7 +114,7 @@ def test_a_missing_reward_is_the_mean_of_its_group_and_moves_no_other():
     np.testing.assert_allclose(result, [-2, -1, 0, 3], atol=1e-6)
     loo = combined_advantages(rewards, ONE, settings("leave_one_out", "none"))
     np.testing.assert_allclose(loo, np.array([-2, -1, 0, 3]) * 4 / 3, atol=1e-6)
-    equal = np.array([[[0.1], [NAN], [0.1], [0.1]]])  # the mean of three 0.1 is not 0.1
+    equal = np.array([[[0.1], [NAN], [0.1], [0.1]]], np.float32)
     for combine in ("sum", "gdpo"):
         assert (combined_advantages(equal, ONE, settings(combine=combine)) == 0).all()
 

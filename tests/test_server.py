@@ -117,6 +117,13 @@ def test_a_server_that_dies_is_given_up():
         assert made.answer(presentations(2)) == [1, 1]  # the next call tries again
 
 
+def test_single_failures_are_no_reason_to_give_up():
+    with fake_server(read_caption) as server:
+        made = answerer(server, concurrency=1)
+        server.behave = lambda body, number: read_caption(body) if number % 2 else (500, {})
+        assert made.answer(presentations(10)) == [None, 1] * 5
+
+
 def test_a_bad_start_is_one_clear_line():
     with fake_server(lambda body, number: (401, {"error": {"message": "wrong\nkey"}})) as server:
         with pytest.raises(InputError) as error:

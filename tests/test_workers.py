@@ -107,13 +107,7 @@ def one_and_two(tmp_path_factory):
             for command in (
                 ["train.py", "--config", "configs/demo/ce.yaml"],
                 ["train.py", "--config", "configs/demo/grpo.yaml", f"init_checkpoint={best}", *mixture],
-                [
-                    "eval.py",
-                    "--config",
-                    "configs/demo/grpo.yaml",
-                    "--checkpoint",
-                    f"{folder / LAST}",
-                ],
+                ["eval.py", "--config", "configs/demo/grpo.yaml", "--checkpoint", str(folder / LAST)],
             ):
                 logs = folder / "logs" / "-".join(command[:3:2]).replace("/", "-")
                 launch([*command, *settings], Cluster(devices, port=PORT), logs)

@@ -11,7 +11,7 @@ from src.config import AdvantageConfig
 def combined_advantages(
     rewards: np.ndarray, weights: np.ndarray, config: AdvantageConfig, greedy_rewards: np.ndarray | None = None
 ) -> np.ndarray:
-    """Advantages float32 [B*G], row = b*G + g, of rewards [B, G, k] with weights [k].
+    """Advantages float32 [B*G], row = b*G + g, of rewards float32 [B, G, k] with weights [k].
 
     combine `sum`: the weighted sum of the raw rewards is one reward (`group_advantages`).
     combine `gdpo`: each reward is normalised in its group before they are added (`gdpo_advantages`).
@@ -26,16 +26,16 @@ def combined_advantages(
 
 
 def fill_missing(rewards: np.ndarray) -> np.ndarray:
-    """Rewards float32 [B, G, k] where a missing one (NaN) has the mean of its group's others of that kind.
+    """Rewards float64 [B, G, k] of float32 ones; a missing one (NaN) becomes the mean of its kind in its group.
 
     So it is neither a success nor a failure, and moves no other advantage. Where the group has none, NaN stays.
     """
-    rewards = rewards.astype(np.float32)
+    rewards = rewards.astype(np.float64)  # in which the mean of equal float32 numbers is exact
     found = np.isfinite(rewards)
     count = found.sum(1, keepdims=True)  # [B, 1, k]
-    sums = np.where(found, rewards, 0.0).sum(1, keepdims=True, dtype=np.float64)
+    sums = np.where(found, rewards, 0.0).sum(1, keepdims=True)
     means = np.divide(sums, count, out=np.full(count.shape, np.nan), where=count > 0)
-    return np.where(found, rewards, means.astype(np.float32))  # rounded alike: a group of equal rewards stays one
+    return np.where(found, rewards, means)
 
 
 def total_rewards(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
