@@ -34,18 +34,8 @@ NOT_COMPARED = (
 NOT_COMPARED += ("eval.beams", "eval.length_penalty", "eval.block_trigrams", "eval.samples")
 NOT_COMPARED += ("caprl.max_failed", "caprl.base_url", "caprl.timeout", "caprl.retries", "caprl.concurrency")
 # Sections that a stage does not read are left out of its resolved configuration.
-RL_SECTIONS = (
-    "grpo",
-    "advantage",
-    "kl",
-    "loss",
-    "rewards",
-    "cider",
-    "caprl",
-    "length",
-    "init_config",
-    "init_checkpoint",
-)
+RL_SECTIONS = ("grpo", "advantage", "kl", "loss", "rewards", "cider", "caprl", "length")
+RL_SECTIONS += ("init_config", "init_checkpoint")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -82,9 +72,8 @@ def resolved(config: Config) -> dict[str, Any]:
     """The configuration as nested dictionaries, without the sections that its stage does not read."""
     tree = dataclasses.asdict(config)
     unread = (RL_SECTIONS if config.stage == "ce" else ("ce",)) + (() if config.data.dataset == "demo" else ("demo",))
-    unread += tuple(
-        name for name, weight in tree["rewards"].items() if weight == 0
-    )  # settings of rewards have their name
+    # The settings of a reward stand in the section of its name.
+    unread += tuple(name for name, weight in tree["rewards"].items() if weight == 0)
     return {key: value for key, value in tree.items() if key not in unread}
 
 

@@ -55,9 +55,8 @@ class RolloutCollector:
         def whole(rows: np.ndarray) -> np.ndarray:
             return workers.gather(np.split(rows, len(batches)))
 
-        completion_ids, mask, old_logprobs, ref_logprobs = map(
-            whole, (completion_ids, mask, old_logprobs, ref_logprobs)
-        )
+        completion_ids, mask = whole(completion_ids), whole(mask)
+        old_logprobs, ref_logprobs = whole(old_logprobs), whole(ref_logprobs)
         rewards = whole(rewards).reshape(len(images), grpo.group_size, -1)  # [B, G, k]
         greedy_rewards = whole(greedy_rewards) if greedy else None  # [B, k]
         weights = self.rewards.weights
@@ -71,25 +70,12 @@ class RolloutCollector:
             rewards=total_rewards(rewards, weights).astype(np.float32),
             advantages=advantages,
         )
-        ended = (completion_ids == self.run.tokenizer.eos_id).any(1)
-        stats = {
-            "rollout/reward_mean": rollout.reward_mean,
-            "rollout/reward_std": np.nanstd(rollout.rewards),
-            "rollout/advantage_std": advantages.std(),
-            "rollout/zero_spread_groups": zero_advantage_groups(advantages, grpo.group_size),
-            "rollout/length_mean": mask.sum(1).mean(),
-            "rollout/truncated": 1.0 - ended.mean(),
-            "time/rollout_s": sampled_at - started,
-            "time/reward_s": rewarded_at - sampled_at,
-        }
-        for number, name in enumerate(self.rewards.names):
-            stats[f"rollout/reward_{name}_mean"] = np.nanmean(rewards[..., number])
-            stats[f"rollout/reward_{name}_std"] = np.nanstd(rewards[..., number])
+        stats = self._statistics(rollout, rewards)
         if failed is not None:
             stats["rollout/caprl_failed"] = failed
         if greedy:
             stats["rollout/greedy_reward_mean"] = np.nanmean(greedy_rewards @ weights)
-        return rollout, stats
+        return rollout, stats | {"time/rollout_s": sampled_at - started, "time/reward_s": rewarded_at - sampled_at}
 
     def _sample(self, index: int, images: np.ndarray, places: list[np.ndarray]) -> list[np.ndarray]:
         """This worker's completion_ids, mask and old_logprobs [rows, T], ids and mask of greedy captions [images, T]
@@ -124,6 +110,22 @@ class RolloutCollector:
         image_rows = images[rows // group_size]
         rewards = self.rewards(decode_completions(self.run.tokenizer, index, rows, image_rows, ids, mask))
         return rewards[:samples], rewards[samples:]
+
+    def _statistics(self, rollout: Rollout, rewards: np.ndarray) -> dict[str, float]:
+        """What docs/metrics.md says of every rollout; rewards [B, G, k]."""
+        ended = (rollout.completion_ids == self.run.tokenizer.eos_id).any(1)
+        stats = {
+            "rollout/reward_mean": rollout.reward_mean,
+            "rollout/reward_std": np.nanstd(rollout.rewards),
+            "rollout/advantage_std": rollout.advantages.std(),
+            "rollout/zero_spread_groups": zero_advantage_groups(rollout.advantages, self.config.grpo.group_size),
+            "rollout/length_mean": rollout.completion_mask.sum(1).mean(),
+            "rollout/truncated": 1.0 - ended.mean(),
+        }
+        for number, name in enumerate(self.rewards.names):
+            stats[f"rollout/reward_{name}_mean"] = np.nanmean(rewards[..., number])
+            stats[f"rollout/reward_{name}_std"] = np.nanstd(rewards[..., number])
+        return stats
 
     def _failed(self, index: int) -> float | None:
         """The share of the rollout's presentations, of all workers, that caprl got no answer to; None without caprl.
