@@ -41,7 +41,7 @@ class BeamDecoder(nn.Cell):
         memory = self.captioner.memory(inputs)
         images = inputs.shape[0]
         rows = images * beams
-        first_rows = ops.expand_dims(ops.arange(images), 1) * beams  # [B, 1]
+        first_rows = ops.expand_dims(ops.arange(images, dtype=mstype.int32), 1) * beams  # [B, 1]
         caches = ()
         token = ops.full((rows,), self.bos_id, dtype=mstype.int32)
         alive = ops.ones((rows,), mstype.float32)
