@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None, help="default: a new one under the temporary folder")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="kill-test-"))
+    folder.mkdir(parents=True, exist_ok=True)
     prepare_environment(convolutions=False)
     print(f"in {folder}", flush=True)
     port = 24_000 + os.getpid() % 1_000 * 8
