@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from src.environment import WORKER_FOLDER, end_with_parent
-from src.errors import InputError, RunStopped
+from src.errors import InputError, RunStopped, Terminated
 
 _PORTS = 8  # each program takes the next port: that of the one before may still be closing
 _GRACE = 120  # seconds that workers have to save and end after SIGTERM
@@ -91,6 +92,7 @@ def _run_one(program: Sequence[str]) -> int:
 def _run_workers(program: Sequence[str], cluster: Cluster, logs: Path) -> int:
     ranks = range(cluster.node_rank * cluster.devices, (cluster.node_rank + 1) * cluster.devices)
     names = [f"worker_{rank}" for rank in ranks]
+    port = _next_port(cluster)
     msrun_log = f"msrun_{cluster.node_rank}.log"
     try:
         logs.mkdir(parents=True, exist_ok=True)
@@ -107,7 +109,7 @@ def _run_workers(program: Sequence[str], cluster: Cluster, logs: Path) -> int:
         _on_sigterm(lambda: terminated.append(time.monotonic())),
     ):
         msrun = subprocess.Popen(
-            [*_msrun(cluster, logs), *program],
+            [*_msrun(cluster, port, logs), *program],
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | {WORKER_FOLDER: str(logs), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
@@ -120,13 +122,27 @@ def _run_workers(program: Sequence[str], cluster: Cluster, logs: Path) -> int:
             msrun.send_signal(signal.SIGINT)  # kills the workers
             msrun.wait()
             raise
-    return _outcome(msrun.returncode, msrun_log, logs, names)
+    return _outcome(msrun.returncode, msrun_log, logs, names, bool(terminated))
 
 
-def _msrun(cluster: Cluster, logs: Path) -> list[str]:
+def _next_port(cluster: Cluster) -> int:
+    """Where the scheduler of the next program listens. Errors: InputError if it is taken: msrun would only wait."""
     global _launches
     port = cluster.port + _launches % _PORTS
     _launches += 1
+    if cluster.node_rank == 0:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError as error:
+                raise InputError(
+                    f"--master: port {port} cannot be used ({error.strerror}); end the run that has it, or give another"
+                ) from None
+    return port
+
+
+def _msrun(cluster: Cluster, port: int, logs: Path) -> list[str]:
     options = {
         "worker_num": cluster.size,
         "local_worker_num": cluster.devices,
@@ -208,7 +224,7 @@ def _runs(pid: int) -> bool:
     return state != "Z"  # killed by msrun, which waits for its scheduler before it looks
 
 
-def _outcome(msrun_status: int, msrun_log: str, logs: Path, names: Sequence[str]) -> int:
+def _outcome(msrun_status: int, msrun_log: str, logs: Path, names: Sequence[str], terminated: bool) -> int:
     """The exit status of the worker that failed first, whose message is printed; or 0."""
     reports = {name: _read(logs, name) for name in names}
     failed = [name for name in names if reports[name].get("status", 0) != 0]
@@ -218,6 +234,8 @@ def _outcome(msrun_status: int, msrun_log: str, logs: Path, names: Sequence[str]
         return reports[first]["status"]
     if all(report.get("status") == 0 for report in reports.values()):
         return 0
+    if terminated:
+        raise Terminated("ended by SIGTERM before the workers were connected; the same command goes on")
     died = _DIED.search((logs / msrun_log).read_text(errors="replace"))
     silent = [name for name in names if "status" not in reports[name]]  # msrun kills the others without a word
     lost = next((name for name in silent if died and reports[name].get("pid") == int(died.group(1))), silent[0])

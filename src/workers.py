@@ -6,6 +6,7 @@ parameters broadcast by it too: the other workers add zeros, which is exact for 
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -92,7 +93,9 @@ def join_workers(config: Config) -> Workers:
     if setup_device(config) == "CPU":
         # Seconds that a collective waits for the last worker: 30 otherwise. HCCL's own is 1800 (HCCL_EXEC_TIMEOUT).
         os.environ.setdefault("MS_NODE_TIMEOUT", "1800")
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # no Python runs while it waits for the others
     init()
+    signal.signal(signal.SIGTERM, handler)
     check_workers(config, get_group_size())
     workers = Workers(get_rank(), get_group_size())
     workers.wait()  # at once: HCCL connects here, and waits for no worker longer than HCCL_CONNECT_TIMEOUT, 120 s

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -158,6 +159,14 @@ def test_bad_flags_are_refused(flags, mend):
     assert done.returncode == 2 and mend in done.stderr and done.stderr.count("\n") == 1
 
 
+def test_a_taken_port_is_refused(tmp_path):
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        done = run("-m", "src.pipeline", "ce", "--devices", "2", "--master", f"127.0.0.1:{port}", *TINY,
+                   f"output_root={tmp_path}")  # fmt: skip
+    assert done.returncode == 2 and f"port {port} cannot be used" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_the_first_error_of_a_worker_is_shown(tmp_path):
     done = pipeline("ce", tmp_path, "data.annotations=nowhere.json", "data.dataset=other", devices=2)
     assert done.returncode == 2
@@ -193,6 +202,22 @@ def test_sigterm_saves_and_ends_all(tmp_path):
     for rank in (0, 1):
         with pytest.raises(ProcessLookupError):
             os.kill(worker_pid(tmp_path, rank), 0)
+
+
+def test_sigterm_ends_workers_that_wait_for_each_other(tmp_path):
+    """The first of two nodes, whose second never comes."""
+    global PORT
+    PORT += 8
+    command = [sys.executable, "-m", "src.pipeline", "ce", "--devices", "1", "--nodes", "2", "--master"]
+    command += [f"0.0.0.0:{PORT}", *TINY, f"data.root={tiny_data()}", f"output_root={tmp_path}"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / "demo-ce/logs/train/worker_0.json").exists():
+        time.sleep(0.1)
+    time.sleep(10)  # until the worker is in MindSpore's hands; no file tells
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(200) == 4 and "before the workers were connected" in process.stderr.read()
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker_pid(tmp_path, 0), 0)
 
 
 def test_a_lost_worker_ends_all(tmp_path):

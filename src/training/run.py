@@ -222,6 +222,11 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
         print(f"{len(dataset.skipped)} images or captions skipped, listed in {listing}")
     with workers.first_alone():
         last = find_last(folder)
+    images = len(dataset.records["train"])
+    if config.stage != "ce" and config.grpo.rollout_images > images:
+        raise InputError(
+            f"grpo.rollout_images={config.grpo.rollout_images} must be at most {images}, the training images"
+        )
     tokenizer = load_run_tokenizer(init) if init is not None else build_tokenizer(config, dataset)
     cached = not config.encoder.trainable
     checkpoint = None if init or last else config.encoder.checkpoint
@@ -239,7 +244,7 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
         check_tokenizer(init, load_checkpoint(init, captioner), tokenizer)
     if workers.is_first:
         tokenizer.save(folder / "tokenizer.json")
-    graphs = graph_cache(config, tokenizer, workers, len(dataset.records["train"]))
+    graphs = graph_cache(config, tokenizer, workers, images)
     train_source, val_source = build_sources(config, dataset.records, ("train", "val"), captioner.encoder, workers)
     run = Run(
         config=config,
