@@ -1,5 +1,6 @@
 """The demo data: repeatable, readable as COCO, drawn as described, complete or absent."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -11,12 +12,14 @@ from pycocotools.coco import COCO
 
 import src.data.demo as demo
 from src.data.demo import SPLITS, generate_demo
+from src.data.questions import load_questions
 from src.data.scene_captions import write_captions
 from src.data.scene_words import GROUNDS, WORDS
 from src.data.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, describe_scene, draw_scene
 from src.errors import InputError
 
 COUNTS = {"train": 8, "val": 4, "test": 4}
+FIRST_VERSION = "40810e54f8988bceca295e7b8026572da1c44b977924698a4a6c2fc3ff4bc74e"  # SHA-256 of scenes and captions
 
 
 def make_scene(*objects: dict) -> dict:
@@ -55,6 +58,15 @@ def test_same_arguments_give_the_same_bytes_and_another_seed_others(root, tmp_pa
     assert all(other[name] != content for name, content in read_all(root).items())
 
 
+def test_scenes_and_captions_are_those_of_the_first_version(root):
+    """Scores in docs/results.md are of these: questions come from random numbers of their own."""
+    digest = hashlib.sha256()
+    for path in sorted((root / "annotations").iterdir()):
+        content = json.loads(path.read_text())
+        digest.update(json.dumps([content["images"], content["annotations"]]).encode())
+    assert digest.hexdigest() == FIRST_VERSION
+
+
 def test_an_image_does_not_depend_on_how_many_there_are(root, tmp_path):
     generate_demo(tmp_path / "fewer", train=3, val=1, test=2)
     fewer, all_files = read_all(tmp_path / "fewer"), read_all(root)
@@ -76,6 +88,18 @@ def test_splits_are_coco_captions_with_five_captions_an_image(root):
             with Image.open(root / "images" / split / image["file_name"]) as picture:
                 assert picture.size == (image["width"], image["height"]) == (96, 96)
                 assert picture.tobytes() == draw_scene(image["scene"]).tobytes(), "the JSON describes another picture"
+
+
+def test_every_image_has_questions_that_its_scene_answers(root):
+    for split, count in COUNTS.items():
+        images = json.loads((root / "annotations" / f"captions_{split}.json").read_text())["images"]
+        numbers = {image["id"]: len(image["scene"]["objects"]) for image in images}
+        questions = load_questions(root / "questions" / f"{split}.jsonl")
+        assert questions.keys() == numbers.keys() and min(map(len, questions.values())) >= 5
+        everything = [question for of_image in questions.values() for question in of_image]
+        counted = {question.image_id: question.answer for question in everything if question.type == "count"}
+        assert len(counted) == count
+        assert all(counted[image] == ("one", "two", "three")[numbers[image] - 1] for image in numbers)
 
 
 def test_complete_data_is_left_alone(root, monkeypatch):

@@ -1,7 +1,8 @@
-"""The demo data: pictures of simple scenes with five captions each, in the COCO layout.
+"""The demo data: pictures of simple scenes with captions in the COCO layout, and questions.
 
     root/annotations/captions_{train,val,test}.json    COCO captions; each image also holds its scene (see scenes.py)
     root/images/{train,val,test}/NNNNNN.png
+    root/questions/{train,val,test}.jsonl              five to seven questions an image (see questions.py)
 
 The folder appears complete or not at all: it is filled under another name and renamed at the end.
 """
@@ -17,16 +18,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from src.data.questions import Question, write_questions
 from src.data.scene_captions import write_captions
+from src.data.scene_questions import questions_of
 from src.data.scenes import describe_scene, draw_scene
 from src.errors import InputError
+from src.rng import generator
 
 SPLITS = ("train", "val", "test")
 CAPTIONS_PER_IMAGE = 5
 MIN_SIZE = 48  # pixels; below, textures cannot be told apart
 MAX_IMAGES = 99_999  # of a split: image ids are 100,000 * (1 + split) + index
-# Raised with every change that makes other pictures or captions from the same arguments.
-VERSION = 1
+# Raised with every change that makes other pictures, captions or questions from the same arguments.
+VERSION = 2
 
 
 def generate_demo(
@@ -125,6 +129,7 @@ def _write_split(root: Path, split_index: int, split: str, arguments: dict[str, 
     folder = root / "images" / split
     folder.mkdir(parents=True)
     images, annotations = [], []
+    questions: list[Question] = []
     for index in range(arguments[split]):
         # A generator for every image: it stays the same image however many there are.
         rng = np.random.default_rng([arguments["seed"], split_index, index])
@@ -137,6 +142,8 @@ def _write_split(root: Path, split_index: int, split: str, arguments: dict[str, 
         )
         for number, caption in enumerate(write_captions(scene, rng, CAPTIONS_PER_IMAGE)):
             annotations.append({"id": 10 * image_id + number, "image_id": image_id, "caption": caption})
+        # A stream of their own: pictures and captions do not depend on what is asked.
+        questions += questions_of(scene, image_id, generator("questions", arguments["seed"], split_index, index))
         progress.update()
     content = {
         "info": {"description": f"Demo scenes, {split} split", "arguments": arguments},
@@ -147,6 +154,9 @@ def _write_split(root: Path, split_index: int, split: str, arguments: dict[str, 
     path = _annotation_path(root, split)
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content))
+    path = root / "questions" / f"{split}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    write_questions(path, questions)
 
 
 def _annotation_path(root: Path, split: str) -> Path:

@@ -10,12 +10,14 @@ Whoever answers (a model that cannot see the image) is given Presentations: it i
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from src.errors import InputError
+from src.files import whole_file
 
 CANNOT = "cannot be answered from the caption"
 UNTYPED = "other"  # the type of a question whose line names none
@@ -48,6 +50,17 @@ def present(question: Question, caption: str, order: Sequence[int]) -> tuple[Pre
     """
     options = tuple(question.options[place] for place in order)
     return Presentation(caption, question.question, (*options, CANNOT)), options.index(question.answer)
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words without punctuation."""
+    return re.findall("[a-z]+", text.lower())
+
+
+def write_questions(path: Path, questions: Iterable[Question]) -> None:
+    """Write questions as JSON lines."""
+    with whole_file(path) as partial:
+        partial.write_text("".join(json.dumps(asdict(question)) + "\n" for question in questions), encoding="utf-8")
 
 
 def load_questions(path: Path) -> dict[int, list[Question]]:

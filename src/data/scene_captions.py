@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.data.scene_words import GROUNDS, NUMBERS, SCENERY, TEXTURE_ENDINGS, WORDS
+from src.data.scene_words import GROUNDS, NUMBERS, SCENERY, TEXTURE_ENDINGS, WORDS, plural_of
 from src.data.scenes import OPPOSITE, relation
 
 
@@ -93,7 +93,7 @@ class _Writer:
         if self._chance(self.style.size):
             before.insert(0, self._word(item["size"]))
         shape = self._word(item["shape"])
-        return " ".join([*before, _plural(shape) if plural else shape]) + after
+        return " ".join([*before, plural_of(shape) if plural else shape]) + after
 
     def _thing(self, item: dict) -> str:
         return _with_article(self._noun(item))
@@ -131,7 +131,7 @@ class _Writer:
     def _count(self, objects: list[dict], place: str) -> str:
         number = self._number(len(objects))
         if len({item["shape"] for item in objects}) == 1:
-            return f"{number} {_plural(self._word(objects[0]['shape']))} {place}"
+            return f"{number} {plural_of(self._word(objects[0]['shape']))} {place}"
         if self._chance(0.5):
             return f"{number} {self._word('shapes')} {place}, {self._join(objects)}".replace(" ,", ",")
         return f"{number} {self._word('colorful')} {self._word('shapes')} {place}"
@@ -215,7 +215,3 @@ class _Writer:
 
 def _with_article(noun: str) -> str:
     return ("an " if noun[0] in "aeiou" else "a ") + noun
-
-
-def _plural(noun: str) -> str:
-    return noun + ("es" if noun[-1] in "sx" else "s")

@@ -56,3 +56,8 @@ SCENERY: dict[str, str] = {
     "grass": "a grassy field", "sky": "a blue sky", "sand": "a sandy beach", "wood": "a wooden table",
     "night": "a night sky",
 }  # fmt: skip
+
+
+def plural_of(noun: str) -> str:
+    """Of the words for shapes."""
+    return noun + ("es" if noun[-1] in "sx" else "s")

@@ -24,6 +24,7 @@ COLOURS = {
     "white": (248, 248, 248),
 }
 SIZES = {"small": 0.12, "large": 0.2}  # radius as a fraction of the picture's width: 23 and 38 pixels across in 96
+OBJECT_COUNTS = {1: 0.35, 2: 0.45, 3: 0.2}  # objects of a scene, with their frequency
 TEXTURES = {"plain": 0.55, "striped": 0.18, "dotted": 0.14, "checkered": 0.13}  # with their frequency
 
 _PLAIN_COLOURS = {"white": (240, 240, 240), "gray": (185, 185, 185), "pink": (245, 190, 205), "teal": (60, 160, 160)}
@@ -85,7 +86,7 @@ def describe_scene(rng: np.random.Generator, size: int) -> dict:
     colour = _choose(rng, list(BACKGROUNDS[kind]))
     background = {"kind": kind, "colour": colour, "rgb": list(BACKGROUNDS[kind][colour])}
     objects: list[dict] = []
-    for _ in range(_choose(rng, [1, 2, 3], [0.35, 0.45, 0.2])):
+    for _ in range(_choose(rng, list(OBJECT_COUNTS), list(OBJECT_COUNTS.values()))):
         objects.append(_describe_object(rng, background["rgb"], objects[-1] if objects else None, size))
     _place(rng, objects, size)
     relations = [
@@ -107,9 +108,13 @@ def relation(subject: dict, other: dict) -> str:
     return "above" if dy < 0 else "below"
 
 
+def visible_colours(ground: list[int] | tuple[int, ...]) -> list[str]:
+    """The COLOURS that objects may have on a background of this RGB colour."""
+    return [name for name, rgb in COLOURS.items() if math.dist(rgb, ground) >= _MIN_CONTRAST]
+
+
 def _describe_object(rng: np.random.Generator, ground: list[int], previous: dict | None, size: int) -> dict:
-    visible = [name for name, rgb in COLOURS.items() if math.dist(rgb, ground) >= _MIN_CONTRAST]
-    shape, colour = _choose(rng, list(SHAPES)), _choose(rng, visible)
+    shape, colour = _choose(rng, list(SHAPES)), _choose(rng, visible_colours(ground))
     if previous and rng.random() < 0.25:  # "two stars" has to be worth saying
         shape = previous["shape"]
         colour = previous["colour"] if rng.random() < 0.5 else colour
