@@ -70,7 +70,7 @@ def train_reader(seed: int, split_index: int) -> Reader:
     rates = learning_rates(_OPTIMIZER, _STEPS)
     optimizer = build_optimizer(reader.model.trainable_params(), _OPTIMIZER, rates)
     loss = ReaderLossCell(reader.model)
-    take_step = build_step(loss, optimizer, _OPTIMIZER.grad_clip, 1, 1, lambda name, cell: cell)
+    take_step = build_step(loss, optimizer, None, _OPTIMIZER.grad_clip, 1, 1, lambda name, cell: cell)
     for rows in _batches(seed, len(groups), _STEPS):
         values = take_step(*(array[rows] for array in arrays))
     if not np.isfinite(values).all():
