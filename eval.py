@@ -1,6 +1,6 @@
 """Evaluate a checkpoint, caption photographs, or score a file of captions.
 
-python eval.py --config FILE --checkpoint PATH [--split test] [key=value ...]
+python eval.py --config FILE --checkpoint PATH [--split test] [--prism] [key=value ...]
 python eval.py --config FILE --checkpoint PATH --images PATH...
 python eval.py --config FILE --captions FILE [--split test]
 """
@@ -24,6 +24,7 @@ def main() -> None:
     source.add_argument("--captions", type=Path, help="a COCO results file to score instead")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
     parser.add_argument("--images", type=Path, nargs="+", help="photographs to caption; they need no ground truth")
+    parser.add_argument("--prism", action="store_true", help="also answer caprl.questions from eval.samples captions")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
     if arguments.images:  # --images takes all that follows it, overrides too
@@ -31,6 +32,8 @@ def main() -> None:
         arguments.overrides += map(str, settings)
         arguments.images = [path for path in arguments.images if path not in settings]
     config = load_config(arguments.config, arguments.overrides)
+    if arguments.prism and (config.caprl.questions is None or config.eval.samples == 0):
+        raise InputError("--prism needs caprl.questions, a file of questions, and eval.samples of at least 2")
     prepare_environment(convolutions=config.convolves or arguments.images is not None)
 
     from src.workers import join_workers
@@ -60,7 +63,7 @@ def main() -> None:
         return
     with workers.first_alone():
         dataset = load_dataset(config)
-    result = evaluate(config, dataset, arguments.checkpoint, arguments.split, workers)
+    result = evaluate(config, dataset, arguments.checkpoint, arguments.split, workers, arguments.prism)
     if result is not None:
         print(metrics_table({str(arguments.checkpoint): result}), result["signature"], sep="\n")
 

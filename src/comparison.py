@@ -16,7 +16,7 @@ from src.evaluation.comparison import EQUAL_UPDATES, published_figures, write_co
 from src.evaluation.files import read_evaluation, results_name, scored_as
 from src.files import file_digest
 from src.launch import add_cluster_arguments, read_cluster
-from src.pipeline import Stage, run_program_of
+from src.pipeline import Stage, prism_flags, run_program_of
 
 
 class ComparedRun(NamedTuple):
@@ -43,7 +43,8 @@ def main() -> None:
         print(f"run {number} of {len(stages)}: {folder}", flush=True)
         run_program_of(stage, cluster, "train.py")
         if not is_evaluated(stage.config):
-            run_program_of(stage, cluster, "eval.py", "--checkpoint", str(stage.config.result_checkpoint))
+            flags = prism_flags(stage.config, "test")
+            run_program_of(stage, cluster, "eval.py", *flags, "--checkpoint", str(stage.config.result_checkpoint))
     if cluster.node_rank > 0:
         return
     folders: dict[str, list[Path]] = {}
@@ -62,6 +63,8 @@ def is_evaluated(config: Config) -> bool:
     if not (config.run_folder / f"eval_{name}.json").is_file():
         return False
     result = read_evaluation(config.run_folder, name)
+    if bool(prism_flags(config, "test")) != ("prism" in result):
+        return False
     return result.get("checkpoint") == file_digest(config.result_checkpoint) and result.get("eval") == scored_as(config)
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from src.config import Config
 from src.config_load import load_config, stage_overrides
 from src.config_rules import check_workers
+from src.data.questions import questions_file
 from src.environment import run_program
 from src.evaluation.files import results_name
 from src.evaluation.report import owning_folder, write_report
@@ -42,7 +43,8 @@ def main() -> None:
             run_program_of(stage, cluster, "train.py")
     for stage in stages:
         checkpoint = stage.checkpoint or stage.config.result_checkpoint
-        run_program_of(stage, cluster, "eval.py", "--split", arguments.split, "--checkpoint", str(checkpoint))
+        flags = ["--split", arguments.split, *prism_flags(stage.config, arguments.split)]
+        run_program_of(stage, cluster, "eval.py", *flags, "--checkpoint", str(checkpoint))
     if cluster.node_rank > 0:
         return
     folders = {
@@ -62,6 +64,12 @@ class Stage(NamedTuple):
     config: Config
     overrides: list[str]
     checkpoint: Path | None
+
+
+def prism_flags(config: Config, split: str) -> list[str]:
+    """What makes eval.py evaluate by questions too: where there are questions about this split, and samples."""
+    file = questions_file(config, split)
+    return ["--prism"] if file is not None and file.is_file() and config.eval.samples else []
 
 
 def run_program_of(stage: Stage, cluster: Cluster, program: str, *arguments: str) -> None:

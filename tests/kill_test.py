@@ -63,15 +63,18 @@ def main() -> None:
     while sum(kinds.values()) < arguments.kills:
         started = time.time()
         process = start("grpo", folder / "cut", *settings)
-        wanted = ("save", "passes", "save", "anywhere")[sum(kinds.values()) % 4]
+        wanted = ("save", "passes", "save", "save", "anywhere")[sum(kinds.values()) % 5]
         everyone = rng.random() < 0.5
-        if not _wait_for(wanted, process, run, rng):
+        if not _wait_until_it_goes_on(process, run):
             break
         pids = _workers(run, arguments.devices)
-        step = _last_step(run)
-        for pid in pids if everyone else rng.sample(pids, 1):
+        pids = pids if everyone else rng.sample(pids, 1)
+        if not _wait_for(wanted, process, run, rng):
+            break
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        step = _last_step(run)
         status = process.wait()
         where = _where(run, step, started)
         kinds[where, "all workers" if everyone else "one worker"] += 1
@@ -92,14 +95,19 @@ def _want(holds: bool, words: str) -> None:
         sys.exit(1)
 
 
-def _wait_for(wanted: str, process: subprocess.Popen, run: Path, rng: random.Random) -> bool:
-    """Until the run is where it shall be killed; False where it has ended."""
+def _wait_until_it_goes_on(process: subprocess.Popen, run: Path) -> bool:
+    """Until the run has made another update; False where it has ended."""
     first = _last_step(run)
-    part = run / "checkpoints/last.part"
-    while _last_step(run) == first or not _workers(run, 1):  # it has gone on
+    while _last_step(run) == first or not _workers(run, 1):
         if process.poll() is not None:
             return False
         time.sleep(0.01)
+    return True
+
+
+def _wait_for(wanted: str, process: subprocess.Popen, run: Path, rng: random.Random) -> bool:
+    """Until the run is where it shall be killed; False where it has ended."""
+    part = run / "checkpoints/last.part"
     after = time.monotonic() + rng.uniform(0, 4)
     while time.monotonic() < after or not (
         (wanted == "save" and part.exists())

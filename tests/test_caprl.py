@@ -164,4 +164,4 @@ def test_every_training_image_needs_a_question(tmp_path):
         ROOT / "configs/demo/grpo.yaml", [f"data.root={tmp_path}", "rewards.caprl=1", "caprl.questions=q_{split}.jsonl"]
     )
     with pytest.raises(InputError, match=r"q_train.jsonl: 2 of 3 training images have no question, image_id 8 "):
-        build_caprl(config, [7, 8, 9])
+        build_caprl(config, [7, 8, 9], None)

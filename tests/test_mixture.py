@@ -76,16 +76,15 @@ def grpo(*overrides):
 
 
 def test_only_rewards_with_a_weight_are_computed_in_the_order_of_the_weights():
-    rewards = Rewards(grpo("rewards.repetition=0.5", "rewards.length=2"), TRUTHS, [7, 8, 9])
+    rewards = Rewards(grpo("rewards.repetition=0.5", "rewards.length=2"), TRUTHS, [7, 8, 9], None)
     assert rewards.names == ("cider", "length", "repetition") and rewards.weights.tolist() == [1, 2, 0.5]
     given = completions("a red circle on grass", "two two two two")
     table = rewards(given)
     assert table.dtype == np.float32 and table.shape == (2, 3)
     np.testing.assert_allclose(table[:, 0], CiderReward(TRUTHS, CiderConfig(True, "train"))(given), rtol=1e-6)
     np.testing.assert_allclose(table[:, 1:], [[-1 / 4, 0], [-2 / 4, -1 / 2]])  # 5 and 4 words of at least 6
-    alone = Rewards(
-        grpo("rewards.cider=0", "rewards.repetition=1"), [], []
-    )  # CIDEr would refuse an empty training split
+    # CIDEr would refuse an empty training split.
+    alone = Rewards(grpo("rewards.cider=0", "rewards.repetition=1"), [], [], None)
     assert alone.names == ("repetition",) and alone(given)[1].tolist() == [-0.5]
 
 
@@ -100,7 +99,7 @@ def test_only_rewards_with_a_weight_are_computed_in_the_order_of_the_weights():
         (["rewards.cider=0"], ["rewards.cider=0.0", "another weight"]),
         (["rewards.length=-1"], ["rewards.length=-1.0", "not be negative"]),
         (["length.least=9", "length.most=8"], ["length.most=8", "length.least=9"]),
-        (["rewards.caprl=1"], ["caprl.questions=None", "rewards.caprl"]),
+        (["rewards.caprl=1", "caprl.questions=null"], ["caprl.questions=None", "rewards.caprl"]),
         (["rewards.caprl=1", "caprl.questions=q", "caprl.answerer=server"], ["caprl.model=None"]),
         (["caprl.max_failed=1"], ["caprl.max_failed=1.0", "below 1"]),
         (["rewards.ciderd=1"], ["rewards.ciderd", "rewards.cider"]),

@@ -9,10 +9,10 @@ from mindspore import Tensor
 
 from src.data.questions import CANNOT, Presentation
 from src.errors import InputError
-from src.rewards import reader_training
 from src.rewards.reader import OPTIONS, QUESTIONS, Reader, ReaderModel, Vocabulary, load_reader
 from src.rewards.reader_examples import held_out_examples, training_groups
-from src.rewards.reader_training import (
+from src.training import reader as reader_training
+from src.training.reader import (
     EXAMINER,
     HELD_OUT,
     REWARD,

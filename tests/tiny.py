@@ -12,6 +12,7 @@ from src.data.demo import generate_demo
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
     *("demo.train=64", "demo.val=16", "demo.test=16", "tokenizer.min_count=2", "log_every=1", "device=CPU"),
+    *("caprl.questions=null", "eval.samples=0"),
     *("decoder.width=32", "decoder.heads=2", "decoder.feed_forward=64", "decoder.positions=16"),
     *(
         "ce.epochs=3",

@@ -3,10 +3,6 @@
 Files hold one JSON object a line; `type` may be missing:
 
     {"image_id": 7, "question": "what color is the star", "options": ["red", "blue"], "answer": "red", "type": "color"}
-
-Whoever answers (a model that cannot see the image) is given Presentations: it implements
-
-    answer(presentations: Sequence[Presentation]) -> list[int | None]    # index of the chosen option; None: it failed
 """
 
 import json
@@ -14,8 +10,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from src.config import Config
 from src.errors import InputError
 from src.files import whole_file
 
@@ -41,6 +38,19 @@ class Presentation:
     caption: str
     question: str
     options: tuple[str, ...]
+
+
+class Answerer(Protocol):
+    """A model that answers from captions, and cannot see the images."""
+
+    def answer(self, presentations: Sequence[Presentation]) -> list[int | None]:
+        """The index of the option chosen in each presentation; None where there is no answer."""
+
+
+def questions_file(config: Config, split: str) -> Path | None:
+    """Where caprl.questions says that the questions of a split are; None where it says nothing."""
+    pattern = config.caprl.questions
+    return None if pattern is None else Path(config.data.root) / pattern.replace("{split}", split)
 
 
 def present(question: Question, caption: str, order: Sequence[int]) -> tuple[Presentation, int]:

@@ -51,13 +51,15 @@ def meteor_score(totals: np.ndarray) -> np.ndarray:
 def corpus_metrics(segments: Mapping[str, np.ndarray], counts: np.ndarray) -> dict[str, np.ndarray]:
     """Each metric [R] of resamples: counts [R, n] says how often a resample holds an image.
 
-    segments: `bleu` [n, 10], `meteor` [n, 23], and any metric that is a mean over images [n], by its name.
+    segments: `bleu` [n, 10], `meteor` [n, 23], and any metric that is a mean over images [n] (NaN: of the others), by
+    its name.
     """
     result = {f"Bleu_{k}": column for k, column in enumerate(bleu_scores(counts @ segments["bleu"]).T, start=1)}
     result["METEOR"] = meteor_score(counts @ segments["meteor"])
     for name, values in segments.items():
         if values.ndim == 1:
-            result[name] = counts @ values / counts.sum(1)
+            known = ~np.isnan(values)  # Prism's, of an image without questions
+            result[name] = counts[:, known] @ values[known] / counts[:, known].sum(1)
     return result
 
 

@@ -22,7 +22,7 @@ from src.tables import markdown_table
 from src.training.metrics import read_lines
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "published_results.yaml"
-METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
+METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE", "prism_mean", "prism_best")
 EQUAL_UPDATES = "_equal_updates"  # ends the name of a system that was given updates, not captions
 
 
@@ -83,13 +83,15 @@ def over_seeds(results: Sequence[dict]) -> dict[str, dict]:
 
 
 def differences(segments: Mapping[str, Sequence[dict[str, np.ndarray]]], resamples: int) -> dict[str, dict]:
-    """GRPO minus CE and minus every other system of the same budget: `mean`, the ends of the interval, and each seed's
-    difference, of every metric. segments: system -> segment statistics of each seed.
+    """Every system minus CE, and GRPO minus every other of the same budget: `mean`, the ends of the interval, and each
+    seed's difference, of every metric. segments: system -> segment statistics of each seed.
     """
     result = {}
-    for ours in (name for name in segments if name in ("grpo", "grpo" + EQUAL_UPDATES)):
+    for ours in (name for name in segments if name != "ce"):
         for other in segments:
-            if other != "ce" and (other == ours or other.endswith(EQUAL_UPDATES) != ours.endswith(EQUAL_UPDATES)):
+            same_budget = other.endswith(EQUAL_UPDATES) == ours.endswith(EQUAL_UPDATES)
+            is_grpo = ours.removesuffix(EQUAL_UPDATES) == "grpo"
+            if other == ours or (other != "ce" and not (is_grpo and same_budget)):
                 continue
             pair = paired_differences(average_seeds(segments[ours]), average_seeds(segments[other]), resamples)
             seeds = [

@@ -14,16 +14,19 @@ from src.data.image_check import check_image
 from src.data.image_files import ImageFiles
 from src.data.images import ImageSource
 from src.data.ptb import tokenize_captions
+from src.data.questions import load_questions, questions_file
 from src.data.tokenizer import Tokenizer
 from src.decoding.beam import BeamDecoder
 from src.decoding.sampler import GreedyDecoder, GroupSampler
 from src.evaluation.caption_metrics import CaptionScores, compute_metrics, signature
 from src.evaluation.diversity import broken_endings, diversity
 from src.evaluation.files import decoding_name, results_name, scored_as, write_arrays, write_json
+from src.evaluation.prism import prism
 from src.evaluation.report import owning_folder
 from src.files import file_digest
 from src.models.captioner import Captioner, build_captioner
 from src.rng import uniforms
+from src.training.answerer import build_answerer
 from src.training.checkpoint import load_checkpoint
 from src.training.run import check_tokenizer, decode_images, graph_cache, load_run_tokenizer
 from src.workers import Workers
@@ -37,14 +40,18 @@ def load_captioner(config: Config, checkpoint: Path, *, cached: bool) -> tuple[C
     return captioner, tokenizer
 
 
-def evaluate(config: Config, dataset: Dataset, checkpoint: Path, split: str, workers: Workers) -> dict[str, Any] | None:
+def evaluate(
+    config: Config, dataset: Dataset, checkpoint: Path, split: str, workers: Workers, with_prism: bool
+) -> dict[str, Any] | None:
     """Captions of a split and their scores, written as captions_<split>.json and eval_<split>.json.
 
     Names end in _<decoding> where that is not greedy. Segment statistics for confidence intervals go into
     segments_<split>.npz, `eval.samples` captions per image into samples_<split>.json. Returns what the JSON of scores
     holds, which is written last; captions are written before they are scored, so that they are kept. Each worker
-    decodes its share; the first scores, and the others return None.
+    decodes its share; the first scores, and the others return None. with_prism: also what the questions of
+    caprl.questions about the images find in the samples.
     """
+    questions = load_questions(questions_file(config, split)) if with_prism else {}
     captioner, tokenizer = load_captioner(config, checkpoint, cached=not config.encoder.trainable)
     records = dataset.records[split]
     (source,) = build_sources(config, {split: records}, [split], captioner.encoder, workers)
@@ -53,6 +60,7 @@ def evaluate(config: Config, dataset: Dataset, checkpoint: Path, split: str, wor
     samples = None
     if config.eval.samples:
         samples = sample_captions(config, captioner, tokenizer, source, len(records), workers)
+    answerer = build_answerer(config, workers, examiner=True) if with_prism else None
     workers.wait()
     if not workers.is_first:
         return None
@@ -68,6 +76,10 @@ def evaluate(config: Config, dataset: Dataset, checkpoint: Path, split: str, wor
         write_json(folder / f"samples_{split}.json", rows)
         training = {caption for rows in dataset.ground_truths["train"] for caption in rows}
         result["diversity"] = diversity(tokenize_captions(samples, None), dataset.by_image_id(split), training)
+    if answerer is not None:
+        result["prism"], found = prism(samples, questions, answerer, config)
+        result["metrics"] |= {f"prism_{name}": result["prism"][name]["value"] for name in ("mean", "best")}
+        segments |= found
     result |= {"checkpoint": file_digest(checkpoint), "eval": scored_as(config)}
     write_arrays(folder / f"segments_{name}.npz", segments)
     write_json(folder / f"eval_{name}.json", result)

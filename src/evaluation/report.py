@@ -16,12 +16,40 @@ def owning_folder(config: Config, checkpoint: Path) -> Path:
 
 
 def metrics_table(results: Mapping[str, dict]) -> str:
-    """A Markdown table of results as eval_<split>.json holds them, by system; metrics times 100, as papers print."""
-    metrics = list(next(iter(results.values()))["metrics"])
+    """A Markdown table of results as eval_<split>.json holds them, by system; metrics times 100, as papers print.
+
+    It has the metrics that all of them have.
+    """
+    common = set.intersection(*(set(result["metrics"]) for result in results.values()))
+    metrics = [name for name in next(iter(results.values()))["metrics"] if name in common]
     rows = [
         [system, *[f"{100 * result['metrics'][name]:.1f}" for name in metrics]] for system, result in results.items()
     ]
     return "\n".join(markdown_table(["", *metrics], rows))
+
+
+def prism_table(results: Mapping[str, dict]) -> str:
+    """Prism scores by system as a Markdown table: all questions, the best of K captions, and each type of question.
+
+    Times 100, with 95 % intervals. Results without Prism are left out; none: no text.
+    """
+    found = {system: result["prism"] for system, result in results.items() if "prism" in result}
+    if not found:
+        return ""
+    first = next(iter(found.values()))
+    scores = {"mean": lambda prism: prism["mean"], "best": lambda prism: prism["best"]}
+    scores |= {name: lambda prism, name=name: prism["types"][name] for name in first["types"]}
+    rows = [
+        [name, *["{value:.1f} [{low:.1f}, {high:.1f}]".format(**_percent(score(prism))) for prism in found.values()]]
+        for name, score in scores.items()
+    ]
+    captions, questions = first["captions_per_image"], first["questions"]
+    title = f"Questions answered from each of {captions} sampled captions, of {questions} (docs/metrics.md)."
+    return "\n".join(["", title, "", *markdown_table(["", *found], rows), ""])
+
+
+def _percent(score: Mapping[str, float]) -> dict[str, float]:
+    return {name: 100 * score[name] for name in ("value", "low", "high")}
 
 
 def common_signature(results: Iterable[dict]) -> str:
@@ -40,6 +68,6 @@ def write_report(folders: Mapping[str, Path], target: Path, name: str) -> str:
     results = {system: read_evaluation(folder, name) for system, folder in folders.items()}
     line = common_signature(results.values())
     title = f"{' and '.join(results)} on the {name.partition('_')[0]} split"
-    report = f"# {title}\n\n{metrics_table(results)}\n\nSignature: `{line}`\n"
+    report = f"# {title}\n\n{metrics_table(results)}\n{prism_table(results)}\nSignature: `{line}`\n"
     (target / "report.md").write_text(report, encoding="utf-8")
     return report

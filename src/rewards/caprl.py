@@ -7,25 +7,16 @@ and CANNOT as the last. A presentation that got no answer is left out of the mea
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from src.config import Config
-from src.data.questions import Presentation, Question, load_questions, present
+from src.data.questions import Answerer, Presentation, Question, load_questions, present, questions_file
 from src.errors import InputError
 from src.rewards.completions import Completions
 from src.rng import generator
 
 CACHE_SIZE = 200_000  # answers kept: about 100 MB
-
-
-class Answerer(Protocol):
-    """A model that answers from captions."""
-
-    def answer(self, presentations: Sequence[Presentation]) -> list[int | None]:
-        """The index of the option chosen in each presentation; None where there is no answer."""
 
 
 class CapRL:
@@ -78,9 +69,9 @@ class CapRL:
         return answers
 
 
-def build_caprl(config: Config, image_ids: Sequence[int]) -> CapRL:
-    """The reward for training images, as `caprl` says. Errors: InputError naming the file, the image or the key."""
-    path = Path(config.data.root) / config.caprl.questions.replace("{split}", "train")
+def build_caprl(config: Config, image_ids: Sequence[int], answerer: Answerer) -> CapRL:
+    """The reward for training images, as `caprl` says. Errors: InputError naming the file or the image."""
+    path = questions_file(config, "train")
     questions = load_questions(path)
     without = [image_id for image_id in image_ids if image_id not in questions]
     if without:
@@ -90,16 +81,7 @@ def build_caprl(config: Config, image_ids: Sequence[int]) -> CapRL:
         )
     return CapRL(
         [questions[image_id] for image_id in image_ids],
-        build_answerer(config),
+        answerer,
         presentations=config.caprl.presentations,
         seed=config.seed,
     )
-
-
-def build_answerer(config: Config) -> Answerer:
-    """The answering model that caprl.answerer names. Errors: InputError where it is not to be had."""
-    if config.caprl.answerer == "server":
-        from src.rewards.server import ServerAnswerer
-
-        return ServerAnswerer(config.caprl)
-    raise InputError("caprl.answerer=reader is not built yet: set caprl.answerer=server")

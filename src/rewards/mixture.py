@@ -3,12 +3,13 @@
 Letters: M completions, k rewards.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
 from src.config import CiderConfig, Config
+from src.data.questions import Answerer
 from src.rewards import shape
 from src.rewards.caprl import build_caprl
 from src.rewards.cider import CiderD
@@ -18,14 +19,20 @@ from src.rewards.completions import Completions
 class Rewards:
     """The rewards whose weight is not 0. names: k of them; weights: float64 [k].
 
-    ground_truths: PTB-tokenised captions of every training image; image_ids: theirs, in the same order.
-    Errors: InputError where caprl lacks questions or an answering model.
+    ground_truths: PTB-tokenised captions of every training image; image_ids: theirs, in the same order; answerer:
+    builds the answering model of caprl. Errors: InputError where caprl lacks questions or an answering model.
     """
 
-    def __init__(self, config: Config, ground_truths: Sequence[Sequence[str]], image_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        ground_truths: Sequence[Sequence[str]],
+        image_ids: Sequence[int],
+        answerer: Callable[[], Answerer],
+    ) -> None:
         build = {
             "cider": lambda: CiderReward(ground_truths, config.cider),
-            "caprl": lambda: build_caprl(config, image_ids),
+            "caprl": lambda: build_caprl(config, image_ids, answerer()),
             "length": lambda: partial(shape.length, config=config.length),
             "repetition": lambda: shape.repetition,
         }

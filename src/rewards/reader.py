@@ -1,7 +1,7 @@
 """A small text-only reader: answers multiple-choice questions from a caption alone.
 
 It knows nothing of scenes: it looks up the question's words in the caption, looks around where it found them, and
-compares what stands there with the options. What goes with what is learned (reader_training.py).
+compares what stands there with the options. What goes with what is learned (src/training/reader.py).
 
 Letters: B captions, Q questions for each, R = B*Q rows (row = b*Q + q), L words of a caption, D width, H heads,
 d = 2*D/H, V words.

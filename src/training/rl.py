@@ -4,6 +4,7 @@ Letters: B images, G group size, M = B*G rows (row = b*G + g), T tokens.
 """
 
 import time
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
@@ -15,6 +16,7 @@ from src.rl.cells import GRPOLossCell
 from src.rl.losses import token_weights
 from src.rl.rollout import Rollout
 from src.rng import permutation
+from src.training.answerer import build_answerer
 from src.training.checkpoint import load_checkpoint, optimizer_parameters
 from src.training.collector import RolloutCollector
 from src.training.optim import build_optimizer, learning_rates
@@ -38,7 +40,8 @@ def run_rl(run: Run, reference: Captioner) -> None:
     config = run.config
     grpo = config.grpo
     image_ids = [record.image_id for record in run.dataset.records["train"]]
-    rewards = Rewards(config, run.dataset.ground_truths["train"], image_ids)
+    answerer = partial(build_answerer, config, run.workers, examiner=False)
+    rewards = Rewards(config, run.dataset.ground_truths["train"], image_ids, answerer)
     total_steps = grpo.rollouts * config.updates_per_rollout
     rates = learning_rates(grpo.optimizer, total_steps)
     optimizer = build_optimizer(run.captioner.trained_parameters(), grpo.optimizer, rates)

@@ -1,6 +1,6 @@
 """Train the demo's reader on captions and questions of scenes that are in no split of the demo data.
 
-python -m src.rewards.reader_training [--config configs/demo/grpo.yaml] [key=value ...]    # train, print its accuracy
+python -m src.training.reader [--config configs/demo/grpo.yaml] [key=value ...]    # train, print its accuracy
 """
 
 import argparse
@@ -18,8 +18,6 @@ import mindspore.common.dtype as mstype
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-import src.data
-import src.rewards
 from src.config import OptimizerConfig
 from src.config_load import load_config
 from src.data.questions import CANNOT, words_of
@@ -31,6 +29,7 @@ from src.rng import generator, permutation
 from src.training.optim import build_optimizer, learning_rates
 from src.training.step import build_step
 
+_SOURCES = Path(__file__).parents[1]
 REWARD, EXAMINER, HELD_OUT = range(3)  # split indices of the scenes: readers learn from others than they are tested on
 _INITIAL = 99  # in place of a split index: random numbers of initial weights and orders
 _SCENES = 3000
@@ -48,8 +47,8 @@ def cached_reader(folder: Path, seed: int, split_index: int) -> Reader:
     Errors: InputError where the file is damaged.
     """
     digest = hashlib.sha256(f"{seed} {split_index}".encode())
-    for package, pattern in ((src.data, "scene*.py"), (src.rewards, "reader*.py")):
-        for file in sorted(Path(package.__file__).parent.glob(pattern)):
+    for folder_name, pattern in (("data", "scene*.py"), ("rewards", "reader*.py"), ("training", "reader.py")):
+        for file in sorted((_SOURCES / folder_name).glob(pattern)):
             digest.update(file.read_bytes())
     path = folder / f"reader-{digest.hexdigest()[:16]}.safetensors"
     if not path.is_file():
@@ -159,15 +158,15 @@ def accuracies(reader: Reader, examples: Sequence[Example]) -> dict[str, dict[st
 
 
 def main() -> None:
-    """Train the reader of a configuration's seed, and print how it answers questions on scenes it has not seen."""
+    """Train the reader that rewards, and print how it answers questions on scenes it has not seen."""
     parser = argparse.ArgumentParser(description="Train the demo's reader and print its accuracy on other scenes.")
     parser.add_argument("--config", type=Path, default=Path("configs/demo/grpo.yaml"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)
     setup_device(config)
-    reader = cached_reader(config.cache_folder, config.seed, REWARD)
-    hits = accuracies(reader, list(held_out_examples(config.seed, HELD_OUT, 500)))
+    reader = cached_reader(config.cache_folder, config.demo.seed, REWARD)
+    hits = accuracies(reader, list(held_out_examples(config.demo.seed, HELD_OUT, 500)))
     cases = ("answers", "silent", "misleads")
     hits["all"] = {case: [hit for of_type in hits.values() for hit in of_type[case]] for case in cases}
     print(f"{'caption':18}" + "".join(f"{case:>18}" for case in cases))
