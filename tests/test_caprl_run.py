@@ -70,3 +70,25 @@ def test_without_its_server_a_run_does_not_begin(init, tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert f"caprl.base_url={server.url}" in done.stderr and "start the server" in done.stderr
     assert not lines(tmp_path)
+
+
+def test_evaluation_by_questions_stands_beside_cider(init, tmp_path):
+    images = json.loads((tiny_data() / "annotations/captions_test.json").read_text())["images"]
+    line = {"question": "what is there", "options": ["circle", "lion"], "answer": "circle", "type": "shape"}
+    file = tmp_path / "test.jsonl"
+    file.write_text("".join(json.dumps(line | {"image_id": image["id"]}) + "\n" for image in images[:12]))
+    with fake_server(read_caption) as server:
+        caprl = [f"caprl.questions={tmp_path}/{{split}}.jsonl", "caprl.answerer=server", "caprl.model=m"]
+        settings = [*TINY, *caprl, f"caprl.base_url={server.url}", "eval.samples=3", *folders(init.parents[2])]
+        command = ["-m", "src.pipeline", "eval", "--config", "configs/demo/ce.yaml", "--checkpoint", str(init)]
+        done = run(*command, *settings)
+        assert done.returncode == 0, done.stderr
+    samples = {
+        row["image_id"]: row["captions"] for row in json.loads((init.parents[1] / "samples_test.json").read_text())
+    }
+    right = [["circle" in caption.split() for caption in samples[image["id"]]] for image in images[:12]]
+    result = json.loads((init.parents[1] / "eval_test.json").read_text())
+    assert result["metrics"]["prism_mean"] == pytest.approx(sum(map(sum, right)) / 36)
+    assert result["metrics"]["prism_best"] == pytest.approx(sum(map(any, right)) / 12)
+    assert result["prism"]["types"]["shape"]["questions"] == 12 and "CIDEr" in result["metrics"]
+    assert "| shape |" in done.stdout and "prism_mean" in done.stdout

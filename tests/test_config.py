@@ -10,7 +10,7 @@ from src.config_load import differing_keys, load_config, resolved
 from src.errors import InputError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FILES = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.name != "comparison.yaml")
+FILES = sorted(path for path in CONFIGS.glob("*/*.yaml") if not path.name.startswith("comparison"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")

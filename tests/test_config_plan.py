@@ -13,7 +13,9 @@ from src.evaluation.comparison import EQUAL_UPDATES
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*/comparison.yaml")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.glob("*/comparison*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_every_shipped_plan_gives_every_system_its_budget(path):
     plan = load_plan(path, ["seeds=2"])
     runs = plan_runs(plan)

@@ -10,7 +10,7 @@ import numpy as np
 
 from src.config import Config
 from src.data.questions import Answerer, Question, present
-from src.errors import RunStopped
+from src.errors import InputError, RunStopped
 from src.rng import generator
 
 RESAMPLES = 1000  # of the bootstrap over images
@@ -29,9 +29,11 @@ def prism(
     an image's mean accuracy and of that of its best caption, and the accuracy of each type of question, all with 95 %
     intervals (`value`, `low`, `high`), and how many there were; and as segments `prism_mean` and `prism_best`, float64
     of every image of `samples`, NaN without questions.
-    Errors: RunStopped where more than caprl.max_failed of the questions got no answer.
+    Errors: InputError where no image has a question, RunStopped where more than caprl.max_failed got no answer.
     """
     asked = [image_id for image_id in samples if questions.get(image_id)]
+    if not asked:
+        raise InputError(f"caprl.questions={config.caprl.questions} has no question on an image of this split")
     presented = [
         present(question, caption, generator("prism", config.seed, image_id, k, q).permutation(len(question.options)))
         for image_id in asked
@@ -61,6 +63,8 @@ def prism(
     result["types"] = {}
     for name in sorted(set(types)):
         known = (types == name) & ~np.isnan(columns)
+        if not known.any():
+            continue
         number = np.bincount(image[known], minlength=len(asked))
         total = np.bincount(image[known], columns[known], minlength=len(asked))
         result["types"][name] = interval(total, number, counts) | {"questions": int(number.sum())}

@@ -38,7 +38,11 @@ def prism_table(results: Mapping[str, dict]) -> str:
         return ""
     first = next(iter(found.values()))
     scores = {"mean": lambda prism: prism["mean"], "best": lambda prism: prism["best"]}
-    scores |= {name: lambda prism, name=name: prism["types"][name] for name in first["types"]}
+    scores |= {
+        name: lambda prism, name=name: prism["types"][name]
+        for name in first["types"]
+        if all(name in prism["types"] for prism in found.values())
+    }
     rows = [
         [name, *["{value:.1f} [{low:.1f}, {high:.1f}]".format(**_percent(score(prism))) for prism in found.values()]]
         for name, score in scores.items()
