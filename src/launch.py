@@ -161,21 +161,27 @@ def _watch(msrun: subprocess.Popen, logs: Path, names: Sequence[str], terminated
     shown = 0
     handed_on = False
     gone_at = None
+    pids: dict[str, int] = {}  # kept here: the folder of the logs may be lost
     while True:
         running = msrun.poll() is None
         if names[0] == "worker_0":
             shown = _show(logs / "worker_0.log", shown)
         if not running:
             return
+        for name in (*names, "scheduler"):
+            if name not in pids and "pid" in _read(logs, name):
+                pids[name] = _read(logs, name)["pid"]
+        workers = [pids[name] for name in names if name in pids]
         now = time.monotonic()
-        if terminated and not handed_on:
-            handed_on = _signal(logs, names, signal.SIGTERM)
+        if terminated and not handed_on and len(workers) == len(names):
+            _signal(workers, signal.SIGTERM)
+            handed_on = True
         if terminated and now - terminated[0] > _GRACE:
-            _signal(logs, names, signal.SIGKILL)
-        if _all_gone(logs, names):  # msrun waits for its scheduler, which may wait for workers that were killed
-            gone_at = gone_at or now
-            if now - gone_at > _CLOSING:
-                _signal(logs, ["scheduler"], signal.SIGKILL)
+            os.killpg(msrun.pid, signal.SIGKILL)  # its session: all workers of this node
+        if len(workers) == len(names) and not any(map(_runs, workers)):
+            gone_at = gone_at or now  # msrun waits for its scheduler, which may wait for workers that were killed
+            if now - gone_at > _CLOSING and "scheduler" in pids:
+                _signal([pids["scheduler"]], signal.SIGKILL)
         time.sleep(0.2)
 
 
@@ -202,18 +208,10 @@ def _read(logs: Path, name: str) -> dict:
         return {}
 
 
-def _signal(logs: Path, names: Sequence[str], number: int) -> bool:
-    """Send a signal to processes; returns whether all are known."""
-    pids = [_read(logs, name).get("pid") for name in names]
-    for pid in filter(None, pids):
+def _signal(pids: Sequence[int], number: int) -> None:
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-    return all(pids)
-
-
-def _all_gone(logs: Path, names: Sequence[str]) -> bool:
-    pids = [_read(logs, name).get("pid") for name in names]
-    return all(pid is not None and not _runs(pid) for pid in pids)
 
 
 def _runs(pid: int) -> bool:
@@ -235,8 +233,9 @@ def _outcome(msrun_status: int, msrun_log: str, logs: Path, names: Sequence[str]
     if all(report.get("status") == 0 for report in reports.values()):
         return 0
     if terminated:
-        raise Terminated("ended by SIGTERM before the workers were connected; the same command goes on")
-    died = _DIED.search((logs / msrun_log).read_text(errors="replace"))
+        raise Terminated("ended by SIGTERM before the workers could save; the same command goes on")
+    log = logs / msrun_log
+    died = _DIED.search(log.read_text(errors="replace")) if log.exists() else None
     silent = [name for name in names if "status" not in reports[name]]  # msrun kills the others without a word
     lost = next((name for name in silent if died and reports[name].get("pid") == int(died.group(1))), silent[0])
     raise RunStopped(

@@ -204,6 +204,17 @@ def test_sigterm_saves_and_ends_all(tmp_path):
             os.kill(worker_pid(tmp_path, rank), 0)
 
 
+def test_nothing_hangs_where_the_folder_of_the_run_is_lost(tmp_path):
+    process = start(tmp_path)
+    pids = [worker_pid(tmp_path, rank) for rank in (0, 1)]
+    shutil.rmtree(tmp_path / "demo-ce")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(200) in (2, 4) and process.stderr.read().count("\n") == 1
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
 def test_sigterm_ends_workers_that_wait_for_each_other(tmp_path):
     """The first of two nodes, whose second never comes."""
     global PORT
@@ -215,7 +226,7 @@ def test_sigterm_ends_workers_that_wait_for_each_other(tmp_path):
         time.sleep(0.1)
     time.sleep(10)  # until the worker is in MindSpore's hands; no file tells
     process.send_signal(signal.SIGTERM)
-    assert process.wait(200) == 4 and "before the workers were connected" in process.stderr.read()
+    assert process.wait(200) == 4 and "before the workers could save" in process.stderr.read()
     with pytest.raises(ProcessLookupError):
         os.kill(worker_pid(tmp_path, 0), 0)
 
