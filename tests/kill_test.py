@@ -63,12 +63,13 @@ def main() -> None:
     while sum(kinds.values()) < arguments.kills:
         started = time.time()
         process = start("grpo", folder / "cut", *settings)
-        wanted = ("save", "passes", "save", "save", "anywhere")[sum(kinds.values()) % 5]
+        wanted = ("save", "passes", "save", "anywhere", "save")[sum(kinds.values()) % 5]
         everyone = rng.random() < 0.5
         if not _wait_until_it_goes_on(process, run):
             break
         pids = _workers(run, arguments.devices)
-        pids = pids if everyone else rng.sample(pids, 1)
+        if not everyone:
+            pids = pids[:1] if wanted == "save" else rng.sample(pids, 1)  # the first worker writes
         if not _wait_for(wanted, process, run, rng):
             break
         for pid in pids:
