@@ -70,7 +70,7 @@ def main() -> None:
         pids = _workers(run, arguments.devices)
         if not everyone:
             pids = pids[:1] if wanted == "save" else rng.sample(pids, 1)  # the first worker writes
-        if not _wait_for(wanted, process, run, rng):
+        if not _wait_for(wanted, process, run, rng, started):
             break
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -106,12 +106,11 @@ def _wait_until_it_goes_on(process: subprocess.Popen, run: Path) -> bool:
     return True
 
 
-def _wait_for(wanted: str, process: subprocess.Popen, run: Path, rng: random.Random) -> bool:
+def _wait_for(wanted: str, process: subprocess.Popen, run: Path, rng: random.Random, started: float) -> bool:
     """Until the run is where it shall be killed; False where it has ended."""
-    part = run / "checkpoints/last.part"
     after = time.monotonic() + rng.uniform(0, 4)
     while time.monotonic() < after or not (
-        (wanted == "save" and part.exists())
+        (wanted == "save" and _is_saving(run, started))
         or (wanted == "passes" and _last_step(run) % UPDATES_PER_ROLLOUT == UPDATES_PER_PASS)
         or wanted == "anywhere"
     ):
@@ -122,11 +121,18 @@ def _wait_for(wanted: str, process: subprocess.Popen, run: Path, rng: random.Ran
 
 
 def _where(run: Path, step: int, started: float) -> str:
-    if any(
-        part.stat().st_mtime > started for part in (run / "checkpoints").glob("*.part")
-    ):  # what a killed save leaves
+    if _is_saving(run, started):  # a killed save leaves its file
         return "inside a save"
     return "between the passes of a rollout" if step % UPDATES_PER_ROLLOUT == UPDATES_PER_PASS else "elsewhere"
+
+
+def _is_saving(run: Path, started: float) -> bool:
+    """Whether a checkpoint is being written by the processes that were started then; killed ones have left others."""
+    for part in (run / "checkpoints").glob("*.part"):
+        with contextlib.suppress(FileNotFoundError):
+            if part.stat().st_mtime > started:
+                return True
+    return False
 
 
 def _last_step(run: Path) -> int:
