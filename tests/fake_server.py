@@ -88,3 +88,31 @@ def read_caption(body, number=0):
     caption, options = asked(body)
     named = [place for place, option in enumerate(options) if option in caption.split()]
     return says("ABCDEFGH"[named[0] if named else len(options) - 1])
+
+
+def shown(body):
+    """The data: URL of a request's image, None where it has none, and the request's text."""
+    parts = body["messages"][0]["content"]
+    (text,) = (part["text"] for part in parts if part["type"] == "text")
+    return next((part["image_url"]["url"] for part in parts if part["type"] == "image_url"), None), text
+
+
+def put(text):
+    """The question that a text puts, with its options; None for a text that wants questions to be written."""
+    head, *lines = text.splitlines()
+    options = [line[3:] for line in lines if line[1:3] == ". "]
+    return (head.partition(": ")[2], options) if options else None
+
+
+def sees(write, answer):
+    """A vision-language model: write(url) -> reply; answer(question, options, url or None) -> the option it names."""
+
+    def behave(body, number):
+        url, text = shown(body)
+        if put(text) is None:
+            return says(write(url))
+        question, options = put(text)
+        named = answer(question, options, url)
+        return says("ABCDEFGH"[options.index(named)] if named in options else named)
+
+    return behave

@@ -115,6 +115,7 @@ def one_error(err: str) -> str:
         ("run_eval.sh", ["-m", "src.pipeline", "eval"]),
         ("run_tests.sh", ["-m", "pytest"]),
         ("prepare_mindrecord.sh", ["-m", "src.data.mindrecord"]),
+        ("make_questions.sh", ["-m", "src.rewards.make_questions"]),
     ],
 )
 def test_script_runs_its_program_at_the_root_and_passes_arguments_and_status_on(checkout, script, program):

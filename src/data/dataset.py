@@ -10,15 +10,15 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.config import Config
-from src.data.demo import generate_demo
 from src.data.encode_apart import encode_apart
 from src.data.feature_cache import FeatureCache
 from src.data.features import FeatureSource, check_space, load_features, plan_features
 from src.data.image_files import ImageFiles
 from src.data.images import ImageSource
+from src.data.locate import find_images, read_records
 from src.data.ptb import tokenize_captions
-from src.data.records import Record, Skipped, load_records
-from src.data.shards import ShardImages, Shards
+from src.data.records import Record, Skipped
+from src.data.shards import ShardImages
 from src.data.tokenizer import Tokenizer, build_word_tokenizer, build_wordpiece_tokenizer
 from src.environment import convolutions_are_slow
 from src.models.variants import PREPROCESSING
@@ -36,24 +36,6 @@ class Dataset:
     def by_image_id(self, split: str) -> dict[int, list[str]]:
         """Tokenised ground truths of a split, looked up by image id."""
         return {record.image_id: truths for record, truths in zip(self.records[split], self.ground_truths[split])}
-
-
-def read_records(config: Config) -> tuple[dict[str, list[Record]], list[Skipped]]:
-    """The records of each split that `data` names, and what was skipped; the demo's scenes are generated first."""
-    data = config.data
-    if data.dataset == "demo":
-        demo = config.demo
-        generate_demo(
-            Path(data.root), seed=demo.seed, train=demo.train, val=demo.val, test=demo.test, size=data.image_size
-        )
-    return load_records(
-        format=data.format,
-        root=Path(data.root),
-        annotations=data.annotations,
-        images=data.images,
-        lists=data.lists,
-        mindrecord=data.mindrecord,
-    )
 
 
 def load_dataset(config: Config) -> Dataset:
@@ -74,14 +56,6 @@ def build_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
         return build_wordpiece_tokenizer(Path(config.tokenizer.vocab))
     captions = (caption for truths in dataset.ground_truths["train"] for caption in truths)
     return build_word_tokenizer(captions, config.tokenizer.min_count)
-
-
-def find_images(config: Config, files: Sequence[Path]) -> ImageFiles | ShardImages:
-    """Where the bytes of a data set's image files are read from."""
-    data = config.data
-    if data.mindrecord is None:
-        return ImageFiles(files)
-    return ShardImages(files, Shards(Path(data.root) / data.mindrecord, Path(data.root)))
 
 
 def build_image_source(config: Config, images: ImageFiles | ShardImages) -> ImageSource:

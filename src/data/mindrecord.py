@@ -19,6 +19,7 @@ from tqdm import tqdm
 from src.config_load import load_config
 from src.data.image_check import check_by_decoding
 from src.data.image_files import ImageFiles, in_order
+from src.data.locate import read_records
 from src.data.records import Record
 from src.data.shards import LISTING, PART, Image, mindrecord_reason, read_listing, relative_name, write_listing
 from src.environment import prepare_environment, run_program
@@ -42,8 +43,6 @@ def main() -> None:
     config = load_config(arguments.config, [*arguments.overrides, "data.mindrecord=null"])
     folder = load_config(arguments.config, arguments.overrides).data.mindrecord or "mindrecord"
     prepare_environment(convolutions=False)
-
-    from src.data.dataset import read_records
 
     records, skipped = read_records(config)
     for left_out in skipped:

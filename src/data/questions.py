@@ -70,7 +70,12 @@ def words_of(text: str) -> list[str]:
 def write_questions(path: Path, questions: Iterable[Question]) -> None:
     """Write questions as JSON lines."""
     with whole_file(path) as partial:
-        partial.write_text("".join(json.dumps(asdict(question)) + "\n" for question in questions), encoding="utf-8")
+        partial.write_text(question_lines(questions), encoding="utf-8")
+
+
+def question_lines(questions: Iterable[Question]) -> str:
+    """Questions as JSON lines."""
+    return "".join(json.dumps(asdict(question)) + "\n" for question in questions)
 
 
 def load_questions(path: Path) -> dict[int, list[Question]]:
@@ -96,6 +101,11 @@ def _parse(line: str, where: str) -> Question:
         entry = json.loads(line)
     except ValueError:
         raise InputError(f"{where} is not JSON; write one object a line") from None
+    return parse_question(entry, where)
+
+
+def parse_question(entry: Any, where: str) -> Question:
+    """What a line holds, as a question. Errors: InputError that begins with `where` and names the key."""
     if not isinstance(entry, dict):
         raise InputError(f"{where} is not an object; write image_id, question, options and answer")
     known = ("image_id", "question", "options", "answer", "type")

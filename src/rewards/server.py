@@ -25,7 +25,7 @@ REPLY_TOKENS = 32  # a letter and its option, if the model repeats it
 TOP_LOGPROBS = 20  # the most that OpenAI and vLLM give
 _PROBE = Presentation("a red ball on green grass", "what color is the ball", ("green", "red", CANNOT))
 # What a request may end in: an error of the client, or a reply of another shape than the interface has.
-_FAILURES = (OpenAIError, AttributeError, IndexError, TypeError, ValueError)
+FAILURES = (OpenAIError, AttributeError, IndexError, TypeError, ValueError)
 
 
 class ServerAnswerer:
@@ -36,16 +36,11 @@ class ServerAnswerer:
 
     def __init__(self, config: CapRLConfig) -> None:
         self.config = config
-        self.client = OpenAI(
-            base_url=config.base_url,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",  # a local server wants none, the client does
-            timeout=config.timeout,
-            max_retries=config.retries,
-        )
+        self.client = connect(config)
         self._row_of_failures = 0
         try:
             self._request(_PROBE)
-        except _FAILURES as error:
+        except FAILURES as error:
             raise InputError(
                 f"caprl.base_url={config.base_url}: model {config.model} does not answer ({one_line(error)}); "
                 "start the server, or correct caprl.base_url, caprl.model, caprl.read or OPENAI_API_KEY"
@@ -70,7 +65,7 @@ class ServerAnswerer:
             return None
         try:
             answer = self._request(presentation)
-        except _FAILURES as error:
+        except FAILURES as error:
             self._row_of_failures += 1
             errors.append(one_line(error))
             return None
@@ -78,27 +73,49 @@ class ServerAnswerer:
         return answer
 
     def _request(self, presentation: Presentation) -> int | None:
-        likelihood = self.config.read == "likelihood"
-        reply = self.client.chat.completions.create(
-            model=self.config.model,
-            messages=[{"role": "user", "content": prompt(presentation)}],
-            temperature=0.0,
-            max_tokens=1 if likelihood else REPLY_TOKENS,
-            **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if likelihood else {}),
-        )
-        if likelihood:
-            return most_likely(reply.choices[0].logprobs.content[0].top_logprobs, len(presentation.options))
-        return read_letter(reply.choices[0].message.content, presentation.options)
+        return choose(self.client, self.config, prompt(presentation), presentation.options)
+
+
+def connect(config: CapRLConfig) -> OpenAI:
+    """A client of the server; OPENAI_API_KEY is the key. Asks nothing yet."""
+    return OpenAI(
+        base_url=config.base_url,
+        api_key=os.environ.get("OPENAI_API_KEY") or "none",  # a local server wants none, the client does
+        timeout=config.timeout,
+        max_retries=config.retries,
+    )
+
+
+def choose(client: OpenAI, config: CapRLConfig, content: str | list, options: Sequence[str]) -> int | None:
+    """The index of the option that the model chooses; None for a reply that names none. Raises one of FAILURES.
+
+    content: of the message that asks: text, or the interface's list of parts.
+    """
+    likelihood = config.read == "likelihood"
+    reply = client.chat.completions.create(
+        model=config.model,
+        messages=[{"role": "user", "content": content}],
+        temperature=0.0,
+        max_tokens=1 if likelihood else REPLY_TOKENS,
+        **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if likelihood else {}),
+    )
+    if likelihood:
+        return most_likely(reply.choices[0].logprobs.content[0].top_logprobs, len(options))
+    return read_letter(reply.choices[0].message.content, options)
 
 
 def prompt(presentation: Presentation) -> str:
     """The question as the model reads it, its options lettered A, B, C ..."""
-    options = "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, presentation.options))
     return (
         f"Caption of an image: {presentation.caption}\n\n"
-        f"Question about the image: {presentation.question}\n{options}\n\n"
+        f"Question about the image: {presentation.question}\n{lettered(presentation.options)}\n\n"
         "Answer from the caption alone. Reply with the letter of the right option, and nothing else."
     )
+
+
+def lettered(options: Sequence[str]) -> str:
+    """The options in lines of their own, behind A., B., C. ..."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options))
 
 
 def read_letter(reply: str, options: Sequence[str]) -> int | None:

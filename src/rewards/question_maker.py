@@ -1,0 +1,208 @@
+"""Questions about an image from a vision-language server, without those that need no image (arXiv:2509.22647).
+
+The model writes multiple-choice questions about an image, then answers each under every rotation of its options, with
+the image and without it. A question is kept if its accuracy is above SEEN with the image, and below BLIND without.
+
+UNSEEN stands behind the options in every rotation, with the image and without. Else a model that names the same letter
+whenever it sees nothing would be right in one rotation of four, which is not below BLIND: no question would be kept.
+"""
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from threading import Event
+from typing import Any, TypeVar
+
+from openai import APIStatusError
+from PIL import Image
+
+from src.config import CapRLConfig
+from src.data.image_url import image_url
+from src.data.questions import UNTYPED, Question, parse_question
+from src.errors import InputError
+from src.rewards.server import FAILURES, choose, connect, lettered, one_line
+
+Reply = TypeVar("Reply")
+
+SEEN, BLIND = 0.75, 0.25
+OPTIONS = 4  # of each question
+TYPES = ("object", "attribute", "count", "position", "action", "text", "scene")
+UNSEEN = "this cannot be answered"
+_TEMPERATURES = (0.0, 0.7)  # of the first try, and of the second, which is not to say the same again
+_TOKENS = 150  # of a question, in a reply
+_REFUSED = (400, 413, 422)  # of a server that lives, and cannot take this image
+_LETTERED = re.compile(r"\(?[A-Da-d][).:]\s")  # "A. red" would get a second letter
+
+
+class ImageFailed(Exception):
+    """There are no questions about an image. down: because of the server, which may fail with the next one too."""
+
+    def __init__(self, reason: str, *, down: bool) -> None:
+        super().__init__(reason)
+        self.down = down
+
+
+class QuestionMaker:
+    """Makes `questions` questions about an image; threads may share it. `stop` fails their next requests.
+
+    Errors: InputError where a first question about a picture fails.
+    """
+
+    def __init__(self, config: CapRLConfig, questions: int) -> None:
+        self.config = config
+        self.questions = questions
+        self.stop = Event()
+        self._client = connect(config)
+        try:
+            self._choose(_picture(), "What color is this?", ("red", "blue"))
+        except ImageFailed as error:
+            raise InputError(
+                f"caprl.base_url={config.base_url}: model {config.model} does not answer about an image ({error}); "
+                "start the server with a vision-language model, or correct caprl.base_url, caprl.model, caprl.read or "
+                "OPENAI_API_KEY"
+            ) from None
+
+    def make(self, image_id: int, load: Callable[[], bytes]) -> tuple[list[Question], Counter]:
+        """Questions to be kept about the image whose bytes `load` gives, and how many were what.
+
+        The counts are question_file.COUNTS. malformed: not as the prompt wants them, or asked twice; unreadable: 1
+        where no reply was a JSON list. Errors: ImageFailed.
+        """
+        try:
+            url = image_url(load())
+        except (OSError, ValueError) as error:
+            raise ImageFailed(str(error), down=False) from None
+        entries = self._write(url)
+        counts = Counter(unreadable=int(entries is None))
+        kept: list[Question] = []
+        asked: set[str] = set()
+        for entry in (entries or [])[: self.questions]:
+            question = clean_question(entry, image_id)
+            if question is None or question.question in asked:
+                counts["malformed"] += 1
+                continue
+            asked.add(question.question)
+            blind, seen = self._accuracy(question, None), self._accuracy(question, url)
+            if blind >= BLIND:
+                counts["leaks"] += 1
+            elif seen <= SEEN:
+                counts["unanswerable"] += 1
+            else:
+                counts["kept"] += 1
+                kept.append(question)
+        return kept, counts
+
+    def _write(self, url: str) -> list | None:
+        """What the model writes about an image; None where it is no list, the second time too."""
+        for temperature in _TEMPERATURES:
+            reply = self._request(
+                lambda temperature=temperature: (
+                    self._client.chat.completions.create(
+                        model=self.config.model,
+                        messages=[{"role": "user", "content": _parts(url, writing_prompt(self.questions))}],
+                        temperature=temperature,
+                        max_tokens=_TOKENS * self.questions,
+                    )
+                    .choices[0]
+                    .message.content
+                )
+            )
+            entries = read_list(reply)
+            if entries is not None:
+                return entries
+        return None
+
+    def _accuracy(self, question: Question, url: str | None) -> float:
+        """The share of the rotations in which the right option is chosen.
+
+        A reply that names no option is not right: with the image it does not answer the question, without the image
+        it gives nothing away.
+        """
+        options = question.options
+        rotations = [options[turn:] + options[:turn] for turn in range(len(options))]
+        right = [self._choose(url, question.question, turned) == turned.index(question.answer) for turned in rotations]
+        return sum(right) / len(right)
+
+    def _choose(self, url: str | None, question: str, options: tuple[str, ...]) -> int | None:
+        content = _parts(url, answering_prompt(question, (*options, UNSEEN)))
+        return self._request(lambda: choose(self._client, self.config, content, (*options, UNSEEN)))
+
+    def _request(self, send: Callable[[], Reply]) -> Reply:
+        if self.stop.is_set():
+            raise ImageFailed("stopped", down=False)
+        try:
+            return send()
+        except FAILURES as error:
+            refused = isinstance(error, APIStatusError) and error.status_code in _REFUSED
+            raise ImageFailed(one_line(error), down=not refused) from None
+
+
+def writing_prompt(questions: int) -> str:
+    """What asks for questions about an image."""
+    example = {
+        "question": "What is the dog carrying in its mouth?",
+        "options": ["a ball", "a shoe", "a stick", "a bone"],
+        "answer": "a stick",
+        "type": "object",
+    }
+    return (
+        f"Write {questions} multiple-choice questions about different things in this image. Each has one right answer, "
+        "which is plain to see in the image; without the image, every option is as likely as the others. "
+        f"Reply with a JSON list of {questions} objects like this one, and nothing else:\n"
+        f"[{json.dumps(example)}]\n"
+        f"`options` are {OPTIONS} different short texts without letters or numbers in front, `answer` is one of them "
+        f"word for word, `type` is one of: {', '.join(TYPES)}."
+    )
+
+
+def answering_prompt(question: str, options: Sequence[str]) -> str:
+    """What asks a question, with the image and without: the text does not tell."""
+    return (
+        f"Question about an image: {question}\n{lettered(options)}\n\n"
+        "Reply with the letter of the right option, and nothing else."
+    )
+
+
+def read_list(reply: str | None) -> list | None:
+    """The JSON list that a reply is, in a code fence or not; None for anything else."""
+    match = re.fullmatch(r"(```(?:json)?\s*)?(\[.*\])(?(1)\s*```)", (reply or "").strip(), re.DOTALL)
+    try:
+        return json.loads(match[2]) if match else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def clean_question(entry: Any, image_id: int) -> Question | None:
+    """An entry of a reply as a question, blanks collapsed; None where it is none, or not as the prompt wants it."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("options"), list):
+        return None
+    texts = [entry.get("question"), entry.get("answer"), *entry["options"]]
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    asked, answer, *options = (" ".join(text.split()) for text in texts)
+    if len(options) != OPTIONS or UNSEEN in options or any(map(_LETTERED.match, options)):
+        return None
+    if not all(text.isprintable() for text in (asked, *options)):  # half of a surrogate pair cannot be sent
+        return None
+    kind = entry.get("type")
+    kind = kind if kind in TYPES else UNTYPED
+    fields = {"image_id": image_id, "question": asked, "options": options, "answer": answer, "type": kind}
+    try:
+        return parse_question(fields, "a reply")
+    except InputError:
+        return None
+
+
+def _parts(url: str | None, text: str) -> list[dict]:
+    """The content of a message; the image first, so that servers can keep what they computed of it."""
+    image = [] if url is None else [{"type": "image_url", "image_url": {"url": url}}]
+    return [*image, {"type": "text", "text": text}]
+
+
+def _picture() -> str:
+    """A red square."""
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(out, "PNG")
+    return image_url(out.getvalue())

@@ -1,0 +1,89 @@
+"""Images as data: URLs: files that every server reads go as they are, others as JPEG files that look the same."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.data.image_check import MAX_PIXELS
+from src.data.image_url import LONG_SIDE, image_url
+
+
+def picture(size=(60, 40)) -> Image.Image:
+    """Smooth, with other colours in every corner."""
+    corners = np.array([[[200, 40, 40], [40, 200, 40]], [[40, 40, 200], [220, 220, 60]]], np.uint8)
+    return Image.fromarray(corners).resize(size, Image.Resampling.BILINEAR)
+
+
+def saved(image, kind, **settings) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **settings)
+    return out.getvalue()
+
+
+def opened(url) -> tuple[str, bytes, Image.Image]:
+    head, data = url.split(",")
+    data = base64.b64decode(data, validate=True)
+    return head, data, Image.open(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_plain_files_go_as_they_are(kind, mode):
+    data = saved(picture((LONG_SIDE, 40)).convert(mode), kind)
+    head, sent, _ = opened(image_url(data))
+    assert head == f"data:image/{kind.lower()};base64" and sent == data
+
+
+def with_alpha() -> Image.Image:
+    image = picture().convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+ODD = {
+    "PNG with alpha": saved(with_alpha(), "PNG"),
+    "PNG with palette": saved(picture().quantize(256), "PNG"),
+    "CMYK JPEG": saved(picture().convert("CMYK"), "JPEG", quality=95),
+    "WebP": saved(picture(), "WEBP", quality=95),
+    "WebP with alpha": saved(with_alpha(), "WEBP", lossless=True, exact=True),
+    "GIF": saved(picture(), "GIF"),
+    "BMP": saved(picture(), "BMP"),
+    "TIFF": saved(picture(), "TIFF"),
+    "JPEG with 4 MB behind it": saved(picture(), "JPEG") + bytes(4_000_000),
+}
+
+
+@pytest.mark.parametrize("data", ODD.values(), ids=ODD)
+def test_other_files_become_jpeg_and_look_the_same(data):
+    head, sent, image = opened(image_url(data))
+    assert head == "data:image/jpeg;base64" and len(sent) < 10_000
+    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (60, 40))
+    error = np.abs(np.asarray(image, float) - np.asarray(picture(), float))
+    assert error.mean() < 6  # of 255; channels that are swapped or inverted are off by 50 and more
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_large_images_are_scaled_down(kind):
+    head, _, image = opened(image_url(saved(picture((1500, 3000)), kind)))
+    assert head == "data:image/jpeg;base64" and image.size == (LONG_SIDE // 2, LONG_SIDE)
+    error = np.abs(np.asarray(image, float) - np.asarray(picture((LONG_SIDE // 2, LONG_SIDE)), float))
+    assert error.mean() < 3
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (b"", "not an image"),
+        (b"hello", "not an image"),
+        (saved(picture(), "PNG")[:-60], "broken"),
+        (saved(picture((400, 400)), "JPEG")[:-1000], "broken"),
+        (saved(Image.new("1", (MAX_PIXELS // 4000 + 1, 4000)), "PNG"), "more than 64,000,000"),  # a bomb of 8 KB
+    ],
+    ids=["empty", "text", "cut PNG", "cut JPEG", "bomb"],
+)
+def test_what_cannot_be_used_is_refused(data, reason):
+    with pytest.raises(ValueError, match=reason):
+        image_url(data)
