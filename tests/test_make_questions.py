@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 from fake_server import fake_server, put, sees, shown
@@ -28,8 +29,8 @@ def write(url):
 MODEL = sees(write, lambda question, options, url: "c" if url or question.startswith("known") else options[-1])
 
 
-def slowly(body, number):
-    time.sleep(0.02)
+def slowly(body, number, seconds=0.02):
+    time.sleep(seconds)
     return MODEL(body, number)
 
 
@@ -141,6 +142,18 @@ def test_images_that_the_server_refuses_do_not_stop_it(folder):
     check(folder)
 
 
+def test_single_failures_are_no_reason_to_stop(folder):
+    def behave(body, number):
+        """Fails with every second image."""
+        writing = put(shown(body)[1]) is None
+        return (500, {}) if writing and sum(written_about(server).values()) % 2 == 0 else MODEL(body, number)
+
+    with fake_server(behave) as server:
+        done = run(*command(folder, server.url))
+    assert done.returncode == 0 and "4 images, 8 questions made, 4 kept" in done.stdout, done.stderr
+    assert done.stdout.endswith(", 4 failed: the same command asks about them again\n")
+
+
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
 def test_what_was_made_outlives_a_kill(folder, kill):
     with fake_server(slowly) as server:
@@ -150,8 +163,11 @@ def test_what_was_made_outlives_a_kill(folder, kill):
         path = folder / "questions_val.jsonl"
         while process.poll() is None and not path.exists():
             time.sleep(0.01)
+        server.behave = partial(slowly, seconds=0.3)
+        asked = len(server.requests)
         process.send_signal(kill)
         errors = process.communicate(timeout=60)[1]
+        assert len(server.requests) < asked + 10  # no image that is under way is finished: each takes 17
         if kill == signal.SIGTERM:
             assert process.returncode == 4 and errors.startswith("error: ended by SIGTERM"), errors
         kept = path.read_text().count("\n")

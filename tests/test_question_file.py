@@ -69,7 +69,11 @@ def test_questions_written_by_hand_stay(tmp_path):
     made = QuestionFile(path)
     assert (made.image_ids, made.without, made.counts["images"]) == ({5}, set(), 0)
     made.add(6, [question(6)], Counter(kept=1))
-    assert set(load_questions(path)) == {5, 6} and path.read_text().startswith(mine)
+    made.add(7, [], Counter(leaks=1))
+    with open(path, "a") as stream:
+        stream.write(mine.replace("5", "7") + "\n")
+    assert set(load_questions(path)) == {5, 6, 7} and path.read_text().startswith(mine)
+    assert made.without == {7} and QuestionFile(path).without == set()
 
 
 @pytest.mark.parametrize("line", ["", "[]", "{}", '{"image_id": 4}', '{"image_id": 4, "kept": "many"}'])
