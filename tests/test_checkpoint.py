@@ -64,11 +64,10 @@ def test_a_damaged_last_gives_way_to_the_one_before(tmp_path, capsys):
     assert read_state(find_last(tmp_path)) == {"step": 2} and read_state(folder / "previous") == {"step": 1}
     flip_a_bit(folder / "last")
     flip_a_bit(folder / "previous")
-    with pytest.raises(InputError, match="previous is damaged"):
-        find_last(tmp_path)
-    (folder / "previous").unlink()
-    with pytest.raises(InputError, match="no earlier one: fresh=true starts over"):
-        find_last(tmp_path)
+    for _ in range(2):
+        with pytest.raises(InputError, match="last is damaged.* no whole earlier one: fresh=true starts over"):
+            find_last(tmp_path)
+        (folder / "previous").unlink(missing_ok=True)
 
 
 def test_a_state_that_was_changed_is_noticed(tmp_path):

@@ -59,9 +59,10 @@ def find_last(folder: Path) -> Path | None:
             read_checkpoint(last)
             return last
         except InputError as error:
-            if not previous.is_file():
-                raise InputError(f"{error}, and there is no earlier one: fresh=true starts over") from None
-            read_checkpoint(previous)
+            try:
+                read_checkpoint(previous)
+            except InputError:
+                raise InputError(f"{error}, and there is no whole earlier one: fresh=true starts over") from None
             os.replace(last, last.with_name("damaged"))  # else the next save would make it `previous`
             print(f"warning: {error}; going on from {previous}", file=sys.stderr)
     return previous if previous.is_file() else None
