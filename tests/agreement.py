@@ -31,11 +31,7 @@ def main() -> None:
     """Run both stages on one worker and on two, and compare."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, help="kept; default: a temporary one")
-    parser.add_argument("--worker", type=int, help="of how many workers this process, which msrun started, is one")
     arguments = parser.parse_args()
-    if arguments.worker:
-        follow(arguments.folder, arguments.worker)
-        return
     from src.launch import Cluster, launch
 
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="agreement-"))
@@ -44,7 +40,7 @@ def main() -> None:
         settings = [*SETTINGS, f"data.root={folder}/demo", f"output_root={folder}/{size}"]
         train = ["train.py", "--config", "configs/demo/ce.yaml", *settings]
         launch(train, Cluster(size, port=next(ports)), folder / f"logs-ce-{size}")
-        again = ["tests/agreement.py", "--folder", str(folder), "--worker", str(size)]
+        again = ["tests/agreement.py", "worker", str(folder), str(size)]
         launch(again, Cluster(size, port=next(ports)), folder / f"logs-grpo-{size}")
     for stage in ("ce", "grpo"):
         compare(stage, *(folder / f"{size}/demo-{stage}" for size in (1, 2)))
@@ -114,4 +110,7 @@ def compare(stage: str, one: Path, two: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    if sys.argv[1:2] == ["worker"]:
+        run_program(lambda: follow(Path(sys.argv[2]), int(sys.argv[3])))
+    else:
+        run_program(main)
