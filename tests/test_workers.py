@@ -111,7 +111,7 @@ def one_and_two(tmp_path_factory):
                 ["eval.py", "--config", "configs/demo/grpo.yaml", "--checkpoint", str(folder / LAST)],
             ):
                 logs = folder / "logs" / "-".join(command[:3:2]).replace("/", "-")
-                launch([*command, *settings], Cluster(devices, port=PORT), logs)
+                launch([*command[:3], *settings, *command[3:]], Cluster(devices, port=PORT), logs)
     return folders
 
 
