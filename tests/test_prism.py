@@ -7,7 +7,8 @@ from tiny import ROOT
 from src.config_load import load_config
 from src.data.questions import CANNOT, Question
 from src.errors import InputError, RunStopped
-from src.evaluation.prism import interval, prism, resampled
+from src.evaluation.bootstrap import resampled
+from src.evaluation.prism import interval, prism
 from src.training import answerer, reader
 from src.workers import Workers
 
@@ -88,7 +89,7 @@ def test_questions_on_other_images_are_refused():
 def test_intervals_are_those_of_resampled_images():
     """By brute force: the ratio of sums in every resample."""
     totals, sizes = np.array([1.0, 0.0, 2.0, 3.0]), np.array([2.0, 1.0, 2.0, 4.0])
-    counts = resampled(4)
+    counts = resampled(4, 1000)
     draws = [np.repeat(np.arange(4), row.astype(int)) for row in counts]
     ratios = [totals[draw].sum() / sizes[draw].sum() for draw in draws]
     found = interval(totals, sizes, counts)

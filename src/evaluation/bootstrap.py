@@ -74,6 +74,12 @@ def whole_split(segments: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: float(values[0]) for name, values in corpus_metrics(segments, once).items()}
 
 
+def resampled(images: int, resamples: int) -> np.ndarray:
+    """How often each resample holds each image, float64 [R, n]; always the same draws."""
+    draws = np.random.default_rng(0).integers(0, images, (resamples, images))
+    return np.stack([np.bincount(draw, minlength=images) for draw in draws]).astype(np.float64)
+
+
 def paired_differences(
     system: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], resamples: int
 ) -> dict[str, dict[str, float]]:
@@ -81,9 +87,7 @@ def paired_differences(
 
     Both are scored on the same resampled images (Koehn 2004); the interval takes percentiles.
     """
-    images = len(system["bleu"])
-    draws = np.random.default_rng(0).integers(0, images, (resamples, images))
-    counts = np.stack([np.bincount(draw, minlength=images) for draw in draws]).astype(np.float64)  # [R, n]
+    counts = resampled(len(system["bleu"]), resamples)
     ours, theirs = corpus_metrics(system, counts), corpus_metrics(other, counts)
     ours_whole, theirs_whole = whole_split(system), whole_split(other)
     result = {}

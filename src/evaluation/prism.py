@@ -11,6 +11,7 @@ import numpy as np
 from src.config import Config
 from src.data.questions import Answerer, Question, present
 from src.errors import InputError, RunStopped
+from src.evaluation.bootstrap import resampled
 from src.rng import generator
 
 RESAMPLES = 1000  # of the bootstrap over images
@@ -53,7 +54,7 @@ def prism(
         part.reshape(len(samples[image_id]), -1) for image_id, part in zip(asked, np.split(flat, np.cumsum(sizes)[:-1]))
     ]  # [K, Q] of each image
     accuracy = np.array([nan_mean(rows, 1) for rows in hits])  # [n, K]
-    counts = resampled(len(asked))
+    counts = resampled(len(asked), RESAMPLES)
     ones = np.ones(len(asked))
     mean, best = nan_mean(accuracy, 1), nan_max(accuracy)
     result = {"mean": interval(mean, ones, counts), "best": interval(best, ones, counts)}
@@ -89,12 +90,6 @@ def nan_max(values: np.ndarray) -> np.ndarray:
     """The largest of each row [n, K] that is not NaN; NaN where all are."""
     largest = np.where(np.isnan(values), -np.inf, values).max(1)
     return np.where(np.isinf(largest), np.nan, largest)
-
-
-def resampled(images: int) -> np.ndarray:
-    """How often each resample holds each image, float64 [R, n]."""
-    draws = np.random.default_rng(0).integers(0, images, (RESAMPLES, images))
-    return np.stack([np.bincount(draw, minlength=images) for draw in draws]).astype(np.float64)
 
 
 def interval(totals: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> dict[str, float]:
