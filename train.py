@@ -21,7 +21,8 @@ def main() -> None:
     workers = join_workers(config)
 
     from src.device import setup_device
-    from src.training.run import describe, init_checkpoint, is_complete, open_run_folder, start_run
+    from src.training.run import describe, start_run
+    from src.training.run_folder import init_checkpoint, is_complete, open_run_folder
 
     init = init_checkpoint(config, Path(arguments.config), arguments.overrides) if config.stage != "ce" else None
     if workers.is_first:

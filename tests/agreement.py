@@ -66,7 +66,8 @@ def follow(folder: Path, size: int) -> None:
     from src.rl.rollout import Rollout
     from src.training import rl
     from src.training.checkpoint import load_checkpoint
-    from src.training.run import open_run_folder, start_run
+    from src.training.run import start_run
+    from src.training.run_folder import open_run_folder
 
     setup_device(config)
     with workers.first_alone():

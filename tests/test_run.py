@@ -6,7 +6,7 @@ from src.config_load import load_config
 from src.errors import InputError
 from src.files import file_digest
 from src.training.metrics import read_lines
-from src.training.run import check_init, is_complete, open_run_folder
+from src.training.run_folder import check_init, is_complete, open_run_folder
 
 
 def configured(tmp_path, *settings):

@@ -14,7 +14,8 @@ from src.rl.losses import token_weights
 from src.rng import generator, keep_masks, permutation
 from src.training.checkpoint import load_checkpoint, optimizer_parameters
 from src.training.optim import build_optimizer, learning_rates
-from src.training.run import FIRST, Run
+from src.training.run import Run
+from src.training.run_folder import FIRST
 from src.training.step import build_loss_scale, build_step
 
 

@@ -1,22 +1,20 @@
 """A run: its folder, its parts, what it goes on from, and how it ends."""
 
 import json
-import shutil
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from mindspore import Tensor
 from tqdm import tqdm
 
 from src.compile_cache import GraphCache
 from src.config import Config
-from src.config_load import differing_keys, load_config, resolved, stage_overrides, write_config
+from src.config_load import resolved
 from src.data.dataset import Dataset, build_sources, build_tokenizer, load_dataset, padded_batches
 from src.data.features import FeatureSource
 from src.data.images import ImageSource
@@ -29,10 +27,8 @@ from src.models.captioner import Captioner, build_captioner
 from src.rewards.cider import corpus_cider
 from src.training.checkpoint import find_last, load_checkpoint, read_state, save_checkpoint
 from src.training.metrics import MetricsWriter
+from src.training.run_folder import COMPLETED, check_init
 from src.workers import Workers
-
-COMPLETED = "completed"  # a file of this name marks a finished run
-FIRST = "first"  # the checkpoint after CE's first epoch, kept where select is original
 
 
 @dataclass
@@ -140,76 +136,6 @@ def decode_images(
     decoded = [decoder(Tensor(inputs)) for inputs in source.batches(batches)]
     ids, mask = (workers.gather([rows[place].asnumpy() for rows in decoded])[:images] for place in (0, 1))
     return [tokenizer.decode(row) for row in ids], mask.sum(1), (ids == tokenizer.eos_id).any(1)
-
-
-def is_complete(folder: Path, init: Path | None) -> bool:
-    """Whether the run in `folder` has finished. Errors: InputError where it started from another file than `init`."""
-    if not (folder / COMPLETED).is_file():
-        return False
-    check_init(folder, init, json.loads((folder / COMPLETED).read_text()))
-    return True
-
-
-def check_init(folder: Path, init: Path | None, state: dict[str, Any]) -> None:
-    """InputError where the run in `folder` started from another file than `init`."""
-    if init is not None and state.get("init", "") != file_digest(init):
-        raise InputError(
-            f"the run in {folder} started from other weights than {init} holds now: fresh=true starts over"
-        )
-
-
-def init_checkpoint(config: Config, config_file: Path, overrides: Sequence[str]) -> Path:
-    """The CE checkpoint that RL starts from: `init_checkpoint`, or one of the run of `init_config`, as `select` says.
-
-    Errors: InputError where there is none.
-    """
-    if config.init_checkpoint is not None:
-        path = Path(config.init_checkpoint)
-        mend = "check init_checkpoint"
-    else:
-        ce_file = config_file.parent / config.init_config
-        name = "best" if config.select == "best" else FIRST
-        path = load_config(ce_file, stage_overrides(overrides)).run_folder / "checkpoints" / name
-        mend = f"train with {ce_file} first, or set init_checkpoint"
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {path} to start from: {mend}")
-    return path
-
-
-def open_run_folder(config: Config) -> Path:
-    """Make the run folder, or check that the run in it had the same configuration.
-
-    Errors: InputError where it cannot be written, or naming the keys that differ.
-    """
-    folder = config.run_folder
-    try:
-        if config.fresh and folder.is_dir():
-            if any(folder.iterdir()) and not (folder / "config.yaml").is_file():
-                raise InputError(f"{folder} is no run of this project, fresh=true does not delete it: choose name=...")
-            shutil.rmtree(folder)
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        config_file = folder / "config.yaml"
-        if config_file.exists():
-            differing = differing_keys(_read_config(config_file), resolved(config))
-            if differing:
-                raise InputError(
-                    f"{folder} holds a run with other values of {', '.join(differing)}; "
-                    "give another name=..., or fresh=true to start over"
-                )
-        write_config(config, config_file)
-    except OSError as error:
-        raise InputError(f"cannot write the run folder {folder}: {error}; choose another output_root") from None
-    return folder
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError):
-        tree = None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} is damaged: delete it to go on with this configuration, or fresh=true starts over")
-    return tree
 
 
 def start_run(config: Config, folder: Path, init: Path | None, workers: Workers) -> Run:
