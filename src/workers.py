@@ -38,14 +38,18 @@ class Workers:
             self._sum = _sum_cell()
         return self._sum(Tensor(np.ascontiguousarray(array, np.float32))).asnumpy()
 
-    def gather(self, shares: Sequence[np.ndarray]) -> np.ndarray:
-        """The rows of whole batches [batches * B, ...], in order, of this worker's shares [B / size, ...] of each."""
-        own = np.stack(shares)
+    def gather(self, arrays: Sequence[np.ndarray], batches: int) -> list[np.ndarray]:
+        """The rows of all workers, in the order of whole batches, of arrays that hold this worker's shares of each.
+
+        All arrays cross at once. Their first axes may differ, if each is a multiple of `batches`.
+        """
         if self.size == 1:
-            return own.reshape(-1, *own.shape[2:])
-        every = np.zeros((len(own), self.size, *own.shape[1:]), np.float32)
-        every[:, self.rank] = own
-        return self.sum(every).reshape(-1, *own.shape[2:]).astype(own.dtype)
+            return list(arrays)
+        flat = [array.reshape(batches, -1).astype(np.float32) for array in arrays]
+        every = np.zeros((batches, self.size, sum(part.shape[1] for part in flat)), np.float32)
+        every[:, self.rank] = np.concatenate(flat, 1)
+        parts = np.split(self.sum(every), np.cumsum([part.shape[1] for part in flat])[:-1], 2)
+        return [part.reshape(-1, *array.shape[1:]).astype(array.dtype) for part, array in zip(parts, arrays)]
 
     def broadcast(self, parameters: Sequence) -> None:
         """Give all workers the first one's values of MindSpore parameters."""

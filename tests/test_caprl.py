@@ -158,10 +158,22 @@ def test_bad_questions_name_file_and_line(tmp_path, text, words):
     assert all(word in str(error.value) for word in ["questions.jsonl", *words]), str(error.value)
 
 
-def test_every_training_image_needs_a_question(tmp_path):
+def test_an_image_without_questions_gets_no_reward_and_counts_as_no_failure():
+    reader = Reader()
+    scored = CapRL([[COLOR], [], [COLOR]], reader, presentations=3, seed=1)
+    rewards = scored(completions(["a red ball", "a red ball", "a blue ball", "a red ball"], images=[0, 1, 2, 1]))
+    np.testing.assert_array_equal(rewards, [1, np.nan, 0, np.nan])
+    assert scored.failures.tolist() == [0, 6]
+    rewards = scored(completions(["a red ball"], images=[1]))
+    assert np.isnan(rewards).tolist() == [True] and scored.failures.tolist() == [0, 0]
+
+
+def test_questions_must_be_about_training_images(tmp_path, capsys):
     (tmp_path / "q_train.jsonl").write_text(json.dumps(LINE))
     config = load_config(
         ROOT / "configs/demo/grpo.yaml", [f"data.root={tmp_path}", "rewards.caprl=1", "caprl.questions=q_{split}.jsonl"]
     )
-    with pytest.raises(InputError, match=r"q_train.jsonl: 2 of 3 training images have no question, image_id 8 "):
-        build_caprl(config, [7, 8, 9], None)
+    assert [len(questions) for questions in build_caprl(config, [8, 7, 9], None).questions] == [0, 1, 0]
+    assert "2 of 3 training images have no question" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"q_train.jsonl: no question is about a training image"):
+        build_caprl(config, [8, 9], None)

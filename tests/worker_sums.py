@@ -23,8 +23,9 @@ def main() -> None:
     rank = workers.rank
     batches = np.arange(8).reshape(2, 4)
     shares = [workers.share(batch) for batch in batches]
-    rows = [np.stack([share, 10 * share], 1).astype(np.int32) for share in shares]
-    missing = np.array([[np.nan, 0.5] if rank else [0.5, np.nan]], np.float32)  # a reward that nobody could give
+    rows = np.concatenate([np.stack([share, 10 * share], 1) for share in shares]).astype(np.int32)
+    rewards = np.array([[0.5], [np.nan if rank else rank + 1.5]], np.float32)  # one a batch; NaN: nobody could give it
+    gathered = workers.gather([rows, rewards], len(batches))
     floats = Parameter(Tensor(np.array([0.1 + rank, -0.0], np.float32)), name="floats")
     count = Parameter(Tensor(np.array([30_000 + rank], np.int32)), name="count")
     workers.broadcast([floats, count])
@@ -35,8 +36,7 @@ def main() -> None:
     results = {
         "size": workers.size,
         "sum": workers.sum(np.array([rank + 0.5])).tolist(),
-        "gathered": workers.gather(rows).tolist(),
-        "missing": np.isnan(workers.gather([missing])).tolist(),
+        "gathered": [str(gathered[0].dtype), gathered[0].tolist(), str(gathered[1].tolist())],
         "floats": floats.asnumpy().tolist(),
         "minus": np.signbit(floats.asnumpy()).tolist(),
         "count": count.asnumpy().tolist(),

@@ -125,7 +125,8 @@ def sample_captions(
         first_row = (number * workers.size + workers.rank) * size * group_size
         draws = uniforms(config.seed, 0, first_row, size * group_size, tokens)
         parts.append(sampler(Tensor(inputs), Tensor(draws.reshape(size, group_size, tokens)))[0].asnumpy())
-    texts = [tokenizer.decode(row) for row in workers.gather(parts)[: images * group_size]]
+    (ids,) = workers.gather([np.concatenate(parts)], len(batches))
+    texts = [tokenizer.decode(row) for row in ids[: images * group_size]]
     return [texts[start : start + group_size] for start in range(0, len(texts), group_size)]
 
 

@@ -20,7 +20,7 @@ CACHE_SIZE = 200_000  # answers kept: about 100 MB
 
 
 class CapRL:
-    """questions: of each training image, at least one; presentations: N. seed, rollout and row key the draws.
+    """questions: of each training image; presentations: N. seed, rollout and row key the draws.
 
     failures: float32 [2], how many presentations of the last call got no answer, and how many there were.
     """
@@ -36,18 +36,22 @@ class CapRL:
         self._cache: dict[Presentation, int] = {}
 
     def __call__(self, completions: Completions) -> np.ndarray:
-        """Rewards float64 [M], 0 to 1; NaN where no presentation of a caption got an answer."""
+        """Rewards float64 [M], 0 to 1; NaN where no presentation of a caption got an answer, or its image has no
+        question."""
         drawn = [
             pair
             for row, image, caption in zip(completions.rows, completions.image_rows, completions.captions)
+            if self.questions[image]
             for pair in self._draw(completions.rollout, int(row), self.questions[image], caption)
         ]
         answers = self._answer([presentation for presentation, _ in drawn])
-        right = [np.nan if answer is None else float(answer == truth) for answer, (_, truth) in zip(answers, drawn)]
-        right = np.array(right).reshape(-1, self.presentations)  # [M, N]
-        answered = ~np.isnan(right)
-        self.failures = np.array([(~answered).sum(), answered.size], np.float32)
-        count = answered.sum(1)
+        self.failures = np.array([answers.count(None), len(answers)], np.float32)
+        right = np.full((len(completions.rows), self.presentations), np.nan)  # [M, N]
+        right[[bool(self.questions[image]) for image in completions.image_rows]] = np.reshape(
+            [np.nan if answer is None else float(answer == truth) for answer, (_, truth) in zip(answers, drawn)],
+            (-1, self.presentations),
+        )
+        count = (~np.isnan(right)).sum(1)
         return np.divide(np.nansum(right, 1), count, out=np.full(len(right), np.nan), where=count > 0)
 
     def _draw(
@@ -70,17 +74,17 @@ class CapRL:
 
 
 def build_caprl(config: Config, image_ids: Sequence[int], answerer: Answerer) -> CapRL:
-    """The reward for training images, as `caprl` says. Errors: InputError naming the file or the image."""
+    """The reward for training images, as `caprl` says. Errors: InputError naming the file."""
     path = questions_file(config, "train")
-    questions = load_questions(path)
-    without = [image_id for image_id in image_ids if image_id not in questions]
+    of_image = load_questions(path)
+    questions = [of_image.get(image_id, []) for image_id in image_ids]
+    if not any(questions):
+        raise InputError(f"{path}: no question is about a training image; image_id must be the annotations'")
+    without = questions.count([])
     if without:
-        raise InputError(
-            f"{path}: {len(without)} of {len(image_ids)} training images have no question, image_id {without[0]} the "
-            "first: add some, or leave these images out (data.lists)"
-        )
+        print(f"caprl: {without:,} of {len(questions):,} training images have no question, and no reward by caprl")
     return CapRL(
-        [questions[image_id] for image_id in image_ids],
+        questions,
         answerer,
         presentations=config.caprl.presentations,
         seed=config.seed,

@@ -51,16 +51,11 @@ class RolloutCollector:
         rewards, greedy_rewards = self._reward(index, images, places, completion_ids, mask, *greedy)
         failed = self._failed(index)
         rewarded_at = time.perf_counter()
-
-        def whole(rows: np.ndarray) -> np.ndarray:
-            return workers.gather(np.split(rows, len(batches)))
-
-        completion_ids, mask = whole(completion_ids), whole(mask)
-        old_logprobs, ref_logprobs = whole(old_logprobs), whole(ref_logprobs)
-        rewards = whole(rewards).reshape(len(images), grpo.group_size, -1)  # [B, G, k]
-        greedy_rewards = whole(greedy_rewards) if greedy else None  # [B, k]
+        own = [completion_ids, mask, old_logprobs, ref_logprobs, rewards, *([greedy_rewards] if greedy else [])]
+        completion_ids, mask, old_logprobs, ref_logprobs, rewards, *greedy_rewards = workers.gather(own, len(batches))
+        rewards = rewards.reshape(len(images), grpo.group_size, -1)  # [B, G, k]
         weights = self.rewards.weights
-        advantages = combined_advantages(rewards, weights, self.config.advantage, greedy_rewards)
+        advantages = combined_advantages(rewards, weights, self.config.advantage, *greedy_rewards)
         rollout = Rollout(
             image_rows=images,
             completion_ids=completion_ids,
@@ -74,7 +69,7 @@ class RolloutCollector:
         if failed is not None:
             stats["rollout/caprl_failed"] = failed
         if greedy:
-            stats["rollout/greedy_reward_mean"] = np.nanmean(greedy_rewards @ weights)
+            stats["rollout/greedy_reward_mean"] = np.nanmean(greedy_rewards[0] @ weights)
         return rollout, stats | {"time/rollout_s": sampled_at - started, "time/reward_s": rewarded_at - sampled_at}
 
     def _sample(self, index: int, images: np.ndarray, places: list[np.ndarray]) -> list[np.ndarray]:
@@ -141,7 +136,7 @@ class RolloutCollector:
                 f"caprl.max_failed={self.config.caprl.max_failed}: see to the answering model; "
                 f"{self.run.folder / 'checkpoints/last'} is saved, the same command goes on"
             )
-        return failed / presented
+        return failed / max(presented, 1.0)  # none where no image of the rollout has a question
 
 
 def rollout_images(rows: int, size: int, seed: int, index: int) -> np.ndarray:

@@ -35,7 +35,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
     """Train from the state of `run` to its last rollout.
 
     Checkpoints are taken between rollouts: with every validation, after SAVE_SECONDS, and on SIGTERM unless it arrives
-    between two updates of a rollout, which the checkpoint before then repeats.
+    in a pass over a rollout that is not the last, which the checkpoint before then repeats.
     """
     config = run.config
     grpo = config.grpo
@@ -78,6 +78,8 @@ def run_rl(run: Run, reference: Captioner) -> None:
             run.stop()
         run.state["seconds"] += rollout_stats["time/rollout_s"] + rollout_stats["time/reward_s"]
         for number in range(grpo.passes):
+            if number > 0 and run.must_stop():  # all workers are asked: not before every update
+                run.stop()
             stats = _pass(run, rollout, rollout_stats, index, number, take_step, rates, bar)
             rollout_stats = {}
         validated = (index + 1) % config.eval.every == 0 or index + 1 == grpo.rollouts
@@ -117,8 +119,6 @@ def _pass(
     logged: dict[str, float] = {}
     share = run.workers.share
     for part, inputs in zip(parts, run.train_source.batches([share(part.image_rows) for part in parts])):
-        if run.must_stop():
-            run.stop()
         started = time.perf_counter()
         weights = token_weights(part.completion_mask, run.config.loss.aggregation)
         rows = (part.completion_ids, weights, part.old_logprobs, part.ref_logprobs, part.advantages)

@@ -133,8 +133,9 @@ def decode_images(
     Also their lengths in tokens with the EOS, float [n], and whether they end in an EOS, bool [n].
     """
     batches = [workers.share(batch) for batch in padded_batches(images, batch_images)]
-    decoded = [decoder(Tensor(inputs)) for inputs in source.batches(batches)]
-    ids, mask = (workers.gather([rows[place].asnumpy() for rows in decoded])[:images] for place in (0, 1))
+    decoded = [[output.asnumpy() for output in decoder(Tensor(inputs))[:2]] for inputs in source.batches(batches)]
+    own = [np.concatenate(rows) for rows in zip(*decoded)]
+    ids, mask = (rows[:images] for rows in workers.gather(own, len(batches)))
     return [tokenizer.decode(row) for row in ids], mask.sum(1), (ids == tokenizer.eos_id).any(1)
 
 

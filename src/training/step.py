@@ -61,17 +61,18 @@ def build_step(
 
 
 class WorkerSum(nn.Cell):
-    """The sum over workers of each tensor of a tuple; of one worker, the tuple itself."""
+    """The sum over workers of each tensor of a tuple, all float32; of one worker, the tuple itself."""
 
     def __init__(self, workers: int) -> None:
         super().__init__()
-        # Operators of the same `fusion` are merged into few large ones where the backend can (Ascend, GPU).
-        self.all_reduce = ops.AllReduce().add_prim_attr("fusion", 1) if workers > 1 else None
+        self.all_reduce = ops.AllReduce() if workers > 1 else None
 
     def construct(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.all_reduce is None:
             return tensors
-        return _EACH(self.all_reduce, tensors)
+        flat = self.all_reduce(ops.concat(_EACH(_flat, tensors)))  # one: each waits for the slowest worker
+        parts = ops.split(flat, [tensor.size for tensor in tensors])
+        return _EACH(_shaped_like, parts, tensors)
 
 
 class Update(nn.Cell):
@@ -92,8 +93,8 @@ class Update(nn.Cell):
 
     def construct(self, values: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
         scale = self.loss_scale
-        (values,) = self.worker_sum((values,))
-        gradients = self.worker_sum(gradients)
+        summed = self.worker_sum((values, *gradients))
+        values, gradients = summed[0], summed[1:]
         if scale is not None:
             gradients = scale.unscale(gradients)
         norm = global_norm(gradients)
@@ -166,6 +167,14 @@ class SummedUpdate(nn.Cell):
         for total in self.sums:
             values = ops.depend(values, ops.assign(total, ops.zeros_like(total)))
         return values
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1)
+
+
+def _shaped_like(flat: Tensor, tensor: Tensor) -> Tensor:
+    return flat.reshape(tensor.shape)
 
 
 def global_norm(gradients: tuple[Tensor, ...]) -> Tensor:
