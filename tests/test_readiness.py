@@ -167,7 +167,7 @@ def test_shipped_configurations_pass(config):
     [
         str(file.relative_to(ROOT / "configs"))
         for file in sorted(ROOT.glob("configs/*/*.yaml"))
-        if file.stem != "comparison"
+        if "comparison" not in file.stem
     ],
 )
 def test_every_shipped_configuration_passes(config):
