@@ -190,7 +190,7 @@ class Config:
     stop_after_minutes: float
     init_config: str
     init_checkpoint: str | None
-    select: Literal["best", "original"]
+    select: Literal["best", "last", "original"]
     log_every: int
     data: DataConfig
     demo: DemoConfig

@@ -43,7 +43,7 @@ def init_checkpoint(config: Config, config_file: Path, overrides: Sequence[str])
         mend = "check init_checkpoint"
     else:
         ce_file = config_file.parent / config.init_config
-        name = "best" if config.select == "best" else FIRST
+        name = FIRST if config.select == "original" else "best"
         path = load_config(ce_file, stage_overrides(overrides)).run_folder / "checkpoints" / name
         mend = f"train with {ce_file} first, or set init_checkpoint"
     if not path.is_file():
