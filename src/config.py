@@ -152,6 +152,7 @@ class CapRLConfig:
     retries: int
     concurrency: int
     read: Literal["letter", "likelihood"]
+    template: str
 
 
 @dataclass(frozen=True)

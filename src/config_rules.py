@@ -175,6 +175,7 @@ def check(config: Config) -> None:
                 c.rewards.caprl == 0 or c.caprl.answerer != "server" or c.caprl.model is not None,
                 "must be the model's name on the server where caprl.answerer is server",
             ),
+            ("caprl.template", "{prompt}" in c.caprl.template, "must hold {prompt}, where the question goes"),
             ("length.most", c.length.most >= c.length.least, f"must be at least length.least={c.length.least}"),
         ]
     for key, holds, mend in rules:

@@ -72,7 +72,7 @@ TABLE = {
 def maker(server, questions=5, **settings):
     """Connected to the fake server, which then forgets the first question."""
     defaults = dict(questions=None, presentations=1, max_failed=0.2, answerer="server", base_url=server.url, model="m")
-    defaults |= dict(timeout=10.0, retries=0, concurrency=2, read="letter")
+    defaults |= dict(timeout=10.0, retries=0, concurrency=2, read="letter", template="{prompt}")
     made = QuestionMaker(CapRLConfig(**(defaults | settings)), questions)
     server.requests.clear()
     return made

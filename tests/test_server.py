@@ -1,9 +1,7 @@
 """The answering model behind an OpenAI-compatible server, against a server of the test's own. No network."""
 
-import math
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 from fake_server import asked, fake_server, read_caption, says
@@ -11,7 +9,7 @@ from fake_server import asked, fake_server, read_caption, says
 from src.config import CapRLConfig
 from src.data.questions import CANNOT, Presentation
 from src.errors import InputError
-from src.rewards.server import ServerAnswerer, most_likely, prompt, read_letter
+from src.rewards.server import ServerAnswerer, prompt, read_letter
 
 OPTIONS = ("red", "blue", CANNOT)
 
@@ -33,6 +31,7 @@ def answerer(server, **settings):
         retries=0,
         concurrency=4,
         read="letter",
+        template="{prompt}",
     )
     made = ServerAnswerer(CapRLConfig(**(defaults | settings)))
     server.requests.clear()
@@ -165,34 +164,45 @@ def test_letters_are_read_strictly(reply, place):
     assert read_letter(reply, OPTIONS) == place
 
 
-def top(**probabilities):
-    return [SimpleNamespace(token=token, logprob=math.log(p)) for token, p in probabilities.items()]
+def echo(body, shift=0, first=1):
+    """A server of a model whose tokens are words: those that stood before are likely, and numbers that go on counting.
+
+    shift: whose log-prob stands with a token; first: tokens at the beginning that are left out of what is echoed.
+    """
+    words = body["prompt"].split()
+    likely = [word in words[:place] or word[:-1].isdigit() or word == "15" for place, word in enumerate(words)]
+    scored = [None] + [-0.1 if (near and not shift) else -4.0 for near in likely[1:]]
+    logprobs = {"token_logprobs": [*scored[first:], -9.0], "tokens": [], "text_offset": [], "top_logprobs": None}
+    choice = {"index": 0, "finish_reason": "length", "text": "", "logprobs": logprobs}
+    usage = {"prompt_tokens": len(words), "completion_tokens": 1, "total_tokens": len(words) + 1}
+    return 200, {
+        "id": "1",
+        "object": "text_completion",
+        "created": 0,
+        "model": "m",
+        "choices": [choice],
+        "usage": usage,
+    }
 
 
-def test_the_most_likely_letter_counts_every_spelling():
-    # A 0.3; B 0.2 + 0.15 with a blank before it
-    assert most_likely(top(**{"A": 0.3, "B": 0.2, " B": 0.15, "The": 0.35}), 3) == 1
-    assert most_likely(top(**{"A": 0.3, "B": 0.2, "▁C": 0.1}), 3) == 0
-    assert most_likely(top(D=0.9, C=0.1), 3) == 2  # there is no fourth option
-    assert most_likely(top(**{"The": 0.9, "": 0.05, "AB": 0.05}), 3) is None
+@pytest.mark.parametrize("first", [0, 1])
+def test_reading_by_likelihood(first):
+    with fake_server(lambda body, number: echo(body, first=first)) as server:
+        made = answerer(server, read="likelihood", template="<s> {prompt}")
+        # red and blue are one word: -0.1 in the caption, else -4; the six words of CANNOT: "from" and "be" are nowhere
+        assert made.answer([*presentations(2), *presentations(1, "red")]) == [1, 1, 0]
+        assert made.answer(presentations(1, "")) == [0]  # neither: the first of equals, far above CANNOT
+        prompts = [body["prompt"] for body in server.requests if "caption 1 blue" in body["prompt"]]
+        question = "<s> Caption of an image: caption 1 blue\nQuestion: what color\nAnswer:"
+        assert sorted(prompts) == sorted([question, *[f"{question} {option}" for option in OPTIONS]])
+        (settings,) = {(b["echo"], b["logprobs"], b["max_tokens"], b["temperature"]) for b in server.requests}
+        assert settings == (True, 1, 1, 0)
 
 
-def logprobs(body, number=0):
-    """A server whose model is likeliest to begin its reply with "The", and then with the right letter."""
-    letter = read_caption(body)[1]["choices"][0]["message"]["content"]
-    reply = says("The")[1]
-    entries = [{"token": token, "logprob": lp, "bytes": None} for token, lp in (("The", -0.1), (letter, -3), ("A", -5))]
-    reply["choices"][0]["logprobs"] = {"content": [entries[0] | {"top_logprobs": entries}]}
-    return 200, reply
-
-
-def test_reading_by_likelihood():
-    with fake_server(logprobs) as server:
-        made = answerer(server, read="likelihood")
-        assert made.answer([*presentations(2), *presentations(1, "")]) == [1, 1, 2]
-        assert all(
-            (body["logprobs"], body["top_logprobs"], body["max_tokens"]) == (True, 20, 1) for body in server.requests
-        )
-        server.behave = read_caption
-        with pytest.raises(InputError, match=r"caprl\.read"):  # a server without log-probs is told at the start
-            answerer(server, read="likelihood")
+@pytest.mark.parametrize(
+    "behave, reason",
+    [(lambda body, number: (404, {}), "NotFoundError"), (lambda body, number: echo(body, shift=1), "caprl.template")],
+)
+def test_a_server_whose_log_probs_do_not_serve_is_told_at_the_start(behave, reason):
+    with fake_server(behave) as server, pytest.raises(InputError, match=rf"{reason}.*caprl\.read"):
+        answerer(server, read="likelihood")

@@ -60,7 +60,7 @@ class QuestionMaker:
         except ImageFailed as error:
             raise InputError(
                 f"caprl.base_url={config.base_url}: model {config.model} does not answer about an image ({error}); "
-                "start the server with a vision-language model, or correct caprl.base_url, caprl.model, caprl.read or "
+                "start the server with a vision-language model, or correct caprl.base_url, caprl.model or "
                 "OPENAI_API_KEY"
             ) from None
 
@@ -127,7 +127,7 @@ class QuestionMaker:
 
     def _choose(self, url: str | None, question: str, options: tuple[str, ...]) -> int | None:
         content = _parts(url, answering_prompt(question, (*options, UNSEEN)))
-        return self._request(lambda: choose(self._client, self.config, content, (*options, UNSEEN)))
+        return self._request(lambda: choose(self._client, self.config.model, content, (*options, UNSEEN)))
 
     def _request(self, send: Callable[[], Reply]) -> Reply:
         if self.stop.is_set():

@@ -1,18 +1,14 @@
 """An answering model behind any OpenAI-compatible server: vLLM, llama.cpp's, llama-cpp-python's, OpenAI's own.
 
-It is asked through chat completions, the one interface that all of them give with the model's own chat template. The
-log-probs of `read: likelihood` are those of the first token of the reply: echoed log-probs of whole options
-would do without letters, but llama.cpp's server does not give them, and llama-cpp-python's are off by one token for
-models without a BOS.
+It is asked for the letter of an option through chat completions, the one interface that all of them give with the
+model's own chat template; or for the likelihood of every option (src/rewards/likelihood.py).
 """
 
-import math
 import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from string import ascii_uppercase
-from typing import Any
 
 from openai import OpenAI, OpenAIError
 from tqdm import tqdm
@@ -20,16 +16,16 @@ from tqdm import tqdm
 from src.config import CapRLConfig
 from src.data.questions import CANNOT, Presentation
 from src.errors import InputError
+from src.rewards.likelihood import check_log_probs, most_likely
 
 REPLY_TOKENS = 32  # a letter and its option, if the model repeats it
-TOP_LOGPROBS = 20  # the most that OpenAI and vLLM give
 _PROBE = Presentation("a red ball on green grass", "what color is the ball", ("green", "red", CANNOT))
 # What a request may end in: an error of the client, or a reply of another shape than the interface has.
 FAILURES = (OpenAIError, AttributeError, IndexError, TypeError, ValueError)
 
 
 class ServerAnswerer:
-    """Asks `concurrency` presentations at a time, each in one request, with the client's timeout and retries.
+    """Asks `concurrency` presentations at a time, with the client's timeout and retries for each request.
 
     Errors: InputError where a first question fails.
     """
@@ -40,6 +36,8 @@ class ServerAnswerer:
         self._row_of_failures = 0
         try:
             self._request(_PROBE)
+            if config.read == "likelihood":
+                check_log_probs(self.client, config)
         except FAILURES as error:
             raise InputError(
                 f"caprl.base_url={config.base_url}: model {config.model} does not answer ({one_line(error)}); "
@@ -73,7 +71,9 @@ class ServerAnswerer:
         return answer
 
     def _request(self, presentation: Presentation) -> int | None:
-        return choose(self.client, self.config, prompt(presentation), presentation.options)
+        if self.config.read == "likelihood":
+            return most_likely(self.client, self.config, presentation)
+        return choose(self.client, self.config.model, prompt(presentation), presentation.options)
 
 
 def connect(config: CapRLConfig) -> OpenAI:
@@ -86,21 +86,14 @@ def connect(config: CapRLConfig) -> OpenAI:
     )
 
 
-def choose(client: OpenAI, config: CapRLConfig, content: str | list, options: Sequence[str]) -> int | None:
-    """The index of the option that the model chooses; None for a reply that names none. Raises one of FAILURES.
+def choose(client: OpenAI, model: str, content: str | list, options: Sequence[str]) -> int | None:
+    """The index of the option whose letter the model replies; None for a reply without. Raises one of FAILURES.
 
     content: of the message that asks: text, or the interface's list of parts.
     """
-    likelihood = config.read == "likelihood"
     reply = client.chat.completions.create(
-        model=config.model,
-        messages=[{"role": "user", "content": content}],
-        temperature=0.0,
-        max_tokens=1 if likelihood else REPLY_TOKENS,
-        **({"logprobs": True, "top_logprobs": TOP_LOGPROBS} if likelihood else {}),
+        model=model, messages=[{"role": "user", "content": content}], temperature=0.0, max_tokens=REPLY_TOKENS
     )
-    if likelihood:
-        return most_likely(reply.choices[0].logprobs.content[0].top_logprobs, len(options))
     return read_letter(reply.choices[0].message.content, options)
 
 
@@ -130,20 +123,6 @@ def read_letter(reply: str, options: Sequence[str]) -> int | None:
     if place >= len(options) or match[2] not in (None, options[place]):
         return None
     return place
-
-
-def most_likely(top_logprobs: Sequence[Any], options: int) -> int | None:
-    """The option whose letter is the most probable first token of a reply; None where no letter is among the top.
-
-    top_logprobs: entries with `token` and `logprob`, as the interface has them. Spellings of a letter add up.
-    """
-    mass: dict[int, float] = {}
-    for entry in top_logprobs:
-        letter = entry.token.strip(" \n(▁Ġ")  # blanks, as tokenizers write them
-        place = ascii_uppercase.find(letter) if len(letter) == 1 else -1
-        if 0 <= place < options:
-            mass[place] = mass.get(place, 0.0) + math.exp(entry.logprob)
-    return max(mass, key=mass.__getitem__) if mass else None
 
 
 def one_line(error: Exception) -> str:
