@@ -100,6 +100,11 @@ def _report_worker(status: int | None = None, message: str = "") -> None:
             file.write(json.dumps(report).ljust(_REPORT_BYTES))
 
 
+def is_first_worker() -> bool:
+    """Whether this process is the first of those that msrun has started, or the only one."""
+    return "MS_ROLE" not in os.environ or os.environ.get("RANK_ID") == "0"
+
+
 def leave_workers() -> None:
     """For a process that a worker starts, and that is none."""
     for variable in (WORKER_FOLDER, "MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "RANK_ID"):

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from src.config import Config
 from src.config_load import load_config
@@ -20,6 +19,7 @@ from src.data.image_check import check_by_decoding
 from src.data.image_files import in_order
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
+from src.progress import Progress
 from src.tables import markdown_table
 
 COLUMNS = ("split", "images", "captions", "tokens (mean)", "tokens (max)", "cut", "unknown tokens")
@@ -55,7 +55,7 @@ def main() -> None:
     files = [record.file for records in dataset.records.values() for record in records]
     images = find_images(config, files).stream(range(len(files)))
     reasons = in_order(broken_image, images, config.data.workers)
-    broken = [reason for reason in tqdm(reasons, "decoding images", len(files), disable=None) if reason]
+    broken = [reason for reason in Progress("decoding images", len(files), "image").over(reasons) if reason]
     for line in broken:
         print(f"broken: {line}")
     if broken:

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from src.data.questions import Question, write_questions
 from src.data.scene_captions import write_captions
 from src.data.scene_questions import questions_of
 from src.data.scenes import describe_scene, draw_scene
 from src.errors import InputError
+from src.progress import Progress
 from src.rng import generator
 
 SPLITS = ("train", "val", "test")
@@ -117,7 +117,7 @@ def _generate(root: Path, arguments: dict[str, int]) -> None:
         shutil.rmtree(partial)
     try:
         total = sum(arguments[split] for split in SPLITS)
-        with tqdm(total=total, desc="demo data", unit="image", disable=None) as progress:
+        with Progress("demo data", total, "image") as progress:
             for split_index, split in enumerate(SPLITS):
                 _write_split(partial, split_index, split, arguments, progress)
         partial.rename(root)  # an empty folder in its place is replaced
@@ -125,7 +125,7 @@ def _generate(root: Path, arguments: dict[str, int]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_split(root: Path, split_index: int, split: str, arguments: dict[str, int], progress: tqdm) -> None:
+def _write_split(root: Path, split_index: int, split: str, arguments: dict[str, int], progress: Progress) -> None:
     folder = root / "images" / split
     folder.mkdir(parents=True)
     images, annotations = [], []

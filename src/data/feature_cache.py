@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from src.errors import InputError
 from src.files import whole_file
+from src.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,9 @@ class FeatureCache:
         batches = images([np.minimum(np.arange(start, start + self.batch), total - 1) for start in starts])
         offset = np.load(self.part, mmap_mode="r", allow_pickle=False).offset
         row_bytes = 2 * self.shape[1] * self.shape[2]
-        hidden = None if rank == 0 else True  # None: unless it is no terminal
-        bar = tqdm(starts, "encoding images", unit="batch", disable=hidden)
+        bar = Progress("encoding images", len(starts), "batch", shown=rank == 0)
         with contextlib.closing(batches), _open_synced(self.part) as rows, _open_synced(self.done) as marks:
-            for start, pixels in zip(bar, batches):
+            for start, pixels in zip(bar.over(starts), batches):
                 count = min(self.batch, total - start)
                 features = np.asarray(encode(pixels))[:count]  # [count,N,C]
                 _check_range(features, self.files[start : start + count])

@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from src.progress import Progress
+
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
 MAX_PIXELS = 64_000_000  # a decompression bomb is a small file with a huge picture; 64 million pixels are 192 MB
 _HEAD, _TAIL = 4096, 32
@@ -72,7 +74,7 @@ def scan_images(files: Iterable[Path]) -> dict[Path, str]:
     files = list(files)
     with warnings.catch_warnings(), ThreadPoolExecutor(_THREADS) as pool:
         warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata; the reasons say enough
-        reasons = pool.map(check_image, files, chunksize=64)
+        reasons = Progress("checking image files", len(files), "image").over(pool.map(check_image, files))
         return {file: reason for file, reason in zip(files, reasons, strict=True) if reason}
 
 

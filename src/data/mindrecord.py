@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from src.config_load import load_config
 from src.data.image_check import check_by_decoding
 from src.data.image_files import ImageFiles, in_order
@@ -24,6 +22,7 @@ from src.data.records import Record
 from src.data.shards import LISTING, PART, Image, mindrecord_reason, read_listing, relative_name, write_listing
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
+from src.progress import Progress
 
 _ROWS = 256  # images handed to MindRecord at a time
 _BEYOND_IMAGES = 48 * 2**20  # bytes of a shard that are not images: a header of 16 MB, a page of 32 MB that is not full
@@ -94,7 +93,7 @@ def _write_split(folder: Path, root: Path, records: Sequence[Record], shards: in
     writer.add_schema(_SCHEMA)
     images = {}
     rows = in_order(_read, ((record,) for record in records), threads)
-    with tqdm(total=len(records), desc=folder.name, unit="image", disable=None) as bar:
+    with Progress(folder.name, len(records), "image") as bar:
         while some := list(islice(rows, _ROWS)):
             for row in some:
                 name = row["file"] = relative_name(row["file"], root)

@@ -19,6 +19,7 @@ from pycocoevalcap.spice import get_stanford_models, spice
 
 from src.data.ptb import java_failure, ptb_tokenize, put_java_on_path, tokenize_captions
 from src.errors import InputError
+from src.progress import Progress
 
 
 class CaptionScores(NamedTuple):
@@ -40,15 +41,21 @@ def compute_metrics(
     InputError if the two do not hold the same images, or if Java is missing or fails. METEOR takes 10 s to load.
     """
     truths, results = tokenized(captions, ground_truths, ptb_done=ptb_done)
-    bleu, bleu_counts = _bleu(truths, results)
-    meteor, meteor_statistics = _meteor(truths, results)
-    rouge, rouge_per_image = Rouge().compute_score(truths, results)
-    cider, cider_per_image = Cider().compute_score(truths, results)
+    with Progress("metrics", 5, "metric") as bar:
+        bleu, bleu_counts = _bleu(truths, results)
+        bar.update(note="METEOR")
+        meteor, meteor_statistics = _meteor(truths, results)
+        bar.update(note="ROUGE-L")
+        rouge, rouge_per_image = Rouge().compute_score(truths, results)
+        bar.update(note="CIDEr")
+        cider, cider_per_image = Cider().compute_score(truths, results)
+        bar.update(note="SPICE")
+        spice_per_image = _spice(truths, results)
+        bar.update()
     metrics = {f"Bleu_{n}": float(score) for n, score in enumerate(bleu, start=1)}
     metrics |= {"METEOR": meteor, "ROUGE_L": float(rouge), "CIDEr": float(cider)}
     segments = {"bleu": bleu_counts, "meteor": meteor_statistics}
     segments |= {"ROUGE_L": np.asarray(rouge_per_image), "CIDEr": np.asarray(cider_per_image)}
-    spice_per_image = _spice(truths, results)
     if spice_per_image is not None:
         metrics["SPICE"], segments["SPICE"] = float(spice_per_image.mean()), spice_per_image
     return CaptionScores(metrics, segments)

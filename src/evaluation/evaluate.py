@@ -25,6 +25,7 @@ from src.evaluation.prism import prism
 from src.evaluation.report import owning_folder
 from src.files import file_digest
 from src.models.captioner import Captioner, build_captioner
+from src.progress import Progress
 from src.rng import uniforms
 from src.training.answerer import build_answerer
 from src.training.checkpoint import load_checkpoint
@@ -56,7 +57,9 @@ def evaluate(
     records = dataset.records[split]
     (source,) = build_sources(config, {split: records}, [split], captioner.encoder, workers)
     decoder = build_decoder(config, captioner, tokenizer, workers)
-    texts, _, ended = decode_images(decoder, tokenizer, source, len(records), config.eval.batch_images, workers)
+    texts, _, ended = decode_images(
+        decoder, tokenizer, source, len(records), config.eval.batch_images, workers, f"decoding {split}"
+    )
     samples = None
     if config.eval.samples:
         samples = sample_captions(config, captioner, tokenizer, source, len(records), workers)
@@ -121,7 +124,8 @@ def sample_captions(
         "sampler", GroupSampler(captioner, tokenizer.specials, tokenizer.allowed, temperature=1.0, top_k=0)
     )
     parts = []
-    for number, inputs in enumerate(source.batches(batches)):
+    bar = Progress("sampling", len(batches), "batch")
+    for number, inputs in enumerate(bar.over(source.batches(batches))):
         first_row = (number * workers.size + workers.rank) * size * group_size
         draws = uniforms(config.seed, 0, first_row, size * group_size, tokens)
         parts.append(sampler(Tensor(inputs), Tensor(draws.reshape(size, group_size, tokens)))[0].asnumpy())
@@ -156,5 +160,5 @@ def caption_images(config: Config, checkpoint: Path, paths: list[Path]) -> tuple
     decoder = build_decoder(config, captioner, tokenizer, alone)
     source = build_image_source(config, ImageFiles(readable))
     batch_images = min(len(readable), config.eval.batch_images)
-    texts, _, _ = decode_images(decoder, tokenizer, source, len(readable), batch_images, alone)
+    texts, _, _ = decode_images(decoder, tokenizer, source, len(readable), batch_images, alone, "captioning")
     return dict(zip(readable, texts)), broken

@@ -10,8 +10,6 @@ import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 
-from tqdm import tqdm
-
 from src.config import Config
 from src.config_load import load_config
 from src.data.locate import find_images, read_records
@@ -20,6 +18,7 @@ from src.data.questions import questions_file
 from src.data.records import SPLITS, Record
 from src.environment import prepare_environment, run_program
 from src.errors import InputError, RunStopped
+from src.progress import Progress, say
 from src.rewards.question_maker import ImageFailed, QuestionMaker
 
 
@@ -52,13 +51,15 @@ def main() -> None:
     failed = 0
     if left:
         maker = QuestionMaker(config.caprl, arguments.questions)
-        with tqdm(total=len(left), desc=path.name, unit="image", disable=None) as bar:
+        with Progress(path.name, len(left), "image") as bar:
             failed = ask_about(config, left, made, maker, bar)
     again = f", {failed:,} failed: the same command asks about them again" if failed else ""
     print(f"{made.summary()}{again}", flush=True)
 
 
-def ask_about(config: Config, records: Sequence[Record], made: QuestionFile, maker: QuestionMaker, bar: tqdm) -> int:
+def ask_about(
+    config: Config, records: Sequence[Record], made: QuestionFile, maker: QuestionMaker, bar: Progress
+) -> int:
     """Ask about caprl.concurrency images at a time, and write what is made of each when it is; how many failed.
 
     Errors: RunStopped where the server fails 2 * caprl.concurrency images, and none succeeds between.
@@ -78,7 +79,7 @@ def ask_about(config: Config, records: Sequence[Record], made: QuestionFile, mak
                 except ImageFailed as error:
                     failed += 1
                     row += error.down
-                    tqdm.write(f"failed: {record.file}: {error}")
+                    say(f"failed: {record.file}: {error}")
                 bar.update()
                 if row == 2 * most:
                     raise RunStopped(

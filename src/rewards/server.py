@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from string import ascii_uppercase
 
 from openai import OpenAI, OpenAIError
-from tqdm import tqdm
 
 from src.config import CapRLConfig
 from src.data.questions import CANNOT, Presentation
 from src.errors import InputError
+from src.progress import Progress, say
 from src.rewards.likelihood import check_log_probs, most_likely
 
 REPLY_TOKENS = 32  # a letter and its option, if the model repeats it
@@ -52,10 +52,11 @@ class ServerAnswerer:
         self._row_of_failures = 0
         errors: list[str] = []
         with ThreadPoolExecutor(self.config.concurrency) as pool:
-            answers = list(pool.map(lambda presentation: self._ask(presentation, errors), presentations))
+            replies = pool.map(lambda presentation: self._ask(presentation, errors), presentations)
+            answers = list(Progress("questions", len(presentations), "question").over(replies))
         if None in answers:
             reason = f"the last error was: {errors[-1]}" if errors else "replies named no option"
-            tqdm.write(f"{answers.count(None)} of {len(answers)} questions got no answer; {reason}")
+            say(f"{answers.count(None)} of {len(answers)} questions got no answer; {reason}")
         return answers
 
     def _ask(self, presentation: Presentation, errors: list[str]) -> int | None:

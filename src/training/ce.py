@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from src.progress import Progress
 from src.rl.cells import CELossCell
 from src.rl.losses import token_weights
 from src.rng import generator, keep_masks, permutation
@@ -67,7 +68,7 @@ def run_ce(run: Run) -> None:
     take_step = build_step(
         loss_cell, optimizer, loss_scale, ce.optimizer.grad_clip, ce.micro_batches, run.workers.size, run.graphs.keep
     )
-    bar = run.progress("CE", total_steps, "step")
+    bar = Progress("CE", total_steps, "step", start=run.state["step"])
     for epoch in range(run.state["step"] // steps_per_epoch, ce.epochs):
         if out_of_patience(run.state, config.eval.every * steps_per_epoch, ce.patience):
             run.say(f"CE ends after epoch {epoch}: none of the last {ce.patience} validations was better (ce.patience)")
@@ -87,8 +88,7 @@ def run_ce(run: Run) -> None:
                 logged = dict(zip(names, values)) | {"time/update_s": seconds}
                 logged["train/lr"] = rates[step - 1]
                 run.log(logged)
-            bar.set_postfix(loss=f"{values[0]:.3f}", CIDEr=f"{100 * run.state['best_score']:.1f}", refresh=False)
-            bar.update()
+            bar.update(note=f"loss {values[0]:.3f}")
             ended = step % steps_per_epoch == 0  # then validation comes first, so that a resumed run does not miss it
             if not ended:
                 stopping = run.must_stop()

@@ -11,6 +11,7 @@ from mindspore import Tensor
 from src.decoding.sampler import GroupSampler
 from src.errors import RunStopped
 from src.models.captioner import Captioner
+from src.progress import Progress
 from src.rewards.completions import decode_completions
 from src.rewards.mixture import Rewards
 from src.rl.advantage import combined_advantages, total_rewards, zero_advantage_groups
@@ -77,7 +78,8 @@ class RolloutCollector:
         where the baseline is greedy, and ref_logprobs [rows, T]."""
         grpo, seed = self.config.grpo, self.config.seed
         parts = []
-        for own, inputs in zip(places, self.run.train_source.batches([images[own] for own in places])):
+        bar = Progress(f"rollout {index + 1}", len(places), "batch")
+        for own, inputs in zip(bar.over(places), self.run.train_source.batches([images[own] for own in places])):
             rows = len(own) * grpo.group_size
             draws = uniforms(seed, index, int(own[0]) * grpo.group_size, rows, grpo.tokens)
             inputs = Tensor(inputs)

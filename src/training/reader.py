@@ -23,6 +23,7 @@ from src.config_load import load_config
 from src.data.questions import CANNOT, words_of
 from src.device import setup_device
 from src.errors import RunStopped
+from src.progress import Progress
 from src.rewards.reader import OPTIONS, QUESTIONS, Reader, ReaderModel, Vocabulary, load_reader
 from src.rewards.reader_examples import Example, held_out_examples, training_groups
 from src.rng import generator, permutation
@@ -70,7 +71,7 @@ def train_reader(seed: int, split_index: int) -> Reader:
     optimizer = build_optimizer(reader.model.trainable_params(), _OPTIMIZER, rates)
     loss = ReaderLossCell(reader.model)
     take_step = build_step(loss, optimizer, None, _OPTIMIZER.grad_clip, 1, 1, lambda name, cell: cell)
-    for rows in _batches(seed, len(groups), _STEPS):
+    for rows in Progress("reader", _STEPS, "step").over(_batches(seed, len(groups), _STEPS)):
         values = take_step(*(array[rows] for array in arrays))
     if not np.isfinite(values).all():
         raise RunStopped(f"the loss of the reader of seed {seed} is not finite; take another seed")

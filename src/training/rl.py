@@ -7,10 +7,10 @@ import time
 from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 
 from src.errors import RunStopped
 from src.models.captioner import Captioner
+from src.progress import Progress
 from src.rewards.mixture import Rewards
 from src.rl.cells import GRPOLossCell
 from src.rl.losses import token_weights
@@ -64,7 +64,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
         run.workers.size,
         run.graphs.keep,
     )
-    bar = run.progress(config.stage.upper(), total_steps, "update")
+    bar = Progress(config.stage.upper(), total_steps, "update", start=run.state["step"])
     saved_at = time.monotonic()
     for index in range(run.state["step"] // config.updates_per_rollout, grpo.rollouts):
         try:
@@ -107,7 +107,7 @@ def _pass(
     number: int,
     take_step: Step,
     rates: np.ndarray,
-    bar: tqdm,
+    bar: Progress,
 ) -> dict[str, float]:
     """One pass of updates over a rollout; returns the statistics of its last update."""
     grpo = run.config.grpo
@@ -132,6 +132,5 @@ def _pass(
         if run.state["step"] % run.config.log_every == 0 or rollout_stats:
             run.log(rollout_stats | logged)
             rollout_stats = {}
-        bar.set_postfix(reward=f"{rollout.reward_mean:.3f}", KL=f"{logged['train/kl']:.4f}", refresh=False)
-        bar.update()
+        bar.update(note=f"reward {rollout.reward_mean:.3f}, KL {logged['train/kl']:.4f}")
     return logged

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from mindspore import Tensor
-from tqdm import tqdm
 
 from src.compile_cache import GraphCache
 from src.config import Config
@@ -24,6 +23,7 @@ from src.environment import start_time
 from src.errors import InputError, RunStopped, Terminated, TimeLimit
 from src.files import file_digest, whole_file
 from src.models.captioner import Captioner, build_captioner
+from src.progress import Progress, say
 from src.rewards.cider import corpus_cider
 from src.training.checkpoint import find_last, load_checkpoint, read_state, save_checkpoint
 from src.training.metrics import MetricsWriter
@@ -65,19 +65,14 @@ class Run:
     def say(self, text: str) -> None:
         """Print a line beside the progress bar; the first worker does."""
         if self.workers.is_first:
-            tqdm.write(text)
-
-    def progress(self, description: str, total: int, unit: str) -> tqdm:
-        """A progress bar from the present step on, on a terminal; the first worker's."""
-        hidden = None if self.workers.is_first else True  # None: unless it is no terminal
-        start = self.state["step"]
-        return tqdm(total=total, initial=start, desc=description, unit=unit, disable=hidden, mininterval=1)
+            say(text)
 
     def validate(self) -> dict[str, float]:
         """Score greedy captions of the validation split by CIDEr; a better score than any before is kept as `best`."""
         image_ids = [record.image_id for record in self.dataset.records["val"]]
+        size = self.config.eval.batch_images
         captions, lengths, _ = decode_images(
-            self.greedy, self.tokenizer, self.val_source, len(image_ids), self.config.eval.batch_images, self.workers
+            self.greedy, self.tokenizer, self.val_source, len(image_ids), size, self.workers, "validation"
         )
         score = corpus_cider(dict(zip(image_ids, captions)), self.dataset.by_image_id("val"))
         if score > self.state["best_score"]:
@@ -127,13 +122,16 @@ def decode_images(
     images: int,
     batch_images: int,
     workers: Workers,
+    description: str,
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """The caption that `decoder` (greedy or beams) gives each of all `images` of `source`, in order, on every worker.
 
     Also their lengths in tokens with the EOS, float [n], and whether they end in an EOS, bool [n].
+    description: of the progress that is shown.
     """
     batches = [workers.share(batch) for batch in padded_batches(images, batch_images)]
-    decoded = [[output.asnumpy() for output in decoder(Tensor(inputs))[:2]] for inputs in source.batches(batches)]
+    inputs = Progress(description, len(batches), "batch").over(source.batches(batches))
+    decoded = [[output.asnumpy() for output in decoder(Tensor(batch))[:2]] for batch in inputs]
     own = [np.concatenate(rows) for rows in zip(*decoded)]
     ids, mask = (rows[:images] for rows in workers.gather(own, len(batches)))
     return [tokenizer.decode(row) for row in ids], mask.sum(1), (ids == tokenizer.eos_id).any(1)
