@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
+from event_reader import logged_scalars, read_pictures, read_scalars
 from PIL import Image
 from safetensors.numpy import load_file
 from tiny import TINY, documented, run, tiny_data
@@ -56,6 +57,15 @@ def test_grpo_logs_every_statistic(outputs):
     assert lines[-1]["time/total_s"] == pytest.approx(spent, rel=1e-6)
     first = next(line for line in lines if line["step"] == 1)
     assert first["train/ratio_mean"] == pytest.approx(1, abs=1e-4) and first["train/kl"] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("stage", ["ce", "grpo"])
+def test_tensorboard_is_given_the_metrics_and_captions_of_every_validation(outputs, stage):
+    folder = outputs[0] / f"demo-{stage}"
+    assert read_scalars(folder) == logged_scalars(folder)
+    pictures = read_pictures(folder)
+    assert [step for step, _ in pictures] == [step for step, values in read_scalars(folder) if "val/CIDEr" in values]
+    assert len(pictures) == 3 and all(len(shown) == 8 for _, shown in pictures)
 
 
 def test_a_completed_run_is_not_run_again_and_another_configuration_is_refused(outputs):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from event_reader import logged_scalars, read_pictures, read_scalars
 from safetensors.numpy import load_file
 from tiny import ROOT, TINY, tiny_data
 
@@ -60,6 +61,14 @@ def test_ce_with_dropout(ce_runs):
     assert best[0].keys() == best[1].keys() and all((best[0][name] == best[1][name]).all() for name in best[0])
 
 
+def test_curves_go_on_without_duplicates(ce_runs):
+    whole, cut = ([step for step, _ in read_pictures(folder)] for folder in ce_runs)
+    assert whole == cut == [2, 4, 6]
+    for folder, starts in zip(ce_runs, (1, 2)):
+        assert len(list(folder.glob("events*"))) == starts
+        assert read_scalars(folder) == logged_scalars(folder)
+
+
 def test_grpo_in_the_middle_of_a_rollouts_passes(ce_runs, tmp_path):
     """Two rollouts of 2 passes x 2 updates; killed after step 7, the second pass of the second rollout.
 
@@ -73,5 +82,6 @@ def test_grpo_in_the_middle_of_a_rollouts_passes(ce_runs, tmp_path):
     whole, cut = losses(tmp_path / "whole/demo-grpo"), losses(tmp_path / "cut/demo-grpo")
     assert [step for step, _ in whole] == list(range(1, 9))
     assert whole == cut
+    assert read_scalars(tmp_path / "cut/demo-grpo") == logged_scalars(tmp_path / "cut/demo-grpo")
     last = load_file(tmp_path / "cut/demo-grpo/checkpoints/last")
     assert (last["optimizer.loss_scale"], last["optimizer.loss_scale_counter"]) == (2**15, 8)

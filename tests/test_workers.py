@@ -119,6 +119,7 @@ def test_one_and_two_workers_agree(one_and_two, stage):
     """All lines of metrics.jsonl and the parameters within float error."""
     one, two = (folder / f"demo-{stage}" for folder in one_and_two)
     lines = [read_lines(folder / "metrics.jsonl") for folder in (one, two)]
+    assert [len(list(folder.glob("events*"))) for folder in (one, two)] == [1, 1]
     assert len(lines[0]) == len(lines[1]) > 3
     for ours, theirs in zip(*lines):
         assert ours.keys() == theirs.keys()

@@ -26,7 +26,7 @@ from src.models.captioner import Captioner, build_captioner
 from src.progress import Progress, say
 from src.rewards.cider import corpus_cider
 from src.training.checkpoint import find_last, load_checkpoint, read_state, save_checkpoint
-from src.training.metrics import MetricsWriter
+from src.training.metrics import MetricsWriter, open_metrics
 from src.training.run_folder import COMPLETED, check_init
 from src.workers import Workers
 
@@ -74,6 +74,8 @@ class Run:
         captions, lengths, _ = decode_images(
             self.greedy, self.tokenizer, self.val_source, len(image_ids), size, self.workers, "validation"
         )
+        if self.metrics is not None:
+            self.metrics.write_captions(self.state["step"], captions)
         score = corpus_cider(dict(zip(image_ids, captions)), self.dataset.by_image_id("val"))
         if score > self.state["best_score"]:
             self.state.update(best_score=score, best_step=self.state["step"])
@@ -171,6 +173,7 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
         tokenizer.save(folder / "tokenizer.json")
     graphs = graph_cache(config, tokenizer, workers, images)
     train_source, val_source = build_sources(config, dataset.records, ("train", "val"), captioner.encoder, workers)
+    first_step = 0 if last is None else state["step"] + 1
     run = Run(
         config=config,
         folder=folder,
@@ -180,7 +183,7 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
         train_source=train_source,
         val_source=val_source,
         state=state,
-        metrics=MetricsWriter(folder, config.stage, state["step"]) if workers.is_first else None,
+        metrics=open_metrics(config, dataset.records["val"], first_step) if workers.is_first else None,
         graphs=graphs,
         greedy=graphs.keep("greedy", GreedyDecoder(captioner, tokenizer.specials, config.eval.tokens)),
         workers=workers,

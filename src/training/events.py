@@ -1,0 +1,35 @@
+"""What TensorBoard shows of a run: an event file for every start of it, beside metrics.jsonl."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+
+class EventFile:
+    """Written at once, as metrics.jsonl is: SummaryWriter's queue would lose its last seconds where a run is killed."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """first_step: readers drop what earlier files of the folder hold from this step on."""
+        self._file = EventsWriter(str(folder / "events"), f".from{first_step}")
+        self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One point, float32, of the curve of each name."""
+        self._write_summary(step, [Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+
+    def write_pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
+        """One picture, a JPEG file, of the series of each name."""
+        images = {name: Summary.Image(encoded_image_string=jpeg) for name, jpeg in pictures.items()}
+        self._write_summary(step, [Summary.Value(tag=name, image=image) for name, image in images.items()])
+
+    def _write_summary(self, step: int, values: list[Summary.Value]) -> None:
+        self._write(Event(step=step, summary=Summary(value=values)))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._file.write_event(event)
+        self._file.flush()

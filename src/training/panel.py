@@ -1,0 +1,71 @@
+"""A few validation images, the same at every validation, drawn with what they are captioned."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from src.data.image_check import decodable
+from src.data.image_files import ImageFiles
+from src.data.records import Record
+from src.data.shards import ShardImages
+from src.errors import InputError
+
+IMAGES = 8
+_WIDTH, _SIDE = 350, 168  # pixels of a picture and of the image at its left: TensorBoard's cards show them unscaled
+_GAP = 8  # pixels between image and caption
+_LINES = 8  # of a caption
+_FONT_SIZE, _SPACING = 15, 5  # pixels
+
+
+class Panel:
+    """IMAGES of `records`, spread evenly over them."""
+
+    def __init__(self, records: Sequence[Record], images: ImageFiles | ShardImages) -> None:
+        """images: of the records, row by row. Errors: InputError naming a file that cannot be decoded."""
+        count = min(IMAGES, len(records))
+        self.rows = [place * len(records) // count for place in range(count)]
+        self._names = [f"captions/{records[row].image_id}" for row in self.rows]
+        self._images = [_load(file, load) for file, load in images.stream(self.rows)]
+        self._font = ImageFont.load_default(_FONT_SIZE)
+
+    def draw(self, captions: Sequence[str]) -> dict[str, bytes]:
+        """JPEG files of the images, each with its caption at its right, by name. captions: of all records."""
+        return {
+            name: self._picture(image, captions[row]) for name, image, row in zip(self._names, self._images, self.rows)
+        }
+
+    def _picture(self, image: Image.Image, caption: str) -> bytes:
+        picture = Image.new("RGB", (_WIDTH, _SIDE), "white")
+        picture.paste(image, ((_SIDE - image.width) // 2, (_SIDE - image.height) // 2))
+        text = "\n".join(self._lines(caption)[:_LINES])
+        ImageDraw.Draw(picture).multiline_text(
+            (_SIDE + _GAP, _SIDE / 2), text, "black", self._font, anchor="lm", spacing=_SPACING
+        )
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=90, subsampling=0)  # colours at full resolution, for the letters' sake
+        return file.getvalue()
+
+    def _lines(self, caption: str) -> list[str]:
+        """The caption broken between words where it would leave the picture."""
+        lines: list[str] = []
+        for word in caption.split():
+            longer = f"{lines[-1]} {word}" if lines else word
+            if lines and self._font.getlength(longer) <= _WIDTH - _SIDE - _GAP:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        return lines
+
+
+def _load(file: Path, load: Callable[[], bytes]) -> Image.Image:
+    """An image file in the size that it is drawn in."""
+    try:
+        with Image.open(io.BytesIO(decodable(load()))) as image:
+            return ImageOps.contain(image.convert("RGB"), (_SIDE, _SIDE))
+    except InputError:
+        raise
+    except Exception as error:  # Pillow raises many types on broken files
+        reason = f"cannot be decoded ({type(error).__name__})"
+        raise InputError(f"{file}: {reason}; restore the file or take it out of the data set") from error
