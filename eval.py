@@ -47,9 +47,9 @@ def main() -> None:
     from src.evaluation.report import metrics_table
 
     if arguments.captions is not None:
-        captions = load_captions(arguments.captions)
-        result, _ = scored(captions, load_dataset(config), arguments.split, "file")
-        print(metrics_table({arguments.captions.name: result}), result["signature"], json.dumps(result), sep="\n")
+        given = load_captions(arguments.captions)
+        scores, _ = scored(given, load_dataset(config), arguments.split, "file")
+        print(metrics_table({arguments.captions.name: scores}), scores["signature"], json.dumps(scores), sep="\n")
         return
     setup_device(config)
     if arguments.images is not None:

@@ -35,7 +35,7 @@ def main() -> None:
     target = setup_device(config)
     run = start_run(config, folder, init, workers)
     run.say(describe(run, target))
-    if config.stage == "ce":
+    if init is None:  # cross-entropy
         from src.training.ce import run_ce
 
         run_ce(run)

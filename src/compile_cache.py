@@ -40,7 +40,7 @@ class GraphCache:
         """`cell` as a function that is compiled once for all runs. It must always be called with the same shapes."""
         if ms.get_context("mode") != ms.GRAPH_MODE or not Path(sys.argv[0]).is_file():
             return cell  # MindSpore reads the program's file, which a notebook does not have
-        compiled = []
+        compiled: list[bool] = []
 
         def call(*inputs: Tensor) -> Any:
             if compiled:

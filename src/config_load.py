@@ -20,7 +20,7 @@ from src.errors import InputError
 from src.files import whole_file
 
 # Keys that change where or how a run computes, not what: a run may go on with other values of them.
-NOT_COMPARED = (
+NOT_COMPARED: tuple[str, ...] = (
     "output_root",
     "name",
     "device",
@@ -34,7 +34,7 @@ NOT_COMPARED = (
 NOT_COMPARED += ("eval.beams", "eval.length_penalty", "eval.block_trigrams", "eval.samples")
 NOT_COMPARED += ("caprl.max_failed", "caprl.base_url", "caprl.timeout", "caprl.retries", "caprl.concurrency")
 # Sections that a stage does not read are left out of its resolved configuration.
-RL_SECTIONS = ("grpo", "advantage", "kl", "loss", "rewards", "cider", "caprl", "length")
+RL_SECTIONS: tuple[str, ...] = ("grpo", "advantage", "kl", "loss", "rewards", "cider", "caprl", "length")
 RL_SECTIONS += ("init_config", "init_checkpoint")
 
 
@@ -147,7 +147,7 @@ def _set(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
     tree[last] = value
 
 
-def _keys(cls: type, prefix: str = "") -> list[str]:
+def _keys(cls: Any, prefix: str = "") -> list[str]:
     keys = []
     for name, kind in get_type_hints(cls).items():
         keys += _keys(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [prefix + name]
@@ -157,7 +157,7 @@ def _keys(cls: type, prefix: str = "") -> list[str]:
 _KEYS = _keys(Config)
 
 
-def _build(cls: type, tree: Any, prefix: str, origin: str) -> Any:
+def _build(cls: Any, tree: Any, prefix: str, origin: str) -> Any:
     if not isinstance(tree, dict):
         raise InputError(f"{origin}: '{prefix[:-1]}' must be a section of keys, not {tree!r}")
     hints = get_type_hints(cls)

@@ -93,8 +93,8 @@ def _check(tree: dict, path: Path) -> None:
     if not isinstance(tree.get("ce"), str):
         raise InputError(f"{path}: ce={tree.get('ce')} must name the configuration of cross-entropy")
     systems = tree.get("systems")
-    named = isinstance(systems, dict) and systems and "ce" not in systems
-    if not named or not all(isinstance(word, str) for pair in systems.items() for word in pair):
+    named = isinstance(systems, dict) and all(isinstance(word, str) for pair in systems.items() for word in pair)
+    if not named or not systems or "ce" in systems:
         raise InputError(f"{path}: systems={systems} must give each system but ce its file, such as 'grpo: grpo.yaml'")
     for key, least in _LEAST.items():
         if type(tree.get(key)) is not int or tree[key] < least:

@@ -59,7 +59,8 @@ def _why_not(target: str, device_id: int | None) -> str | None:
     except (RuntimeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         plugins = [line.partition(" failed. ")[2] for line in lines if line.startswith("Load dynamic library: ")]
-        return (target == "Ascend" and next(filter(None, plugins), None)) or next(filter(None, lines))
+        reasons = [*plugins, *lines] if target == "Ascend" else lines
+        return next(filter(None, reasons))
     finally:
         logging.disable(level)
     return None

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from src.errors import InputError, ProgramError, Terminated
 
@@ -118,7 +118,7 @@ def end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def quiet_stdout():
+def quiet_stdout() -> Iterator[None]:
     """Send what libraries print to stdout nowhere (pycocotools and pycocoevalcap print progress)."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield

@@ -68,8 +68,8 @@ class Stage(NamedTuple):
 
 def prism_flags(config: Config, split: str) -> list[str]:
     """What makes eval.py evaluate by questions too: where there are questions about this split, and samples."""
-    file = questions_file(config, split)
-    return ["--prism"] if file is not None and file.is_file() and config.eval.samples else []
+    has_questions = config.caprl.questions is not None and questions_file(config, split).is_file()
+    return ["--prism"] if has_questions and config.eval.samples else []
 
 
 def run_program_of(stage: Stage, cluster: Cluster, program: str, *arguments: str) -> None:

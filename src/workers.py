@@ -7,7 +7,8 @@ parameters broadcast by it too: the other workers add zeros, which is exact for 
 import contextlib
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class Workers:
         self.rank = rank
         self.size = size
         self.is_first = rank == 0  # the one that writes files, and talks
-        self._sum = None
+        self._sum: Callable[[Any], Any] | None = None
 
     def share(self, batch: np.ndarray) -> np.ndarray:
         """This worker's rows of a whole batch, whose first axis `size` divides."""
@@ -106,7 +107,7 @@ def join_workers(config: Config) -> Workers:
     return workers
 
 
-def _sum_cell():
+def _sum_cell() -> Callable[[Any], Any]:
     from mindspore import Tensor, nn, ops
 
     class Sum(nn.Cell):

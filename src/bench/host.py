@@ -33,7 +33,7 @@ def host_phases(sizes: Sizes) -> Iterator[Phase]:
     """
     rng = np.random.default_rng(0)
     truths = synthetic_captions(sizes.documents, rng)
-    made = []
+    made: list[CiderD] = []
 
     def build() -> None:
         made[:] = [CiderD(truths, eos=False)]

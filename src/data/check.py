@@ -17,6 +17,7 @@ from src.config import Config
 from src.config_load import load_config
 from src.data.image_check import check_by_decoding
 from src.data.image_files import in_order
+from src.data.tokenizer import Tokenizer
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
 from src.progress import Progress
@@ -71,7 +72,7 @@ def broken_image(file: Path, load: Callable[[], bytes]) -> str | None:
     return reason and f"{file}: {reason}"
 
 
-def encode(tokenizer, captions: Sequence[str]) -> list[np.ndarray]:
+def encode(tokenizer: Tokenizer, captions: Sequence[str]) -> list[np.ndarray]:
     """For each caption, bool per token: whether it is unknown."""
     return [np.array(tokenizer.encode(caption)) == tokenizer.unk_id for caption in captions]
 

@@ -52,8 +52,9 @@ def load_dataset(config: Config) -> Dataset:
 
 def build_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
     """Words of the training captions, or BERT's word pieces, as `tokenizer.kind` says."""
-    if config.tokenizer.kind == "wordpiece":
-        return build_wordpiece_tokenizer(Path(config.tokenizer.vocab))
+    vocab = config.tokenizer.vocab
+    if config.tokenizer.kind == "wordpiece" and vocab is not None:  # src/config_rules.py refuses it without
+        return build_wordpiece_tokenizer(Path(vocab))
     captions = (caption for truths in dataset.ground_truths["train"] for caption in truths)
     return build_word_tokenizer(captions, config.tokenizer.min_count)
 

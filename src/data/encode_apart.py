@@ -42,10 +42,11 @@ def encode_apart(config: Config, cache: FeatureCache, weights: Mapping[str, np.n
             process.kill()
     if answer.poll():
         raise answer.recv()
-    if process.exitcode < 0:
-        name = signal.Signals(-process.exitcode).name
+    status = process.exitcode
+    if status is not None and status < 0:
+        name = signal.Signals(-status).name
         raise RunStopped(f"the process that computes features was ended by {name}; the same command goes on")
-    if process.exitcode > 0:
+    if status != 0:
         raise RunStopped("the process that computes features failed, for a reason that stands above or in the log")
 
 

@@ -43,17 +43,19 @@ class Presentation:
 class Answerer(Protocol):
     """A model that answers from captions, and cannot see the images."""
 
-    def answer(self, presentations: Sequence[Presentation]) -> list[int | None]:
+    def answer(self, presentations: Sequence[Presentation]) -> Sequence[int | None]:
         """The index of the option chosen in each presentation; None where there is no answer."""
 
 
-def questions_file(config: Config, split: str) -> Path | None:
-    """Where caprl.questions says that the questions of a split are; None where it says nothing."""
+def questions_file(config: Config, split: str) -> Path:
+    """Where caprl.questions says that the questions of a split are. Errors: InputError where it says nothing."""
     pattern = config.caprl.questions
-    return None if pattern is None else Path(config.data.root) / pattern.replace("{split}", split)
+    if pattern is None:
+        raise InputError("caprl.questions=null: name a file of questions, as caprl.questions=questions_{split}.jsonl")
+    return Path(config.data.root) / pattern.replace("{split}", split)
 
 
-def present(question: Question, caption: str, order: Sequence[int]) -> tuple[Presentation, int]:
+def present(question: Question, caption: str, order: Iterable[int]) -> tuple[Presentation, int]:
     """The question beside a caption, and the index of the right answer among the shuffled options.
 
     order: a permutation of range(len(question.options)), drawn anew for every presentation.

@@ -6,11 +6,14 @@ short one), but details are in many: a caption that mentions them agrees with mo
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from src.data.scene_words import GROUNDS, NUMBERS, SCENERY, TEXTURE_ENDINGS, WORDS, plural_of
 from src.data.scenes import OPPOSITE, relation
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: styles are keys of a draw
@@ -203,7 +206,7 @@ class _Writer:
     def _word(self, idea: str) -> str:
         return self._pick(WORDS[idea])
 
-    def _pick(self, weights: dict):
+    def _pick(self, weights: dict[Key, float]) -> Key:
         """A key, drawn by weight (numpy's own choice is ten times slower on short lists)."""
         threshold = self.rng.random() * sum(weights.values())
         for key, weight in weights.items():

@@ -54,15 +54,15 @@ class Reading:
 
     things: list[Thing] = field(default_factory=list)
     relations: list[tuple[Thing, str | None, Thing]] = field(default_factory=list)
-    places: dict[str, set[str]] = field(default_factory=dict)  # background, background colour, spot
+    places: dict[str, set[str | None]] = field(default_factory=dict)  # background, background colour, spot
 
     def answer(self, asked: Asked) -> str | None:
         """The answer that follows from the caption, of any options; None where none does."""
         if asked.type == "count":
             return self._count()
-        if asked.type in ("background", "background colour", "corner", "side"):
-            return _only(self.places.get("spot" if asked.type in ("corner", "side") else asked.type, set()))
-        if asked.type == "relation":
+        if asked.about is None or asked.type in ("corner", "side"):
+            return _only(self.places.get(asked.type if asked.about is None else "spot", set()))
+        if asked.other is not None:
             return _only(self._directions(asked.about, asked.other))
         return _only({thing.get(asked.type) for thing in self._about(asked.about)})
 
@@ -78,11 +78,12 @@ class Reading:
         return NUMBERS[total] if 0 < total < len(NUMBERS) else None
 
     def _directions(self, about: Referent, other: Referent) -> set[str | None]:
-        found = set()
+        found: set[str | None] = set()
         for first, relation, second in self.relations:
-            for subject, where, base in ((first, relation, second), (second, OPPOSITE.get(relation), first)):
+            opposite = relation and OPPOSITE.get(relation)
+            for subject, where, base in ((first, relation, second), (second, opposite, first)):
                 if subject.get(about.attribute) == about.value and base.get(other.attribute) == other.value:
-                    found.add(DIRECTIONS.get(where))
+                    found.add(where and DIRECTIONS.get(where))
         return found
 
 

@@ -11,9 +11,13 @@ and questions about a picture can be answered from the description alone:
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+Item = TypeVar("Item")
 
 COLOURS = {
     "red": (215, 40, 40),
@@ -84,7 +88,7 @@ def describe_scene(rng: np.random.Generator, size: int) -> dict:
     """The description of a random scene of `size` x `size` pixels, as in the module's docstring."""
     kind = _choose(rng, list(BACKGROUNDS))
     colour = _choose(rng, list(BACKGROUNDS[kind]))
-    background = {"kind": kind, "colour": colour, "rgb": list(BACKGROUNDS[kind][colour])}
+    background: dict[str, Any] = {"kind": kind, "colour": colour, "rgb": list(BACKGROUNDS[kind][colour])}
     objects: list[dict] = []
     for _ in range(_choose(rng, list(OBJECT_COUNTS), list(OBJECT_COUNTS.values()))):
         objects.append(_describe_object(rng, background["rgb"], objects[-1] if objects else None, size))
@@ -147,7 +151,7 @@ def _clearly_apart(a: dict, b: dict, size: int) -> bool:
     return math.hypot(dx, dy) >= a["radius"] + b["radius"] + 1 and abs(dx - dy) >= 0.12 * size
 
 
-def _choose(rng: np.random.Generator, items: list, weights: list[float] | None = None):
+def _choose(rng: np.random.Generator, items: Sequence[Item], weights: Sequence[float] | None = None) -> Item:
     return items[int(rng.choice(len(items), p=weights))]
 
 

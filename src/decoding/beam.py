@@ -42,7 +42,7 @@ class BeamDecoder(nn.Cell):
         images = inputs.shape[0]
         rows = images * beams
         first_rows = ops.expand_dims(ops.arange(images, dtype=mstype.int32), 1) * beams  # [B, 1]
-        caches = ()
+        caches: tuple[tuple[Tensor, Tensor], ...] = ()
         token = ops.full((rows,), self.bos_id, dtype=mstype.int32)
         alive = ops.ones((rows,), mstype.float32)
         lengths = ops.zeros((rows,), mstype.float32)
@@ -72,7 +72,7 @@ class BeamDecoder(nn.Cell):
             alive = ops.gather(alive, parents, 0) * ops.cast(token != self.eos_id, mstype.float32)
             place = ops.cast(ops.arange(self.tokens) == t, mstype.int32)  # a product writes the column, shapes stay
             history = ops.gather(history, parents, 0) * (1 - place) + ops.expand_dims(token, 1) * place
-            moved = ()
+            moved: tuple[tuple[Tensor, Tensor], ...] = ()
             for key, value in caches:
                 moved += ((ops.gather(key, parents, 0), ops.gather(value, parents, 0)),)
             caches = moved

@@ -30,10 +30,12 @@ def generate(
     decoder = captioner.decoder
     logits = decoder.logits  # a method that a loop looks up is compiled anew in every step
     memory = captioner.memory(inputs)
-    caches = ()
+    caches: tuple[tuple[Tensor, Tensor], ...] = ()
     token = ops.full((rows,), bos_id, dtype=mstype.int32)
     alive = ops.ones((rows,), mstype.float32)
-    all_ids, all_masks, all_logprobs = (), (), ()
+    all_ids: tuple[Tensor, ...] = ()
+    all_masks: tuple[Tensor, ...] = ()
+    all_logprobs: tuple[Tensor, ...] = ()
     for t in range(tokens):
         hidden, caches = decoder.step(token, t, memory, caches)
         chosen, logprob = choose(logits(hidden), t)
@@ -77,7 +79,7 @@ class GroupSampler(nn.Cell):
             uniforms = ops.concat((uniforms, ops.zeros((images, 1, tokens), mstype.float32)), 1)
         columns = uniforms.reshape(-1, tokens)  # [M, T], or [B*(G+1), T]
 
-        def choose(logits, t):
+        def choose(logits: Tensor, t: int) -> tuple[Tensor, Tensor]:
             probabilities = ops.softmax(policy_logits(logits, self.temperature, self.top_k), -1)
             draws = ops.slice(columns, (0, t), (columns.shape[0], 1))
             token = inverse_cdf(probabilities, draws, self.last_allowed)
@@ -107,7 +109,7 @@ class GreedyDecoder(nn.Cell):
         self.tokens = tokens
 
     def construct(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        def choose(logits, t):
+        def choose(logits: Tensor, t: int) -> tuple[Tensor, Tensor]:
             token = most_probable(logits)
             return token, log(select(ops.softmax(logits, -1), token))
 

@@ -6,6 +6,7 @@ A system is CE or one RL method; its runs differ in their seed.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 import yaml
@@ -42,7 +43,7 @@ def write_comparison(
     }
     left_out = drop_partial_metrics(evaluations, segments)
     lines = {system: [read_lines(folder / "metrics.jsonl") for folder in runs] for system, runs in folders.items()}
-    report = {
+    report: dict[str, Any] = {
         "systems": {system: over_seeds(results) for system, results in evaluations.items()},
         "differences": differences(segments, plan.resamples),
         "budget": {system: budget(runs, configs[system]) for system, runs in lines.items() if system != "ce"},

@@ -82,7 +82,7 @@ def best_cider(samples: Mapping[int, Sequence[str]], ground_truths: Mapping[int,
 
 def document_frequencies(documents: Iterable[Sequence[str]]) -> list[Counter]:
     """For n = 1 to 4: in how many images an n-gram occurs in a ground truth."""
-    counters = [Counter() for _ in range(4)]
+    counters: list[Counter] = [Counter() for _ in range(4)]
     for captions in documents:
         for n, counter in enumerate(counters, start=1):
             counter.update({ngram for caption in captions for ngram in ngrams(caption, n)})

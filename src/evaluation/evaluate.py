@@ -60,9 +60,9 @@ def evaluate(
     texts, _, ended = decode_images(
         decoder, tokenizer, source, len(records), config.eval.batch_images, workers, f"decoding {split}"
     )
-    samples = None
+    drawn = None
     if config.eval.samples:
-        samples = sample_captions(config, captioner, tokenizer, source, len(records), workers)
+        drawn = sample_captions(config, captioner, tokenizer, source, len(records), workers)
     answerer = build_answerer(config, workers, examiner=True) if with_prism else None
     workers.wait()
     if not workers.is_first:
@@ -73,8 +73,9 @@ def evaluate(
     write_json(folder / f"captions_{name}.json", caption_rows(captions))
     result, segments = scored(captions, dataset, split, decoding_name(config.eval))
     result["endings"] = {"function_word": broken_endings(texts), "truncated": float(1 - ended.mean())}
-    if samples is not None:
-        samples = {record.image_id: rows for record, rows in zip(records, samples)}
+    samples = {}
+    if drawn is not None:
+        samples = {record.image_id: rows for record, rows in zip(records, drawn)}
         rows = [{"image_id": image_id, "captions": captions} for image_id, captions in samples.items()]
         write_json(folder / f"samples_{split}.json", rows)
         training = {caption for rows in dataset.ground_truths["train"] for caption in rows}

@@ -69,7 +69,8 @@ def binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     bins = min(BINS, len(x))
     if bins == 0:
         return x, y
-    return tuple(np.array([part.mean() for part in np.array_split(values, bins)]) for values in (x, y))
+    mean_x, mean_y = (np.array([part.mean() for part in np.array_split(values, bins)]) for values in (x, y))
+    return mean_x, mean_y
 
 
 def _rl_systems(runs: Runs) -> Iterator[tuple[str, str, Sequence[Sequence[dict]]]]:

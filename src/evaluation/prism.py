@@ -57,7 +57,7 @@ def prism(
     counts = resampled(len(asked), RESAMPLES)
     ones = np.ones(len(asked))
     mean, best = nan_mean(accuracy, 1), nan_max(accuracy)
-    result = {"mean": interval(mean, ones, counts), "best": interval(best, ones, counts)}
+    result: dict[str, Any] = {"mean": interval(mean, ones, counts), "best": interval(best, ones, counts)}
     types = np.array([question.type for image_id in asked for question in questions[image_id]])
     image = np.repeat(np.arange(len(asked)), [len(questions[image_id]) for image_id in asked])
     columns = np.concatenate([nan_mean(rows, 0) for rows in hits])  # of each question, over the captions

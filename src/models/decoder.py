@@ -48,7 +48,7 @@ class Decoder(nn.Cell):
     def memory(self, features: Tensor) -> Memory:
         """features [B, N, C], of any float type -> keys and values of every layer, once per image."""
         memory = self.memory_norm(self.memory_projection(features))  # [B, N, D]
-        heads = ()
+        heads: Memory = ()
         for layer in self.layers:
             heads += (layer.memory_heads(memory),)
         return heads
@@ -81,7 +81,7 @@ class Decoder(nn.Cell):
         """
         x = ops.gather(self.embedding, token, 0) + ops.slice(self.positions, (position, 0), (1, self.width))
         x = ops.expand_dims(x, 1)  # [M, 1, D]
-        updated = ()
+        updated: tuple[tuple[Tensor, Tensor], ...] = ()
         for index, layer in enumerate(self.layers):
             query, keys, values = layer.qkv(x)  # [M, H, 1, d]
             if position > 0:

@@ -103,7 +103,7 @@ def change_differences(recorded: dict[str, np.ndarray], expected: dict[str, np.n
 def relative_norm(got: np.ndarray, expected: np.ndarray) -> float:
     """|got - expected| / |expected|, Euclidean; 0 for two zeros."""
     expected = expected.astype(np.float64)
-    return float(np.linalg.norm(got - expected) / max(np.linalg.norm(expected), 1e-30))
+    return float(np.linalg.norm(got - expected)) / max(float(np.linalg.norm(expected)), 1e-30)
 
 
 def root_mean_square(values: np.ndarray) -> float:

@@ -1,6 +1,5 @@
 """Device memory of a zone by arithmetic: parameters, and what lives at once while its graph runs."""
 
-from collections.abc import Mapping
 from math import prod
 
 from mindspore import nn
@@ -16,7 +15,7 @@ def parameter_bytes(cell: nn.Cell) -> int:
     return sum(prod(parameter.shape) * _SIZES.get(str(parameter.dtype), 4) for parameter in cell.get_parameters())
 
 
-def peak_bytes(graph: Mapping[int, Node]) -> int:
+def peak_bytes(graph: dict[int, Node]) -> int:
     """The most that outputs of operators take at once, each from its operator to the last that reads it.
 
     Views (reshaped, in tuples) live as long as what they show. Workspaces of kernels and fragmentation are not counted.

@@ -32,7 +32,7 @@ class _Counts(NamedTuple):
     caption: np.ndarray  # [E] int64
     prefix: np.ndarray  # [E] int64, the entry of the first n-1 words in the order before (n = 1: the caption)
     last: np.ndarray  # [E] int64, id of the last word
-    count: np.ndarray  # [E] int64
+    times: np.ndarray  # [E] int64
 
 
 class _Order(NamedTuple):
@@ -43,7 +43,7 @@ class _Order(NamedTuple):
     first_posting: np.ndarray  # [images+1] int64
     ngram: np.ndarray  # [P] int32
     ground_truth: np.ndarray  # [P] int32, row in the list of all ground truths
-    count: np.ndarray  # [P] int32
+    times: np.ndarray  # [P] int32
     norm: np.ndarray  # [ground truths] float64
 
 
@@ -93,14 +93,14 @@ class CiderD:
         row = image[counts.caption[kept]] - first  # sorted, as the captions are
         kept = kept[np.argsort(row * len(keys) + ids[kept], kind="stable")]
         ground_truth = counts.caption[kept] - np.searchsorted(image, first)
-        weight = counts.count[kept] * idf[ids[kept]]
+        weight = counts.times[kept] * idf[ids[kept]]
         return _Order(
             keys=np.append(keys, np.iinfo(np.int64).max),
             idf=idf,
             first_posting=np.searchsorted(row, np.arange(len(self._truths_per_image) + 1)),
             ngram=ids[kept].astype(np.int32),
             ground_truth=ground_truth.astype(np.int32),
-            count=counts.count[kept].astype(np.int32),
+            times=counts.times[kept].astype(np.int32),
             norm=np.sqrt(np.bincount(ground_truth, weight**2, len(self._lengths))),
         )
 
@@ -127,10 +127,10 @@ class CiderD:
         for order, counts in zip(self._orders, _count_ngrams(word_ids, lengths, size), strict=True):
             ids = _look_up(order.keys, ids[counts.prefix] * (known + 1) + np.minimum(counts.last, known))  # [E]
             idf = order.idf[ids]
-            norm = np.sqrt(np.bincount(counts.caption, (counts.count * idf) ** 2, len(rows)))  # [M]
+            norm = np.sqrt(np.bincount(counts.caption, (counts.times * idf) ** 2, len(rows)))  # [M]
             entry, posting = _match(order, images, local_image[counts.caption], ids)
-            row, truth, truth_count = counts.caption[entry], order.ground_truth[posting], order.count[posting]
-            product = np.minimum(counts.count[entry], truth_count) * truth_count * idf[entry] ** 2
+            row, truth, truth_count = counts.caption[entry], order.ground_truth[posting], order.times[posting]
+            product = np.minimum(counts.times[entry], truth_count) * truth_count * idf[entry] ** 2
             norms = norm[row] * order.norm[truth]
             cosine = np.divide(product, norms, out=np.zeros(len(row)), where=norms > 0)
             penalty = np.exp(-((lengths[row] - self._lengths[truth]) ** 2) / (2 * _SIGMA**2))

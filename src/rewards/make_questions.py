@@ -38,8 +38,6 @@ def main() -> None:
     named = [f"{key}={value}" for key, value in server.items() if value is not None]
     config = load_config(arguments.config, [*arguments.overrides, *named])
     path = questions_file(config, arguments.split)
-    if path is None:
-        raise InputError("caprl.questions=null: name the file to write, as caprl.questions=questions_{split}.jsonl")
     if config.caprl.model is None:
         raise InputError("caprl.model=null: name the server's vision-language model, as --model NAME")
     prepare_environment(convolutions=False)

@@ -11,9 +11,11 @@ import numpy as np
 from src.config import CiderConfig, Config
 from src.data.questions import Answerer
 from src.rewards import shape
-from src.rewards.caprl import build_caprl
+from src.rewards.caprl import CapRL, build_caprl
 from src.rewards.cider import CiderD
 from src.rewards.completions import Completions
+
+Reward = Callable[[Completions], np.ndarray]  # float [M]
 
 
 class Rewards:
@@ -30,7 +32,7 @@ class Rewards:
         image_ids: Sequence[int],
         answerer: Callable[[], Answerer],
     ) -> None:
-        build = {
+        build: dict[str, Callable[[], Reward]] = {
             "cider": lambda: CiderReward(ground_truths, config.cider),
             "caprl": lambda: build_caprl(config, image_ids, answerer()),
             "length": lambda: partial(shape.length, config=config.length),
@@ -48,7 +50,8 @@ class Rewards:
     @property
     def failures(self) -> np.ndarray | None:
         """float32 [2]: caprl's presentations of the last call that got no answer, and all; None without caprl."""
-        return self._rewards["caprl"].failures if "caprl" in self._rewards else None
+        caprl = self._rewards.get("caprl")
+        return caprl.failures if isinstance(caprl, CapRL) else None
 
 
 class CiderReward:

@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from threading import Event
 from typing import Any, TypeVar
 
@@ -97,22 +98,19 @@ class QuestionMaker:
     def _write(self, url: str) -> list | None:
         """What the model writes about an image; None where it is no list, the second time too."""
         for temperature in _TEMPERATURES:
-            reply = self._request(
-                lambda temperature=temperature: (
-                    self._client.chat.completions.create(
-                        model=self.config.model,
-                        messages=[{"role": "user", "content": _parts(url, writing_prompt(self.questions))}],
-                        temperature=temperature,
-                        max_tokens=_TOKENS * self.questions,
-                    )
-                    .choices[0]
-                    .message.content
-                )
-            )
-            entries = read_list(reply)
+            entries = read_list(self._request(partial(self._draft, url, temperature)))
             if entries is not None:
                 return entries
         return None
+
+    def _draft(self, url: str, temperature: float) -> str | None:
+        reply = self._client.chat.completions.create(
+            model=self.config.model,
+            messages=[{"role": "user", "content": _parts(url, writing_prompt(self.questions))}],
+            temperature=temperature,
+            max_tokens=_TOKENS * self.questions,
+        )
+        return reply.choices[0].message.content
 
     def _accuracy(self, question: Question, url: str | None) -> float:
         """The share of the rotations in which the right option is chosen.

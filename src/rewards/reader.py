@@ -145,7 +145,7 @@ def _windows(words: Tensor) -> Tensor:
     captions, length, width = words.shape
     margin = ops.zeros((captions, _REACH, width), mstype.float32)
     padded = ops.concat((margin, words, margin), 1)
-    neighbours = ()
+    neighbours: tuple[Tensor, ...] = ()
     for shift in range(2 * _REACH + 1):
         neighbours += (padded[:, shift : shift + length],)
     return ops.concat(neighbours, -1)

@@ -50,7 +50,8 @@ def total_rewards(rewards: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def group_advantages(
     rewards: np.ndarray, config: AdvantageConfig, greedy_rewards: np.ndarray | None = None
 ) -> np.ndarray:
-    """Advantages float64 [B, G] of one reward [B, G]; 0 in a group that holds NaN. greedy_rewards [B].
+    """Advantages float64 [B, G] of one reward [B, G]; 0 in a group that holds NaN. greedy_rewards [B]: for
+    baseline `greedy` alone.
 
     baseline `group`: A = (r - mean) / (std + eps), GRPO (arXiv:2402.03300, section 4.1.2), with the standard deviation
     of the population or of the sample, or without the division.
@@ -60,7 +61,7 @@ def group_advantages(
     """
     rewards = rewards.astype(np.float64)
     group_size = rewards.shape[1]
-    if config.baseline == "greedy":
+    if greedy_rewards is not None:
         centred = rewards - greedy_rewards[:, None]
     else:
         centred = rewards - rewards.mean(1, keepdims=True)

@@ -117,7 +117,7 @@ class CELossCell(nn.Cell):
     def construct(
         self, inputs: Tensor, targets: Tensor, weights: Tensor, *keep: Tensor
     ) -> tuple[Tensor, tuple[Tensor]]:
-        factors = None
+        factors: tuple[Tensor, ...] | None = None
         if len(keep) > 0:
             factors = ()
             for site, scale in zip(keep, self.scales):

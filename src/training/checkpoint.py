@@ -142,5 +142,5 @@ def _digest(state: str, arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256(state.encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

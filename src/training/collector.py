@@ -49,10 +49,10 @@ class RolloutCollector:
         started = time.perf_counter()
         completion_ids, mask, old_logprobs, *greedy, ref_logprobs = self._sample(index, images, places)
         sampled_at = time.perf_counter()
-        rewards, greedy_rewards = self._reward(index, images, places, completion_ids, mask, *greedy)
+        own_rewards, own_greedy = self._reward(index, images, places, completion_ids, mask, *greedy)
         failed = self._failed(index)
         rewarded_at = time.perf_counter()
-        own = [completion_ids, mask, old_logprobs, ref_logprobs, rewards, *([greedy_rewards] if greedy else [])]
+        own = [completion_ids, mask, old_logprobs, ref_logprobs, own_rewards, *([own_greedy] if greedy else [])]
         completion_ids, mask, old_logprobs, ref_logprobs, rewards, *greedy_rewards = workers.gather(own, len(batches))
         rewards = rewards.reshape(len(images), grpo.group_size, -1)  # [B, G, k]
         weights = self.rewards.weights

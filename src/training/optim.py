@@ -1,5 +1,7 @@
 """AdamW of MindFormers with warm-up and cosine decay, without branches: a branch on a tensor waits for the device."""
 
+from typing import Any
+
 import mindspore.common.dtype as mstype
 import numpy as np
 from mindformers.core.optim.adamw import AdamW  # mindformers.core.optim.AdamW makes another class than it is
@@ -31,7 +33,20 @@ class FusedAdamW(AdamW):
         return self.hyper_map(update, self.decay_flags, decays, self._parameters, *moments, gradients)
 
 
-def _update(power1, power2, lr, beta1, beta2, eps, decayed, decay, parameter, mean, square, gradient):
+def _update(
+    power1: Tensor,
+    power2: Tensor,
+    lr: Tensor,
+    beta1: Tensor,
+    beta2: Tensor,
+    eps: Tensor,
+    decayed: bool,
+    decay: Tensor,
+    parameter: Parameter,
+    mean: Parameter,
+    square: Parameter,
+    gradient: Tensor,
+) -> Tensor:
     """The update of one parameter."""
     if decayed:
         ops.assign(parameter, parameter * (1.0 - lr * decay))
@@ -53,7 +68,7 @@ def build_optimizer(parameters: list[Parameter], config: OptimizerConfig, rates:
     """AdamW (Loshchilov and Hutter 2019) with `learning_rates`; biases, norms and other vectors are not decayed."""
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
     vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
         {"order_params": parameters},

@@ -158,7 +158,7 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
     cached = not config.encoder.trainable
     checkpoint = None if init or last else config.encoder.checkpoint
     captioner = build_captioner(config, tokenizer.allowed, cached=cached, checkpoint=checkpoint)
-    state = {"step": 0, "seconds": 0.0, "best_score": -1.0, "best_step": 0}
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best_score": -1.0, "best_step": 0}
     if init is not None:
         state["init"] = file_digest(init)
     if last is not None:
