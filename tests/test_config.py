@@ -1,5 +1,6 @@
 import dataclasses
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,11 @@ def test_base_holds_every_key():
 
     config = dataclasses.asdict(load_config(CONFIGS / "demo" / "ce.yaml"))
     assert set(keys(yaml.safe_load((CONFIGS / "base.yaml").read_text()))) == set(keys(config))
+
+
+def test_base_explains_every_key():
+    lines = (CONFIGS / "base.yaml").read_text().splitlines()
+    assert [line for line in lines if re.match(r" *\w+: *[^ #]", line) and not re.search(r" # .*\w", line)] == []
 
 
 def test_precedence_is_base_then_file_then_command_line(tmp_path):
