@@ -10,6 +10,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 from tiny import TINY, documented, run, tiny_data
 
+from src import __version__
+from src.training.checkpoint import read_state
+
 METRICS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 
 
@@ -29,6 +32,7 @@ def test_the_pipeline_leaves_what_the_contract_names(outputs):
         folder = root / name
         assert {"config.yaml", "metrics.jsonl", "checkpoints", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
         assert {"last", "best"} <= {p.name for p in (folder / "checkpoints").iterdir()}
+        assert read_state(folder / "checkpoints/best")["version"] == __version__
         captions = json.loads((folder / "captions_test.json").read_text())
         assert len({row["image_id"] for row in captions}) == 16 and all(
             set(row) == {"image_id", "caption"} for row in captions

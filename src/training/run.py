@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
+from src import __version__
 from src.compile_cache import GraphCache
 from src.config import Config
 from src.config_load import resolved
@@ -54,8 +55,8 @@ class Run:
     def save(self, name: str, optimizer_state: dict | None = None) -> None:
         """Write checkpoints/<name> with the present parameters and state; the first worker does."""
         if self.workers.is_first:
-            state = {**self.state, "stage": self.config.stage, "tokenizer": self.tokenizer.fingerprint}
-            save_checkpoint(self.folder / "checkpoints" / name, self.captioner, state, optimizer_state)
+            made_by = {"stage": self.config.stage, "tokenizer": self.tokenizer.fingerprint, "version": __version__}
+            save_checkpoint(self.folder / "checkpoints" / name, self.captioner, self.state | made_by, optimizer_state)
 
     def log(self, values: dict[str, float]) -> None:
         """Write one line of metrics.jsonl for the present step, with the seconds spent so far."""
