@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from src.data.image_check import check_image
 from src.errors import InputError
+from src.progress import Progress
 
 Result = TypeVar("Result")
 
@@ -21,7 +22,8 @@ class ImageFiles:
     def sizes(self) -> list[int]:
         """Bytes of each file. Errors: InputError naming the first that cannot be read."""
         try:
-            return [file.stat().st_size for file in self.files]
+            files = Progress("sizes of image files", len(self.files), "image").over(self.files)
+            return [file.stat().st_size for file in files]
         except OSError as error:
             raise InputError(f"{error.filename}: cannot be read ({error.strerror}); restore the image") from None
 
