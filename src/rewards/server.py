@@ -87,7 +87,7 @@ def connect(config: CapRLConfig) -> OpenAI:
     )
 
 
-def choose(client: OpenAI, model: str, content: str | list, options: Sequence[str]) -> int | None:
+def choose(client: OpenAI, model: str | None, content: str | list, options: Sequence[str]) -> int | None:
     """The index of the option whose letter the model replies; None for a reply without. Raises one of FAILURES.
 
     content: of the message that asks: text, or the interface's list of parts.
