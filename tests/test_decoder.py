@@ -6,7 +6,7 @@ import pytest
 from conftest import CHANNELS, VOCAB
 from mindspore import Tensor, nn
 
-from src.rl.cells import shift_right
+from src.models.decoder import shift_right
 
 
 class Forced(nn.Cell):
@@ -42,10 +42,11 @@ def half(x):
     return x.astype(np.float16).astype(np.float64)
 
 
-def numpy_decoder(captioner, features, inputs, heads=2, low=lambda x: x):
+def numpy_decoder(captioner, features, inputs, heads=2, low=lambda x: x, looks=None):
     """Post-norm Transformer decoder in float64, one row and one head at a time, memory copied to every row.
 
-    low: rounds factors and results of all products but the last.
+    low: rounds factors and results of all products but the last. looks: a list that takes the weights [L, N] of the
+    cross-attention of every row, layer and head, in this order.
     """
     weights = {name: value.asnumpy().astype(np.float64) for name, value in captioner.decoder.parameters_and_names()}
 
@@ -68,7 +69,10 @@ def numpy_decoder(captioner, features, inputs, heads=2, low=lambda x: x):
             if causal:
                 scores[np.triu_indices(len(scores), 1)] = -np.inf
             shares = np.exp(scores - scores.max(1, keepdims=True))
-            out[:, part] = low(low(shares / shares.sum(1, keepdims=True)) @ value[:, part])
+            shares = shares / shares.sum(1, keepdims=True)
+            if looks is not None and not causal:
+                looks.append(shares)
+            out[:, part] = low(low(shares) @ value[:, part])
         return out
 
     group = len(inputs) // len(features)

@@ -15,6 +15,12 @@ from src.models.layers import MASKED, DecoderLayer, LayerNorm, Linear, attend
 Memory = tuple[tuple[Tensor, Tensor], ...]  # per layer: keys and values [B, H, N, d]
 
 
+def shift_right(tokens: Tensor, bos_id: int) -> Tensor:
+    """Decoder inputs int32 [M, T]: BOS, then all tokens but the last."""
+    start = ops.full((tokens.shape[0], 1), bos_id, dtype=mstype.int32)
+    return ops.concat((start, tokens[:, :-1]), 1)
+
+
 class Decoder(nn.Cell):
     """Maps grid features and token ids to logits over the tokens that a caption may hold.
 
@@ -58,16 +64,23 @@ class Decoder(nn.Cell):
 
         keep: 1 + 3*layers dropout factors [M, L, D] (embedding, then three per layer), or None.
         """
+        return self.states(inputs, memory, keep)[-1]
+
+    def states(self, inputs: Tensor, memory: Memory, keep: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
+        """As `hidden`, and before it, for every layer, what its cross-attention is asked with: all [M, L, D]."""
         length = inputs.shape[1]
         x = ops.gather(self.embedding, inputs, 0) + self.positions[:length]
         if keep is not None:
             x = x * keep[0]
         bias = self.future_bias[:length, :length]
+        states = ()
         for index, layer in enumerate(self.layers):
             query, key, value = layer.qkv(x)
             sites = None if keep is None else keep[1 + 3 * index : 4 + 3 * index]
-            x = layer(x, attend(query, key, value, bias), memory[index], sites)
-        return x
+            x = layer.after_self(x, attend(query, key, value, bias), sites)
+            states += (x,)
+            x = layer(x, memory[index], sites)
+        return *states, x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> logits [..., V], MASKED for tokens that are never produced."""
@@ -88,5 +101,6 @@ class Decoder(nn.Cell):
                 keys = ops.concat((caches[index][0], keys), 2)
                 values = ops.concat((caches[index][1], values), 2)
             updated += ((keys, values),)
-            x = layer(x, attend(query, keys, values), memory[index], None)
+            x = layer.after_self(x, attend(query, keys, values), None)
+            x = layer(x, memory[index], None)
         return ops.squeeze(x, 1), updated

@@ -34,15 +34,20 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention (Vaswani et al. 2017, equation 1), its softmax in float32.
+    """Scaled dot-product attention (Vaswani et al. 2017, equation 1).
 
     query [R, H, L, d]; key and value [R, H, K, d], all of one dtype; bias broadcast to [R, H, L, K], MASKED where not
     to look. Returns [R, H, L, d] in the dtype of the inputs.
     """
+    return _PRODUCT(ops.cast(attention_weights(query, key, bias), value.dtype), value)
+
+
+def attention_weights(query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What `attend` weighs the values with: float32 [R, H, L, K], rows sum to 1."""
     scores = ops.cast(_PRODUCT_WITH_TRANSPOSED(query, key), mstype.float32) * (query.shape[-1] ** -0.5)
     if bias is not None:
         scores = scores + bias
-    return _PRODUCT(ops.cast(_SOFTMAX(scores), value.dtype), value)
+    return _SOFTMAX(scores)
 
 
 def column_sums(x: Tensor) -> Tensor:
@@ -145,24 +150,28 @@ class DecoderLayer(nn.Cell):
         key, value = ops.chunk(ops.cast(self.cross_kv(memory), self.dtype), 2, -1)
         return split_heads(key, self.heads), split_heads(value, self.heads)
 
-    def cross(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
-        """Attention of x [M, L, D] to its image: the G rows of a group are G*L queries on the same keys."""
-        key, value = memory
-        images = key.shape[0]
+    def after_self(self, x: Tensor, attended: Tensor, keep: tuple[Tensor, ...] | None) -> Tensor:
+        """Residual sum and norm behind self-attention: x [M, L, D] and attended [M, H, L, d] -> [M, L, D]."""
+        update = self.self_out(merge_heads(attended))
+        return self.self_norm(x + (update if keep is None else update * keep[0]))
+
+    def cross_queries(self, x: Tensor, images: int) -> Tensor:
+        """x [M, L, D] -> [B, H, G*L, d]: the G rows of a group are G*L queries on the keys of their image."""
         rows, length, width = x.shape
         query = ops.cast(self.cross_query(x), self.dtype).reshape(images, rows // images * length, width)  # [B, G*L, D]
-        attended = merge_heads(attend(split_heads(query, self.heads), key, value))
-        return self.cross_out(attended).reshape(rows, length, width)
+        return split_heads(query, self.heads)
 
-    def construct(
-        self, x: Tensor, attended: Tensor, memory: tuple[Tensor, Tensor], keep: tuple[Tensor, ...] | None
-    ) -> Tensor:
-        """What follows self-attention: residual sums, cross-attention and feed-forward. Returns [M, L, D].
+    def cross(self, x: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+        """Attention of x [M, L, D] to its image."""
+        key, value = memory
+        attended = merge_heads(attend(self.cross_queries(x, key.shape[0]), key, value))
+        return self.cross_out(attended).reshape(x.shape)
 
-        attended [M, H, L, d]; keep: dropout factors [M, L, D] of each of the three sub-layers, or None.
+    def construct(self, x: Tensor, memory: tuple[Tensor, Tensor], keep: tuple[Tensor, ...] | None) -> Tensor:
+        """What follows `after_self`: cross-attention and feed-forward, with residual sums. Returns [M, L, D].
+
+        keep: dropout factors [M, L, D] of each of the three sub-layers, or None.
         """
-        update = self.self_out(merge_heads(attended))
-        x = self.self_norm(x + (update if keep is None else update * keep[0]))
         update = self.cross(x, memory)
         x = self.cross_norm(x + (update if keep is None else update * keep[1]))
         update = self.contract(ops.relu(self.expand(x)))

@@ -11,13 +11,8 @@ from mindspore import Tensor, nn, ops
 from src.config import Config
 from src.decoding.distribution import TokenLogprobs, most_probable, policy_logits, select
 from src.models.captioner import Captioner
+from src.models.decoder import shift_right
 from src.rl.losses import GRPO_STATS, cross_entropy_loss, grpo_loss, weighted_sum
-
-
-def shift_right(tokens: Tensor, bos_id: int) -> Tensor:
-    """Decoder inputs int32 [M, T]: BOS, then all tokens but the last."""
-    start = ops.full((tokens.shape[0], 1), bos_id, dtype=mstype.int32)
-    return ops.concat((start, tokens[:, :-1]), 1)
 
 
 def flat_logits(

@@ -1,0 +1,37 @@
+"""The attention of given captions against an independent float64 implementation."""
+
+import numpy as np
+import pytest
+from conftest import SPECIALS, VOCAB
+from mindspore import Tensor
+from test_decoder import numpy_decoder
+
+from src.decoding.attention import CrossAttention
+
+BOS = SPECIALS[1]
+ROWS, TOKENS, LAYERS, HEADS = 6, 5, 2, 2
+
+
+@pytest.fixture
+def completions():
+    return np.random.default_rng(3).integers(0, VOCAB, (ROWS, TOKENS)).astype(np.int32)  # 2 images x 3 rows
+
+
+def test_equals_float64_reference(mode, captioner, features, completions):
+    weights = CrossAttention(captioner, BOS)(features, Tensor(completions)).asnumpy()
+    looks = []
+    inputs = np.concatenate((np.full((ROWS, 1), BOS), completions[:, :-1]), 1)
+    numpy_decoder(captioner, features.asnumpy(), inputs, HEADS, looks=looks)
+    expected = np.reshape(looks, (ROWS, LAYERS * HEADS, TOKENS, features.shape[1])).mean(1)
+    assert weights.dtype == np.float32 and weights.std() > 0.05  # not even
+    np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+
+
+def test_a_token_is_looked_for_before_it_is_known(captioner, features, completions):
+    cell = CrossAttention(captioner, BOS)
+    before = cell(features, Tensor(completions)).asnumpy()
+    completions[:, 2] = (completions[:, 2] + 1) % VOCAB
+    after = cell(features, Tensor(completions)).asnumpy()
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    assert (before[:, 3:] != after[:, 3:]).all(-1).any()
