@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from src.data.image_check import MAX_PIXELS
-from src.data.image_url import LONG_SIDE, image_url
+from src.data.image_url import LONG_SIDE, image_url, thumbnail_url
 
 
 def picture(size=(60, 40)) -> Image.Image:
@@ -87,3 +87,17 @@ def test_large_images_are_scaled_down(kind):
 def test_what_cannot_be_used_is_refused(data, reason):
     with pytest.raises(ValueError, match=reason):
         image_url(data)
+
+
+def test_thumbnails_are_small_upright_jpeg():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    head, data, image = opened(thumbnail_url(saved(picture((300, 600)), "JPEG", exif=exif), 100))
+    assert head == "data:image/jpeg;base64" and len(data) < 5_000
+    assert (image.format, image.mode, image.size, dict(image.getexif())) == ("JPEG", "RGB", (50, 100), {})
+    error = np.abs(np.asarray(image, float) - np.asarray(picture((50, 100)), float))
+    assert error.mean() < 3
+    head, _, image = opened(thumbnail_url(ODD["PNG with palette"], 100))
+    assert head == "data:image/jpeg;base64" and image.size == (60, 40)
+    with pytest.raises(ValueError, match="broken"):
+        thumbnail_url(saved(picture((400, 400)), "JPEG")[:-1000], 100)

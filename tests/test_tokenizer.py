@@ -49,6 +49,12 @@ def test_word_ids_by_count_then_alphabet(words):
     assert words.fingerprint == hashlib.sha256(b"[PAD]\n[UNK]\n[BOS]\n[EOS]\na\ncat\ndog").hexdigest()
 
 
+def test_words_of_tokens(words, pieces):
+    assert words.words_of_tokens("a cat dog runs") == [0, 1, 2, 3] and words.words_of_tokens("") == []
+    # a | man ' s | skate ##board ##ing . by the blanks of the caption
+    assert pieces.words_of_tokens("A man's Skateboarding .") == [0, 1, 1, 1, 2, 2, 2, 3]
+
+
 def test_order_of_captions_does_not_matter(words):
     assert build_word_tokenizer(["a dog", "a cat", "a cat", "a dog runs"], 2).fingerprint == words.fingerprint
     assert build_word_tokenizer(["a cat", "a dog", "runs"], 1).fingerprint != words.fingerprint

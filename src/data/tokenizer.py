@@ -59,6 +59,11 @@ class Tokenizer:
         """Ids of the caption, without BOS and EOS."""
         return self._library.encode(caption, add_special_tokens=False).ids
 
+    def words_of_tokens(self, caption: str) -> list[int]:
+        """For each token of `encode(caption)` which word, between blanks, of the caption it belongs to."""
+        encoding = self._library.encode(caption, add_special_tokens=False)
+        return [len(caption[: start + 1].split()) - 1 for start, _ in encoding.offsets]
+
     def encode_targets(self, captions: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray, int]:
         """What teacher forcing has to predict.
 
