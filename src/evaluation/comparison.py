@@ -6,7 +6,7 @@ A system is CE or one RL method; its runs differ in their seed.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -27,6 +27,28 @@ METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr",
 EQUAL_UPDATES = "_equal_updates"  # ends the name of a system that was given updates, not captions
 
 
+class Results(NamedTuple):
+    """What eval.py wrote, by system for each seed; left_out: metrics that only some runs have, and that are no more."""
+
+    evaluations: dict[str, list[dict]]
+    segments: dict[str, list[dict[str, np.ndarray]]]
+    left_out: list[str]
+    signature: str
+
+
+def read_results(folders: Mapping[str, Sequence[Path]], name: str) -> Results:
+    """The results of `folders` (system -> run folder of each seed), with the metrics that all of them have.
+
+    name: of `results_name`. Errors: InputError where a run has not been evaluated, or not as the others.
+    """
+    evaluations = {system: [read_evaluation(folder, name) for folder in runs] for system, runs in folders.items()}
+    line = common_signature(result for results in evaluations.values() for result in results)
+    segments = {
+        system: [read_arrays(folder / f"segments_{name}.npz") for folder in runs] for system, runs in folders.items()
+    }
+    return Results(evaluations, segments, drop_partial_metrics(evaluations, segments), line)
+
+
 def write_comparison(
     folders: Mapping[str, Sequence[Path]], configs: Mapping[str, Config], target: Path, plan: Plan
 ) -> str:
@@ -35,13 +57,7 @@ def write_comparison(
     Returns the text of report.md. Errors: InputError where a run has not been evaluated, or not as the others.
     """
     target.mkdir(parents=True, exist_ok=True)
-    name = results_name("test", configs["ce"].eval)
-    evaluations = {system: [read_evaluation(folder, name) for folder in runs] for system, runs in folders.items()}
-    line = common_signature(result for results in evaluations.values() for result in results)
-    segments = {
-        system: [read_arrays(folder / f"segments_{name}.npz") for folder in runs] for system, runs in folders.items()
-    }
-    left_out = drop_partial_metrics(evaluations, segments)
+    evaluations, segments, left_out, line = read_results(folders, results_name("test", configs["ce"].eval))
     lines = {system: [read_lines(folder / "metrics.jsonl") for folder in runs] for system, runs in folders.items()}
     report: dict[str, Any] = {
         "systems": {system: over_seeds(results) for system, results in evaluations.items()},
@@ -144,13 +160,7 @@ def markdown(report: dict, config: Config, seeds: int) -> str:
     metrics = [name for name in systems["ce"] if name in METRICS]
     others = [name for name in systems["ce"] if name not in METRICS]
     published = published_figures(config.data.dataset)
-    main = {
-        system: [
-            f"{100 * table[name]['mean']:.1f}" + (f" ± {100 * table[name]['std']:.1f}" if seeds > 1 else "")
-            for name in metrics
-        ]
-        for system, table in systems.items()
-    }
+    main = {system: [printed_score(table[name]) for name in metrics] for system, table in systems.items()}
     columns = list(metrics)
     if published:
         columns.append("CIDEr, published")
@@ -158,8 +168,7 @@ def markdown(report: dict, config: Config, seeds: int) -> str:
         main |= {system: [*[""] * len(metrics), figure] for system, figure in published.items()}
     pairs = {
         pair: [
-            f"{100 * v['mean']:+.1f} [{100 * v['low']:+.1f}, {100 * v['high']:+.1f}] "
-            f"({', '.join(f'{100 * seed:+.1f}' for seed in v['seeds'])})"
+            f"{printed_interval(v)} ({', '.join(f'{100 * seed:+.1f}' for seed in v['seeds'])})"
             for v in (interval[name] for name in metrics)
         ]
         for pair, interval in report["differences"].items()
@@ -168,7 +177,9 @@ def markdown(report: dict, config: Config, seeds: int) -> str:
     rows = [f"# {', '.join(systems)} on {config.data.dataset}, test split, {seeds} seed{'s' if seeds > 1 else ''}", ""]
     rows += [f"{spread}times 100.".capitalize(), "", *_table(columns, main)]
     rows += ["", "Diversity of sampled captions, and endings of the others (docs/metrics.md).", ""]
-    rows += _table(others, {s: [_number(name, table[name]["mean"]) for name in others] for s, table in systems.items()})
+    rows += _table(
+        others, {s: [printed_number(name, table[name]["mean"]) for name in others] for s, table in systems.items()}
+    )
     rows += ["", "Differences, times 100: mean [95 % interval of a paired bootstrap over images] (of each seed). An"]
     rows += ["interval covers the choice of test images, not the variance of training. BLEU and METEOR are computed"]
     rows += ["from the counts of all seeds together.", "", *_table(metrics, pairs)]
@@ -176,7 +187,7 @@ def markdown(report: dict, config: Config, seeds: int) -> str:
         names = list(next(iter(report[section].values())))
         rows += ["", f"{title} (docs/metrics.md).", ""]
         rows += _table(
-            names, {s: [_number(name, values[name]) for name in names] for s, values in report[section].items()}
+            names, {s: [printed_number(name, values[name]) for name in names] for s, values in report[section].items()}
         )
     if report["left_out"]:
         rows += ["", f"Left out, since not every run has it: {', '.join(report['left_out'])}."]
@@ -202,7 +213,17 @@ def published_figures(dataset: str) -> dict[str, str]:
     return {system: ", ".join(lines) for system, lines in figures.items()}
 
 
-def _number(name: str, value: float) -> str:
+def printed_score(values: Mapping) -> str:
+    """Mean, and deviation where there are several seeds, of what `over_seeds` returns of a metric, times 100."""
+    return f"{100 * values['mean']:.1f}" + (f" ± {100 * values['std']:.1f}" if len(values["seeds"]) > 1 else "")
+
+
+def printed_interval(values: Mapping) -> str:
+    """A difference and its interval, times 100."""
+    return f"{100 * values['mean']:+.1f} [{100 * values['low']:+.1f}, {100 * values['high']:+.1f}]"
+
+
+def printed_number(name: str, value: float) -> str:
     """A value for a table: CIDEr times 100, as everywhere, and no power of ten."""
     if name in ("best-CIDEr", "largest_fall_of_val_CIDEr"):
         return f"{100 * value:.1f}"

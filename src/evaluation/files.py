@@ -16,8 +16,13 @@ from src.files import whole_file
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON. Errors: InputError naming the file."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8. Errors: InputError naming the file."""
     with _whole(path) as file:
-        file.write((json.dumps(value, indent=1) + "\n").encode())
+        file.write(text.encode())
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -2,11 +2,20 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from src.config import Config
 from src.errors import InputError
 from src.evaluation.files import read_evaluation
 from src.tables import markdown_table
+
+
+class System(NamedTuple):
+    """What a system was made with, the folder that holds its results, and the weights that made them."""
+
+    config: Config
+    folder: Path
+    checkpoint: Path
 
 
 def owning_folder(config: Config, checkpoint: Path) -> Path:
@@ -29,27 +38,31 @@ def metrics_table(results: Mapping[str, dict]) -> str:
 
 
 def prism_table(results: Mapping[str, dict]) -> str:
-    """Prism scores by system as a Markdown table: all questions, the best of K captions, and each type of question.
-
-    Times 100, with 95 % intervals. Results without Prism are left out; none: no text.
-    """
-    found = {system: result["prism"] for system, result in results.items() if "prism" in result}
-    if not found:
+    """What `prism_rows` holds as a Markdown table; nothing: no text."""
+    title, rows = prism_rows(results)
+    if not rows:
         return ""
-    first = next(iter(found.values()))
-    scores = {"mean": lambda prism: prism["mean"], "best": lambda prism: prism["best"]}
-    scores |= {
-        name: lambda prism, name=name: prism["types"][name]
-        for name in first["types"]
-        if all(name in prism["types"] for prism in found.values())
+    systems = [system for system, result in results.items() if "prism" in result]
+    return "\n".join(["", title, "", *markdown_table(["", *systems], [[n, *cells] for n, cells in rows.items()]), ""])
+
+
+def prism_rows(results: Mapping[str, dict]) -> tuple[str, dict[str, list[str]]]:
+    """A title, and Prism's scores of each system that has them: of all questions, of the best of K captions, and of
+    each type of question. Times 100, with 95 % intervals.
+    """
+    found = [result["prism"] for result in results.values() if "prism" in result]
+    if not found:
+        return "", {}
+    scores = {name: [prism[name] for prism in found] for name in ("mean", "best")}
+    for name in found[0]["types"]:
+        if all(name in prism["types"] for prism in found):
+            scores[name] = [prism["types"][name] for prism in found]
+    rows = {
+        name: ["{value:.1f} [{low:.1f}, {high:.1f}]".format(**_percent(value)) for value in values]
+        for name, values in scores.items()
     }
-    rows = [
-        [name, *["{value:.1f} [{low:.1f}, {high:.1f}]".format(**_percent(score(prism))) for prism in found.values()]]
-        for name, score in scores.items()
-    ]
-    captions, questions = first["captions_per_image"], first["questions"]
-    title = f"Questions answered from each of {captions} sampled captions, of {questions} (docs/metrics.md)."
-    return "\n".join(["", title, "", *markdown_table(["", *found], rows), ""])
+    captions, questions = found[0]["captions_per_image"], found[0]["questions"]
+    return f"Questions answered from each of {captions} sampled captions, of {questions} (docs/metrics.md).", rows
 
 
 def _percent(score: Mapping[str, float]) -> dict[str, float]:
