@@ -1,4 +1,4 @@
-"""Plots of a comparison, as PNG files."""
+"""Plots of runs and of their comparison, as PNG files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +10,8 @@ matplotlib.use("Agg")  # no display
 from matplotlib import pyplot as plt
 
 BINS = 40  # of a curve: single updates are too noisy to compare by eye
+
+HISTORIES = ("val/CIDEr", "rollout/reward_mean", "rollout/length_mean", "train/entropy", "train/kl", "train/loss")
 
 Runs = Mapping[str, Sequence[Sequence[dict]]]  # system -> lines of metrics.jsonl of each seed
 
@@ -32,9 +34,12 @@ def plot_learning(runs: Runs, budget: Mapping[str, Mapping[str, float]], target:
 
 
 def plot_curves(runs: Runs, target: Path) -> None:
-    """curves.png: reward, KL against the CE policy, and entropy against the share of the run; means of its 40ths."""
-    names = ("rollout/reward_mean", "train/kl", "train/entropy")
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4))
+    """curves.png: reward, KL against the CE policy, entropy and length against the share of the run; means of its
+    40ths.
+    """
+    names = ("rollout/reward_mean", "train/kl", "train/entropy", "rollout/length_mean")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8))
+    axes = axes.flat
     for axis, name in zip(axes, names):
         for color, system, seeds in _rl_systems(runs):
             for seed, lines in enumerate(seeds):
@@ -44,6 +49,25 @@ def plot_curves(runs: Runs, target: Path) -> None:
         axis.set(xlabel="share of the run", ylabel=name)
     axes[0].legend()
     _save(figure, target / "curves.png")
+
+
+def plot_histories(runs: Mapping[str, Sequence[dict]], path: Path) -> None:
+    """What of HISTORIES the stages of one run have logged, against the updates of each; means of 40ths.
+
+    runs: lines of metrics.jsonl by stage.
+    """
+    names = [name for name in HISTORIES if any(name in line for lines in runs.values() for line in lines)]
+    figure, axes = plt.subplots(-(-len(names) // 3), 3, figsize=(13, 3.6 * -(-len(names) // 3)), squeeze=False)
+    for axis, name in zip(axes.flat, names):
+        for number, (stage, lines) in enumerate(runs.items()):
+            steps, values = binned(*series(lines, name))
+            if len(steps):
+                axis.plot(steps, values, color=f"C{number}", label=stage, marker="." if len(steps) < 15 else None)
+        axis.set(xlabel="updates", ylabel=name)
+        axis.legend()
+    for axis in axes.flat[len(names) :]:
+        axis.remove()
+    _save(figure, path)
 
 
 def plot_quality_diversity(evaluations: Mapping[str, Sequence[dict]], target: Path) -> None:
