@@ -14,9 +14,11 @@ from src.config_plan import Plan, load_plan
 from src.environment import run_program
 from src.evaluation.comparison import EQUAL_UPDATES, published_figures, write_comparison
 from src.evaluation.files import read_evaluation, results_name, scored_as
+from src.evaluation.report import System
+from src.evaluation.report_page import write_comparison_page
 from src.files import file_digest
 from src.launch import add_cluster_arguments, read_cluster
-from src.pipeline import Stage, prism_flags, run_program_of
+from src.pipeline import Stage, prism_flags, run_program_of, shown_system
 
 
 class ComparedRun(NamedTuple):
@@ -48,13 +50,16 @@ def main() -> None:
     if cluster.node_rank > 0:
         return
     folders: dict[str, list[Path]] = {}
-    configs: dict[str, Config] = {}
+    systems: dict[str, System] = {}
     for run in runs:
         folders.setdefault(run.system, []).append(run.stage.config.run_folder)
-        configs[run.system] = run.stage.config
+        systems.setdefault(run.system, shown_system(run.stage))
+    configs = {key: system.config for key, system in systems.items()}
     ce = configs["ce"]
     target = Path(ce.output_root) / f"{ce.data.dataset}-comparison"
-    print(write_comparison(folders, configs, target, plan), f"{target}/report.md", sep="\n")
+    print(write_comparison(folders, configs, target, plan), f"{target}/report.md", sep="\n", flush=True)
+    write_comparison_page(systems, folders, results_name("test", ce.eval), target)
+    print(f"{target}/report.html")
 
 
 def is_evaluated(config: Config) -> bool:

@@ -2,6 +2,7 @@
 
 python -m src.pipeline ce|grpo|scst|eval [--config FILE] [key=value ...]
 ce: train, evaluate. grpo, scst: CE if it is not complete, RL, both evaluated, the table. eval: evaluate a checkpoint.
+Beside the table comes report.html, for which this process runs the models on a few images (src/evaluation/gallery.py).
 """
 
 import argparse
@@ -14,7 +15,7 @@ from src.config_rules import check_workers
 from src.data.questions import questions_file
 from src.environment import run_program
 from src.evaluation.files import results_name
-from src.evaluation.report import owning_folder, write_report
+from src.evaluation.report import System, owning_folder, write_report
 from src.launch import Cluster, add_cluster_arguments, launch, read_cluster
 
 
@@ -42,19 +43,18 @@ def main() -> None:
         if arguments.goal != "eval" and stage.checkpoint is None:
             run_program_of(stage, cluster, "train.py")
     for stage in stages:
-        checkpoint = stage.checkpoint or stage.config.result_checkpoint
         flags = ["--split", arguments.split, *prism_flags(stage.config, arguments.split)]
-        run_program_of(stage, cluster, "eval.py", *flags, "--checkpoint", str(checkpoint))
+        run_program_of(stage, cluster, "eval.py", *flags, "--checkpoint", str(shown_system(stage).checkpoint))
     if cluster.node_rank > 0:
         return
-    folders = {
-        stage.config.stage.upper(): owning_folder(stage.config, stage.checkpoint)
-        if stage.checkpoint
-        else stage.config.run_folder
-        for stage in stages
-    }
+    systems = {stage.config.stage: shown_system(stage) for stage in stages}
     name = results_name(arguments.split, config.eval)
-    print(write_report(folders, folders[stages[-1].config.stage.upper()], name))
+    target = systems[stages[-1].config.stage].folder
+    print(write_report({key.upper(): system.folder for key, system in systems.items()}, target, name), flush=True)
+    from src.evaluation.report_page import write_stages_page  # and with it matplotlib
+
+    write_stages_page(systems, name, target)
+    print(f"{target}/report.html")
 
 
 class Stage(NamedTuple):
@@ -64,6 +64,13 @@ class Stage(NamedTuple):
     config: Config
     overrides: list[str]
     checkpoint: Path | None
+
+
+def shown_system(stage: Stage) -> System:
+    """What of a stage is evaluated, and where its results lie."""
+    if stage.checkpoint is None:
+        return System(stage.config, stage.config.run_folder, stage.config.result_checkpoint)
+    return System(stage.config, owning_folder(stage.config, stage.checkpoint), stage.checkpoint)
 
 
 def prism_flags(config: Config, split: str) -> list[str]:

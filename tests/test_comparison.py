@@ -228,6 +228,9 @@ def test_the_report_holds_what_the_contract_names(report):
     assert (folder / "report.md").read_text().strip() in result.stdout
     for name in ("learning", "curves", "quality_diversity"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "report.html").read_text()
+    assert page.count('<article class="card"') == 16 and page.count("data:image/png") == 3
+    assert "GRPO minus SCST" in page and page.count("<summary>2 samples: CIDEr ") == 3 * 16
 
 
 @pytest.mark.slow

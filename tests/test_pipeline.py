@@ -1,6 +1,7 @@
 """The scripts' program as its user runs it, on 64 scenes: stages and outputs."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,10 @@ from tiny import TINY, documented, run, tiny_data
 
 from src import __version__
 from src.training.checkpoint import read_state
+from src.config_load import load_config
+from src.data.dataset import load_dataset
+from src.evaluation.gallery import look
+from src.evaluation.report import System
 
 METRICS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 
@@ -44,6 +49,41 @@ def test_the_pipeline_leaves_what_the_contract_names(outputs):
     report = (root / "demo-grpo/report.md").read_text()
     assert "| CE |" in report and "| GRPO |" in report and "Signature" in report
     assert report.strip() in result.stdout
+
+
+def test_the_page_shows_all_captions_with_their_cider_and_attention(outputs):
+    root, _, result = outputs
+    path = root / "demo-grpo/report.html"
+    text = path.read_text()
+    assert str(path) in result.stdout and text.count('<article class="card"') == 16 and "GRPO minus CE" in text
+    captions = []
+    for stage in ("ce", "grpo"):
+        ciders = np.load(root / f"demo-{stage}/segments_test.npz")["CIDEr"]
+        shown = re.findall(rf'<h4>{stage.upper()} <span class="score">CIDEr ([\d.]+)<', text)
+        assert shown == [f"{100 * cider:.1f}" for cider in ciders]
+        captions.append([row["caption"] for row in json.loads((root / f"demo-{stage}/captions_test.json").read_text())])
+    in_order = [caption for pair in zip(*captions) for caption in pair]
+    looks = json.loads(re.search(r'id="looks">(.*?)</script>', text).group(1))
+    assert [len(words) for words in looks] == [len(caption.split()) for caption in in_order]
+    assert all(
+        len(levels) == 16 and "/" in levels for words in looks for _, levels in words
+    )  # 64 pixels: a grid of 4 x 4
+    assert text.count("data:image/png") == 1  # the histories; there are no samples
+
+
+@pytest.mark.parametrize("stage", ["ce", "grpo"])  # whose inputs are pixels, and cached features
+def test_every_image_of_a_batch_is_looked_at_itself(outputs, stage):
+    root, settings, _ = outputs
+    config = load_config(f"configs/demo/{stage}.yaml", settings)
+    system = System(config, config.run_folder, config.result_checkpoint)
+    records = load_dataset(config).records["test"]
+    groups = [["a red circle", "a star"], ["a blue star", "a red circle"], ["a red circle", "two stars"]]
+    together = look(system, records, "test", np.array([9, 2, 5]), groups)
+    alone = look(system, records, "test", np.array([2]), groups[1:2])
+    for ours, theirs in zip(together[1], alone[0], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(together[1][0].sum(1), 1, atol=1e-5)
+    assert np.abs(together[0][0] - together[1][1]).max() > 1e-4  # the same caption of another image
 
 
 def test_grpo_logs_every_statistic(outputs):

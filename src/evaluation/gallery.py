@@ -1,0 +1,182 @@
+"""The gallery of a report: some images with every system's captions, their CIDEr, and where each word looked.
+
+A system is CE or one RL method. Letters: n images of a split, G captions of one image (greedy, then the samples),
+T tokens, N image tokens. MindSpore is imported where models run, so that a page can be laid out without it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from src.config import Config
+from src.data.image_url import thumbnail_url
+from src.data.locate import find_images
+from src.data.ptb import ptb_tokenize
+from src.data.records import Record
+from src.errors import InputError
+from src.evaluation.caption_metrics import load_captions
+from src.evaluation.files import read_arrays
+from src.evaluation.report import System
+from src.rewards.cider import CiderD
+
+GALLERY = 60  # images: a page of about 2 MB with two systems
+_SIDE = 320  # pixels of an image's longer side
+
+
+class Caption(NamedTuple):
+    """A caption of one image; cider: on pycocoevalcap's scale; looks: attention of each word, float32 [words, N]."""
+
+    text: str
+    cider: float
+    looks: np.ndarray
+
+
+class Picture(NamedTuple):
+    """An image of the gallery; url: a data: URL; chosen: highest, lowest or even; captions: by system, greedy first."""
+
+    name: str
+    url: str
+    ground_truths: tuple[str, ...]
+    chosen: str
+    captions: dict[str, list[Caption]]
+
+    def sort_values(self) -> dict[str, float]:
+        """By system what the page sorts by: CIDEr of its greedy caption minus CE's; of one system alone its CIDEr."""
+        greedy = {system: rows[0].cider for system, rows in self.captions.items()}
+        if len(greedy) == 1:
+            return greedy
+        return {system: cider - greedy["ce"] for system, cider in greedy.items() if system != "ce"}
+
+
+def image_gains(ciders: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What images are chosen by, [n]: mean CIDEr of the other systems minus CE's; of one system alone its CIDEr.
+
+    ciders: by system, of the greedy (or beam) caption of every image [n].
+    """
+    others = [values for system, values in ciders.items() if system != "ce"]
+    if len(ciders) == 1:
+        return next(iter(ciders.values()))
+    return np.mean(others, 0) - ciders["ce"]
+
+
+def choose_images(gains: np.ndarray, most: int = GALLERY) -> dict[int, str]:
+    """At most `most` of n images, and why: the third with the highest and the third with the lowest gain (best and
+    worst first), and of the others as many as are left, evenly spaced in the order of the data set.
+    """
+    images = len(gains)
+    most = min(most, images)
+    third = most // 3
+    order = np.argsort(-gains, kind="stable")
+    rest = np.sort(order[third : images - third])
+    even = rest[np.arange(most - 2 * third) * len(rest) // max(1, most - 2 * third)]
+    chosen = {int(index): "highest" for index in order[:third]}
+    chosen |= {int(index): "lowest" for index in order[::-1][:third]}
+    return chosen | {int(index): "even" for index in even}
+
+
+def build_gallery(systems: Mapping[str, System], split: str, name: str) -> tuple[list[Picture], int]:
+    """The chosen images of a split in its order, and n. name: of the results (`results_name`).
+
+    Errors: InputError where results are not of the images that the configuration names now, or an image is broken.
+    """
+    from src.data.dataset import load_dataset
+
+    config = next(iter(systems.values())).config
+    dataset = load_dataset(config)
+    records, truths = dataset.records[split], dataset.ground_truths[split]
+    ciders = {key: read_arrays(system.folder / f"segments_{name}.npz")["CIDEr"] for key, system in systems.items()}
+    reasons = choose_images(image_gains(ciders))
+    chosen = np.array(sorted(reasons))
+    scorer = CiderD(truths, [truths[index] for index in chosen], eos=False)
+    captions = {}
+    for key, system in systems.items():
+        groups = read_groups(system, records, split, name)
+        groups = [groups[index] for index in chosen]
+        captions[key] = scored_groups(groups, scorer, look(system, records, split, chosen, groups))
+    shown = [records[index] for index in chosen]
+    pictures = [
+        Picture(record.file.name, url, record.captions, reasons[index], {key: captions[key][place] for key in systems})
+        for place, (index, record, url) in enumerate(zip(chosen, shown, thumbnails(config, shown)))
+    ]
+    return pictures, len(records)
+
+
+def read_groups(system: System, records: Sequence[Record], split: str, name: str) -> list[list[str]]:
+    """What eval.py has written of a system: the G captions of every image, [n][G].
+
+    Errors: InputError where they are of other images.
+    """
+    path = system.folder / f"captions_{name}.json"
+    captions = load_captions(path)
+    if list(captions) != [record.image_id for record in records]:
+        raise InputError(f"{path} is of other images than {system.config.data.root} holds now: evaluate that run again")
+    groups = [[caption] for caption in captions.values()]
+    if system.config.eval.samples:
+        rows = json.loads((system.folder / f"samples_{split}.json").read_text(encoding="utf-8"))
+        groups = [group + row["captions"] for group, row in zip(groups, rows, strict=True)]
+    return groups
+
+
+def scored_groups(
+    groups: Sequence[Sequence[str]], scorer: CiderD, looks: Sequence[Sequence[np.ndarray]]
+) -> list[list[Caption]]:
+    """The captions of each image of `scorer`, [images][G], with their CIDEr."""
+    flat = [caption for group in groups for caption in group]
+    image_rows = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    words = [line.split() for line in ptb_tokenize(flat)]
+    scores = iter(scorer(image_rows, words, np.zeros(len(flat), bool)))
+    return [
+        [Caption(text, float(next(scores)), weights) for text, weights in zip(group, rows)]
+        for group, rows in zip(groups, looks)
+    ]
+
+
+def look(
+    system: System, records: Sequence[Record], split: str, chosen: np.ndarray, groups: Sequence[Sequence[str]]
+) -> list[list[np.ndarray]]:
+    """Attention of each word of the captions of the chosen images, float32 [words, N] of each, [images][G].
+
+    Captions are tokenised anew. A word of several pieces has their mean; one behind eval.tokens has zeros.
+    """
+    from mindspore import Tensor
+
+    from src.data.dataset import build_sources, padded_batches
+    from src.decoding.attention import CrossAttention
+    from src.evaluation.evaluate import load_captioner
+    from src.training.run import graph_cache
+    from src.workers import Workers
+
+    config, alone = system.config, Workers()
+    captioner, tokenizer = load_captioner(config, system.checkpoint, cached=not config.encoder.trainable)
+    (source,) = build_sources(config, {split: records}, [split], captioner.encoder, alone)
+    cell = graph_cache(config, tokenizer, alone).keep("attention", CrossAttention(captioner, tokenizer.bos_id))
+    flat = [caption for group in groups for caption in group]
+    ids = tokenizer.encode_targets(flat, config.eval.tokens)[0].reshape(len(groups), -1, config.eval.tokens)
+    batches = padded_batches(len(groups), min(len(groups), config.eval.batch_images))
+    weights = [
+        cell(Tensor(inputs), Tensor(ids[batch].reshape(-1, config.eval.tokens))).asnumpy()
+        for batch, inputs in zip(batches, source.batches([chosen[batch] for batch in batches]))
+    ]
+    rows = np.concatenate(weights)  # [images * G, T, N], and those that fill the last batch
+    looks = iter([by_word(row, text, tokenizer.words_of_tokens(text)) for row, text in zip(rows, flat)])
+    return [[next(looks) for _ in group] for group in groups]
+
+
+def by_word(weights: np.ndarray, text: str, words: Sequence[int]) -> np.ndarray:
+    """Attention of tokens [T, N] as that of words [words, N]. words: which one each token belongs to."""
+    words = np.array(words[: len(weights)], int)
+    member = np.arange(len(text.split()))[:, None] == words  # [words, tokens]
+    return member @ weights[: len(words)] / np.maximum(1, member.sum(1, keepdims=True))
+
+
+def thumbnails(config: Config, records: Sequence[Record]) -> list[str]:
+    """The images as small data: URLs. Errors: InputError naming the file."""
+    urls = []
+    for file, load in find_images(config, [record.file for record in records]).stream(range(len(records))):
+        try:
+            urls.append(thumbnail_url(load(), _SIDE))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: {error}; restore the image") from None
+    return urls

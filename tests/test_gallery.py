@@ -1,0 +1,59 @@
+"""Which images a gallery shows, by hand; captions of other images, and words of several tokens."""
+
+import json
+
+import numpy as np
+import pytest
+
+from src.config_load import load_config
+from src.data.records import Record
+from src.errors import InputError
+from src.evaluation.gallery import Caption, Picture, by_word, choose_images, image_gains, read_groups
+from src.evaluation.report import System
+
+
+def test_gains_by_hand():
+    ciders = {"ce": np.array([1.0, 2.0]), "scst": np.array([2.0, 2.0]), "grpo": np.array([3.0, 0.0])}
+    assert image_gains(ciders).tolist() == [1.5, -1.0]  # (1 + 2) / 2 and (0 - 2) / 2
+    assert image_gains({"grpo": ciders["grpo"]}).tolist() == [3.0, 0.0]
+
+
+def test_best_worst_and_an_even_sample_of_the_others():
+    gains = np.array([0.0, 9.0, 1.0, -5.0, 2.0, 8.0, -4.0, 3.0, 0.5, 2.5])
+    # a third of 6 is 2: highest 9 and 8, lowest -5 and -4; of the others 0, 2, 4, 7, 8, 9 the first and the fourth
+    assert choose_images(gains, most=6) == {1: "highest", 5: "highest", 3: "lowest", 6: "lowest", 0: "even", 7: "even"}
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 5, 7, 59, 60, 61, 89, 500])
+def test_no_image_twice_and_none_left_out_where_there_is_room(images):
+    chosen = choose_images(np.random.default_rng(0).normal(size=images).round(1), most=60)  # with ties
+    assert len(chosen) == min(60, images) and set(chosen) <= set(range(images))
+
+
+def test_pieces_of_a_word_count_as_one():
+    weights = np.array([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0], [0.25, 0.75]])
+    assert by_word(weights, "a skateboard", [0, 1, 1]).tolist() == [[0.5, 0.5], [0.5, 0.5]]  # the last row is the EOS
+    assert by_word(weights[:2], "a skate board", [0, 1, 2]).tolist() == [[0.5, 0.5], [1, 0], [0, 0]]  # cut by the limit
+    assert by_word(weights, "", []).shape == (0, 2)
+
+
+def test_what_pictures_are_sorted_by():
+    def rows(cider):
+        return [Caption("a", cider, np.zeros((1, 4))), Caption("b", 9.0, np.zeros((1, 4)))]
+
+    captions = {"ce": rows(0.5), "scst": rows(0.25), "grpo": rows(1.5)}
+    assert Picture("", "", ("",), "even", captions).sort_values() == {"scst": -0.25, "grpo": 1.0}
+    assert Picture("", "", ("",), "even", {"ce": rows(0.5)}).sort_values() == {"ce": 0.5}
+
+
+def test_greedy_captions_stand_before_samples_and_other_images_are_refused(tmp_path):
+    config = load_config("configs/demo/grpo.yaml", ["eval.samples=2"])
+    system = System(config, tmp_path, tmp_path / "best")
+    records = [Record(image_id, tmp_path / f"{image_id}.png", ("x",)) for image_id in (7, 3)]
+    captions = [{"image_id": 7, "caption": "seven"}, {"image_id": 3, "caption": "three"}]
+    (tmp_path / "captions_test.json").write_text(json.dumps(captions))
+    samples = [{"image_id": 7, "captions": ["a", "b"]}, {"image_id": 3, "captions": ["c", "d"]}]
+    (tmp_path / "samples_test.json").write_text(json.dumps(samples))
+    assert read_groups(system, records, "test", "test") == [["seven", "a", "b"], ["three", "c", "d"]]
+    with pytest.raises(InputError, match=r"captions_test\.json is of other images"):
+        read_groups(system, records[::-1], "test", "test")

@@ -1,0 +1,75 @@
+"""What stands in the page's text: names and captions are escaped, attention fits, hand-made."""
+
+import json
+import re
+
+import numpy as np
+
+from src.evaluation.gallery import Caption, Picture
+from src.evaluation.html import Table, label, packed, render_page, render_table, script_json, selection
+
+NASTY = "</script><script>alert('x')</script> \"quoted\" & <b>bold</b>"
+
+
+def picture(name="1.png", chosen="even", greedy=0.5, text="a dog"):
+    words = np.full((len(text.split()), 4), 0.25)
+    captions = {"ce": [Caption(text, 0.25, words)], "grpo": [Caption(text, greedy, words), Caption(text, 0.75, words)]}
+    return Picture(name, "data:image/jpeg;base64,AAAA", (text,), chosen, captions)
+
+
+def page(*pictures, title="CE and GRPO", tables=()):
+    return render_page(title, "", tables, [], [], pictures, images=100)
+
+
+def test_nothing_from_outside_is_read_as_html():
+    table = Table(NASTY, [NASTY], {NASTY: [NASTY]}, frozenset([(NASTY, NASTY)]), mark=NASTY)
+    text = page(picture(name=NASTY, text=NASTY), title=NASTY, tables=[table])
+    ours = page(picture(), tables=[Table("t", ["c"], {"r": ["x"]}, frozenset([("r", "c")]))])
+    tags = [re.findall(r"<(/?[a-z]\w*)", part) for part in (text, ours)]
+    assert tags[0] == tags[1]  # the same elements whatever the names hold
+    assert "<b>" not in text and "&lt;b&gt;bold&lt;/b&gt;" in text and "&quot;quoted&quot; &amp; " in text
+
+
+def test_json_cannot_end_its_script_and_says_the_same():
+    value = ["</script>", "<!--", "\u2028", "ä"]
+    text = script_json(value)
+    assert "<" not in text and text.isascii() and json.loads(text) == value
+
+
+def test_no_address_in_the_page():
+    text = page(picture())
+    assert not re.search(r"https?:|//[a-z]|url\(|@import|src=\"(?!data:)|href=\"(?!#|data:)", text)
+
+
+def test_attention_by_hand():
+    # 63 levels of the largest: 0.5 -> 63 "/", 0.25 -> 31.5 rounds to even 32 "g", 0 -> "A"
+    assert packed(np.array([0.5, 0.25, 0.25, 0.0])) == [50.0, "/ggA"]
+    assert packed(np.zeros(3)) == [0.0, "AAA"]
+    looks = re.search(r'id="looks">(.*?)</script>', page(picture())).group(1)
+    assert json.loads(looks) == [[[25.0, "////"]] * 2] * 3  # three captions of two words
+
+
+def test_scores_and_gains_are_on_the_scale_of_papers():
+    text = page(picture(greedy=0.5))
+    assert "CIDEr 25.0" in text and 'CIDEr 50.0</span> <span class="gain up">+25.0' in text
+    assert "1 samples: CIDEr 75.0 to 75.0" in text and 'data-values="0.25"' in text
+    assert '<span class="gain down">-15.0' in page(picture(greedy=0.1))
+
+
+def test_best_cells_are_marked_for_eye_and_ear():
+    text = render_table(Table("t", ["CIDEr"], {"CE": ["1.0"], "GRPO": ["2.0"]}, frozenset([("GRPO", "CIDEr")])))
+    assert "<td>1.0</td>" in text
+    assert '<td class="marked"><strong>2.0</strong><span class="unseen"> (best)</span></td>' in text
+
+
+def test_the_page_says_how_images_were_chosen():
+    pictures = [picture(chosen=kind) for kind in ("highest", "lowest", "even", "even")]
+    assert selection(pictures, 1234).startswith(
+        "4 of the 1,234 images of the split: the 1 with the highest and the 1 with the lowest gain in CIDEr "
+        "(GRPO minus CE), and 2 evenly spaced"
+    )
+    assert selection(pictures, 4).startswith("All 4 images of the split")
+
+
+def test_labels():
+    assert [label(name) for name in ("ce", "scst_leave_one_out", "caprl")] == ["CE", "SCST leave one out", "caprl"]
