@@ -47,7 +47,7 @@ def main() -> None:
         run_program_of(stage, cluster, "eval.py", *flags, "--checkpoint", str(shown_system(stage).checkpoint))
     if cluster.node_rank > 0:
         return
-    systems = {stage.config.stage: shown_system(stage) for stage in stages}
+    systems: dict[str, System] = {stage.config.stage: shown_system(stage) for stage in stages}
     name = results_name(arguments.split, config.eval)
     target = systems[stages[-1].config.stage].folder
     print(write_report({key.upper(): system.folder for key, system in systems.items()}, target, name), flush=True)

@@ -12,11 +12,11 @@ from safetensors.numpy import load_file
 from tiny import TINY, documented, run, tiny_data
 
 from src import __version__
-from src.training.checkpoint import read_state
 from src.config_load import load_config
 from src.data.dataset import load_dataset
 from src.evaluation.gallery import look
 from src.evaluation.report import System
+from src.training.checkpoint import read_state
 
 METRICS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 

@@ -28,7 +28,7 @@ class CrossAttention(nn.Cell):
         decoder = self.captioner.decoder
         memory = self.captioner.memory(inputs)
         states = decoder.states(shift_right(completion_ids, self.bos_id), memory)
-        layers = ()
+        layers: tuple[Tensor, ...] = ()
         for index, layer in enumerate(decoder.layers):
             key, _ = memory[index]
             weights = attention_weights(layer.cross_queries(states[index], key.shape[0]), key)  # [B, H, G*T, N]

@@ -166,9 +166,9 @@ def look(
 
 def by_word(weights: np.ndarray, text: str, words: Sequence[int]) -> np.ndarray:
     """Attention of tokens [T, N] as that of words [words, N]. words: which one each token belongs to."""
-    words = np.array(words[: len(weights)], int)
-    member = np.arange(len(text.split()))[:, None] == words  # [words, tokens]
-    return member @ weights[: len(words)] / np.maximum(1, member.sum(1, keepdims=True))
+    word_of = np.array(words[: len(weights)], int)
+    member = np.arange(len(text.split()))[:, None] == word_of  # [words, tokens]
+    return member @ weights[: len(word_of)] / np.maximum(1, member.sum(1, keepdims=True))
 
 
 def thumbnails(config: Config, records: Sequence[Record]) -> list[str]:

@@ -73,7 +73,7 @@ class Decoder(nn.Cell):
         if keep is not None:
             x = x * keep[0]
         bias = self.future_bias[:length, :length]
-        states = ()
+        states: tuple[Tensor, ...] = ()
         for index, layer in enumerate(self.layers):
             query, key, value = layer.qkv(x)
             sites = None if keep is None else keep[1 + 3 * index : 4 + 3 * index]
