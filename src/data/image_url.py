@@ -10,7 +10,8 @@ from src.data.image_check import FORMATS, check_by_decoding
 LONG_SIDE = 1024  # pixels; what questions are about is to be seen at that size, and models scale larger images down
 _BYTES = 4_000_000  # more than any picture of that size needs: the rest is no picture
 _PLAIN = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L")}  # what every server reads, and reads alike
-_QUALITY, _THUMBNAIL_QUALITY = 90, 75  # of JPEG, 1 to 95
+_QUALITY = 90  # of JPEG, 1 to 95
+_TINY = 128  # pixels of the longer side, up to which a page shows a picture enlarged, and every artefact with it
 
 
 def image_url(data: bytes) -> str:
@@ -22,7 +23,7 @@ def image_url(data: bytes) -> str:
     with _opened(data) as image:
         kind = image.format
         if (kind, image.mode) not in _PLAIN or max(image.size) > LONG_SIDE or len(data) > _BYTES:
-            kind, data = "JPEG", _as_jpeg(image, LONG_SIDE, _QUALITY)
+            kind, data = "JPEG", _as_jpeg(image, LONG_SIDE, quality=_QUALITY)
     return _url(kind, data)
 
 
@@ -33,7 +34,8 @@ def thumbnail_url(data: bytes, long_side: int) -> str:
     Raises ValueError as `image_url`.
     """
     with _opened(data) as image:
-        return _url("JPEG", _as_jpeg(image, long_side, _THUMBNAIL_QUALITY))
+        quality = 95 if max(image.size) <= _TINY else 75
+        return _url("JPEG", _as_jpeg(image, long_side, quality=quality, subsampling=0))
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -43,11 +45,11 @@ def _opened(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _as_jpeg(image: Image.Image, long_side: int, quality: int) -> bytes:
+def _as_jpeg(image: Image.Image, long_side: int, **settings: int) -> bytes:
     image = image.convert("RGB")
     image.thumbnail((long_side, long_side))
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=quality)
+    image.save(out, "JPEG", **settings)
     return out.getvalue()
 
 
