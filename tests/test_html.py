@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from src.evaluation.gallery import Caption, Picture
-from src.evaluation.html import Table, label, packed, render_page, render_table, script_json, selection
+from src.evaluation.html import Table, label, listed, packed, render_page, render_table, script_json, selection
 
 NASTY = "</script><script>alert('x')</script> \"quoted\" & <b>bold</b>"
 
@@ -72,4 +72,10 @@ def test_the_page_says_how_images_were_chosen():
 
 
 def test_labels():
-    assert [label(name) for name in ("ce", "scst_leave_one_out", "caprl")] == ["CE", "SCST leave one out", "caprl"]
+    names = [label(name) for name in ("ce", "scst_leave_one_out", "caprl")]
+    assert names == ["CE", "SCST leave one out", "caprl"]
+    assert [listed(names[:count]) for count in (1, 2, 3)] == [
+        "CE",
+        "CE and SCST leave one out",
+        "CE, SCST leave one out and caprl",
+    ]

@@ -19,6 +19,7 @@ from src.data.image_files import ImageFiles
 from src.data.mindrecord import write_splits
 from src.data.shards import ShardImages, Shards
 from src.errors import InputError
+from src.evaluation.gallery import thumbnails
 from src.models.encoder import build_encoder
 from src.workers import Workers
 
@@ -65,6 +66,13 @@ def test_bytes_are_those_of_the_files(written):
     order = [63, 0, 7, 7]
     got = [(file, load()) for file, load in images.stream(order)]
     assert got == [(images.files[index], images.files[index].read_bytes()) for index in order]
+
+
+def test_the_images_of_a_report_are_those_of_the_files(written):
+    config = settings(written)
+    records = read_records(config)[0]["test"][5:2:-1]
+    shards = settings(written, "data.mindrecord=mindrecord")
+    assert thumbnails(shards, records) == thumbnails(config, records) and len(records) == 3
 
 
 def test_the_files_are_not_needed_any_more(root):

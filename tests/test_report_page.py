@@ -75,11 +75,16 @@ GAINS = {"scst": [0.5, -0.25, 0.125], "grpo": [-0.5, 0.75, 0.0]}
 TEXTS = ["a dog runs", "two men on a boat", "<img src=x onerror=alert(1)> & a dog"]
 
 
+def strongest(text, word):
+    """The token that a word looks at most: another one in every caption."""
+    return (len(text) + word) % (SIDE**2 - 1)
+
+
 def attention(text):
-    """Of word w: two thirds on token w, one third on the last token of the grid."""
+    """Two thirds on the strongest token, one third on the last of the grid."""
     weights = np.zeros((len(text.split()), SIDE * SIDE))
     for word, row in enumerate(weights):
-        row[word], row[-1] = 2 / 3, 1 / 3
+        row[strongest(text, word)], row[-1] = 2 / 3, 1 / 3
     return weights
 
 
@@ -206,14 +211,14 @@ def test_attention_under_the_pointer(page):
     words = find(page, ".card:nth-child(2) .words")[0].find_elements("css selector", "button")
     assert [word.text for word in words] == TEXTS[1].split() and overlay(page) is None
     ActionChains(page).move_to_element(words[2]).perform()
-    # clear on the third token; half of that on the last, rounded to 32 of 63; 0.8 is the darkest
+    # clear on the fourth token, (17 + 2) % 8; half of that on the last, rounded to 32 of 63; 0.8 is the darkest
     expected = np.full(SIDE**2, 0.8)
-    expected[2], expected[-1] = 0, 0.8 * (1 - 32 / 63)
+    expected[3], expected[-1] = 0, 0.8 * (1 - 32 / 63)
     np.testing.assert_allclose(overlay(page), expected, atol=0.01)
     (frame,) = find(page, ".frame:has(canvas)")
     assert frame.find_element("xpath", "ancestor::article").find_element("css selector", "h3").text == NAMES[1]
     text = find(page, ".card:nth-child(2) figcaption")[0].text
-    assert text == "“on”: most in row 1, column 3 of 3 × 3: 66.7 % (evenly spread: 11.1 %)"
+    assert text == "“on”: most in row 2, column 1 of 3 × 3: 66.7 % (evenly spread: 11.1 %)"
     ActionChains(page).move_to_element(find(page, "h1")[0]).perform()
     assert overlay(page) is None
 
@@ -223,10 +228,10 @@ def test_attention_under_the_keyboard(page):
     page.execute_script("document.getElementById('words').focus()")
     press(page, "TAB")
     focused = page.switch_to.active_element
-    assert focused.text == "a" and overlay(page)[0] == 0
+    assert focused.text == "a" and overlay(page)[strongest(TEXTS[0], 0)] == 0
     press(page, "ARROW_RIGHT", "ARROW_RIGHT")
-    assert page.switch_to.active_element.text == "runs" and overlay(page)[2] == 0
-    assert find(page, "#spoken")[0].get_attribute("textContent").startswith("“runs”: most in row 1, column 3")
+    assert page.switch_to.active_element.text == "runs" and overlay(page)[strongest(TEXTS[0], 2)] == 0
+    assert find(page, "#spoken")[0].get_attribute("textContent").startswith("“runs”: most in row 2, column 2")
     press(page, "ARROW_RIGHT")
     assert page.switch_to.active_element.text == "runs"  # the last word
     press(page, "HOME")
@@ -234,11 +239,11 @@ def test_attention_under_the_keyboard(page):
     press(page, "ESCAPE")
     assert overlay(page) is None
     press(page, "END", "TAB")  # on to the next caption, not through its words
-    assert page.switch_to.active_element.text == "a" and overlay(page)[0] == 0
+    assert page.switch_to.active_element.text == "a" and overlay(page)[strongest("a cat", 0)] == 0
     assert page.switch_to.active_element.find_element("xpath", "..").text == "a cat"
     press(page, "TAB", "ENTER", "TAB")  # opens the samples
     press(page, "END")
-    assert page.switch_to.active_element.text == "scst" and overlay(page)[3] == 0
+    assert page.switch_to.active_element.text == "scst" and overlay(page)[strongest("a sample of scst", 3)] == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -84,7 +84,7 @@ def selection(pictures: Sequence[Picture], images: int) -> str:
     count = Counter(picture.chosen for picture in pictures)
     others = [label(system) for system in pictures[0].captions if system != "ce"]
     mean = "mean of " if len(others) > 1 else ""
-    gain = f"gain in CIDEr ({mean}{', '.join(others)} minus CE)" if _has_gains(pictures[0]) else "CIDEr"
+    gain = f"gain in CIDEr ({mean}{listed(others)} minus CE)" if _has_gains(pictures[0]) else "CIDEr"
     parts = f"the {count['highest']} with the highest and the {count['lowest']} with the lowest {gain}"
     if len(pictures) == images:
         return f"All {images} images of the split; {parts} are labelled so."
@@ -172,6 +172,11 @@ def label(system: str) -> str:
     """A system's name for readers: scst_leave_one_out as SCST leave one out."""
     first, *rest = system.split("_")
     return " ".join([first.upper() if first in ("ce", "scst", "grpo") else first, *rest])
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence: CE, SCST and GRPO."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def packed(weights: np.ndarray) -> list[float | str]:

@@ -21,7 +21,7 @@ from src.evaluation.comparison import (
 )
 from src.evaluation.files import write_text
 from src.evaluation.gallery import build_gallery
-from src.evaluation.html import Plot, Table, label, render_page
+from src.evaluation.html import Plot, Table, label, listed, render_page
 from src.evaluation.plots import HISTORIES, plot_histories, plot_quality_diversity, series
 from src.evaluation.prism import RESAMPLES
 from src.evaluation.report import System, prism_rows
@@ -185,7 +185,7 @@ def _write(
     setup_device(config)
     split, _, decoding = name.partition("_")
     pictures, images = build_gallery(systems, split, name)
-    title = f"{' and '.join(map(label, systems))} on {config.data.dataset}, {split} split"
+    title = f"{listed([label(system) for system in systems])} on {config.data.dataset}, {split} split"
     intro = f"{images:,} images, {decoding or 'greedy'} decoding. {about}"
     histories = [history_table(lines)] if logged(lines) else []
     write_text(target / "report.html", render_page(title, intro, tables, plots, histories, pictures, images))

@@ -6,7 +6,7 @@ const list = document.getElementById("cards");
 const cards = [...list.children]; // in the order of the data set
 
 // Attention: every word becomes a button; one of each caption takes part in the order of Tab.
-const CELL = 24; // pixels of the canvas, which is scaled to the image
+const SIZE = 320; // pixels of the canvas, about; it is scaled to the image
 const canvas = document.createElement("canvas");
 let shown = null;
 
@@ -42,15 +42,16 @@ function show(button) {
 
 // The darker a cell, the less attention; those of at least half of the largest are framed, since images may be dark.
 function draw(values, side) {
-  canvas.width = canvas.height = side * CELL; // clears it
+  const cell = Math.ceil(SIZE / side);
+  canvas.width = canvas.height = side * cell; // clears it
   const brush = canvas.getContext("2d");
   brush.strokeStyle = "#ffd84d";
   brush.lineWidth = 1.5;
   values.forEach((value, token) => {
-    const [x, y] = [(token % side) * CELL, Math.floor(token / side) * CELL];
+    const [x, y] = [(token % side) * cell, Math.floor(token / side) * cell];
     brush.fillStyle = `rgb(0 0 0 / ${0.8 * (1 - value)})`;
-    brush.fillRect(x, y, CELL, CELL);
-    if (value >= 0.5) brush.strokeRect(x + 1, y + 1, CELL - 2, CELL - 2);
+    brush.fillRect(x, y, cell, cell);
+    if (value >= 0.5) brush.strokeRect(x + 1, y + 1, cell - 2, cell - 2);
   });
 }
 
