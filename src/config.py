@@ -39,7 +39,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    kind: Literal["resnet50", "cnn"]
+    kind: str
     variant: str
     scale: float | None
     checkpoint: str | None

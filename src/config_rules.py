@@ -6,6 +6,7 @@ from typing import Any
 
 from src.config import Config
 from src.errors import InputError
+from src.models.variants import KINDS
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -72,10 +73,7 @@ def check(config: Config) -> None:
         "seed",
         "stop_after_minutes",
         "kl.coef",
-        "rewards.cider",
-        "rewards.caprl",
-        "rewards.length",
-        "rewards.repetition",
+        *(f"rewards.{field.name}" for field in dataclasses.fields(c.rewards)),
         "length.least",
         "caprl.retries",
         "grpo.top_k",
@@ -105,6 +103,15 @@ def check(config: Config) -> None:
             "eval.block_trigrams",
             not c.eval.block_trigrams or c.eval.beams > 1,
             "needs eval.beams of at least 2: greedy decoding blocks nothing",
+        ),
+    ]
+    variants = KINDS.get(c.encoder.kind, ())
+    rules += [
+        ("encoder.kind", c.encoder.kind in KINDS, f"must be one of {', '.join(KINDS)}"),
+        (
+            "encoder.variant",
+            c.encoder.variant in variants,
+            f"must be one of {', '.join(variants)} where encoder.kind is {c.encoder.kind}",
         ),
     ]
     longest = max(c.ce.tokens, c.grpo.tokens, c.eval.tokens)

@@ -55,6 +55,8 @@ def test_precedence_is_base_then_file_then_command_line(tmp_path):
         ("seed=two", ["seed=two", "int"]),
         ("seed=true", ["seed=True", "int"]),
         ("seed", ["key=value"]),
+        ("encoder.kind=vit", ["encoder.kind=vit", "resnet50, cnn"]),
+        ("encoder.kind=resnet50", ["encoder.variant=cnn", "mindspore", "encoder.kind is resnet50"]),
         ("device=TPU", ["device=TPU", "Ascend"]),
         ("kl.coef=[", ["kl.coef"]),
         ("grpo.group_size=1", ["grpo.group_size=1", "at least 2"]),

@@ -13,10 +13,9 @@ from mindspore import Tensor, nn, ops
 from src.bench.sizes import Sizes
 from src.bench.timing import Work
 from src.config import Config
-from src.models.encoder import Encoder
 
 
-def floors(config: Config, sizes: Sizes, encoder: Encoder) -> dict[str, Work]:
+def floors(config: Config, sizes: Sizes, encoder: nn.Cell) -> dict[str, Work]:
     """The least work of every phase on the device."""
     decoder, grpo, evaluation = config.decoder, config.grpo, config.eval
     d, n = decoder.width, encoder.tokens
@@ -63,7 +62,7 @@ def floors(config: Config, sizes: Sizes, encoder: Encoder) -> dict[str, Work]:
     }
 
 
-def convolutions(encoder: Encoder, image_size: int) -> tuple[float, int]:
+def convolutions(encoder: nn.Cell, image_size: int) -> tuple[float, int]:
     """Operations of one image's convolutions, counted where they happen, and the number of their weights.
 
     MindSpore must be in PyNative mode, where Python runs the encoder.

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mindspore as ms
 import mindspore.common.dtype as mstype
+from mindspore import nn
 
-from src.errors import InputError
 from src.models.cnn import SmallCNN
 from src.models.encoder_weights import load_encoder_weights
 from src.models.resnet import ResNet50
-from src.models.variants import KINDS, VARIANTS
+from src.models.variants import VARIANTS
 
-# Both are cells with `channels` (C) and `tokens` (N).
-Encoder = ResNet50 | SmallCNN
+# encoder.kind -> its cell, with `channels` (C) and `tokens` (N), from variant, image side and type.
+BUILDERS: dict[str, Callable[[str, int, mstype.TensorType], nn.Cell]] = {
+    "resnet50": lambda variant, image_size, dtype: ResNet50(VARIANTS[variant], image_size, dtype),
+    "cnn": lambda variant, image_size, dtype: SmallCNN(image_size),
+}
 
 
 def build_encoder(
@@ -22,18 +27,15 @@ def build_encoder(
     checkpoint: str | None,
     image_size: int,
     dtype: mstype.TensorType = ms.float32,
-) -> Encoder:
+) -> nn.Cell:
     """Build an encoder for square images of side `image_size`, and load `checkpoint` (ResNet-50) if it is given.
 
-    Without a checkpoint the weights are random, as MindSpore's seed says. Which parameters are trained is for the
-    caller to set, on `encoder.trainable_params()`: batch-norm statistics are not among them. dtype: in which ResNet-50
-    works; the small CNN's convolutions are too small to gain.
+    kind and variant: of a configuration, which src/config_rules.py has checked. Without a checkpoint the weights are
+    random, as MindSpore's seed says. Which parameters are trained is for the caller to set, on
+    `encoder.trainable_params()`: batch-norm statistics are not among them. dtype: in which ResNet-50 works; the small
+    CNN's convolutions are too small to gain.
     """
-    if kind not in KINDS:
-        raise InputError(f"encoder.kind={kind}: choose one of {', '.join(KINDS)}")
-    if variant not in KINDS[kind]:
-        raise InputError(f"encoder.variant={variant}: with encoder.kind={kind} choose one of {', '.join(KINDS[kind])}")
-    encoder = SmallCNN(image_size) if kind == "cnn" else ResNet50(VARIANTS[variant], image_size, dtype)
+    encoder = BUILDERS[kind](variant, image_size, dtype)
     if checkpoint is not None:
         load_encoder_weights(encoder, checkpoint)
     return encoder

@@ -45,4 +45,7 @@ PREPROCESSING = {
 }
 
 # encoder.kind -> the values that encoder.variant may have with it.
-KINDS = {"resnet50": tuple(VARIANTS), "cnn": ("cnn",)}
+KINDS = {
+    "resnet50": tuple(VARIANTS),
+    "cnn": ("cnn",),
+}

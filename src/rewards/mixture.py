@@ -77,7 +77,7 @@ def reward_signature(config: Config) -> str:
 
     wInit: document frequencies from the training captions; nspi: samples per image; `group` is GRPO's baseline, and
     `average` the mean of the other samples. Where CIDEr-D is not the only reward, all stand with their weights in
-    sum(...) or gdpo(...).
+    sum(...) or gdpo(...); one without settings by its name alone.
     """
     cider, caprl, length = config.cider, config.caprl, config.length
     reader = caprl.answerer if caprl.answerer == "reader" else f"{caprl.model}:{caprl.read}"
@@ -88,7 +88,7 @@ def reward_signature(config: Config) -> str:
         "repetition": "repetition[n3]",
     }
     active = config.rewards.active
-    reward = "+".join(f"{weight:g}*{parts[name]}" for name, weight in active.items())
+    reward = "+".join(f"{weight:g}*{parts.get(name, name)}" for name, weight in active.items())
     if active != {"cider": 1.0} or config.advantage.combine != "sum":
         reward = f"{config.advantage.combine}({reward})"
     else:
