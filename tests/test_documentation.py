@@ -1,7 +1,9 @@
 """Documents against the code: the commands that they show, the keys that they name, and the version."""
 
 import argparse
+import ast
 import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from src.config_load import load_config
 from src.config_plan import Plan, load_plan
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*/*.yaml")])
+MARKDOWN = [path for path in DOCUMENTS if path.suffix == ".md"]
 PROGRAM = re.compile(r"\bbash (scripts/\w+\.sh)|\bpython (?:-m (src\.[\w.]+)|([\w/]+\.py))")
 PLACEHOLDERS = {"PATH": "a/file", "PHOTO": "a/file", "URL": "http://host", "NAME": "a-name", "N": "3", "R": "1"}
 
@@ -131,7 +134,7 @@ def test_commands_are_found():
     assert {"train.py", "eval.py", "src.readiness", "src.data.check"} <= used
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.suffix == ".md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("document", MARKDOWN, ids=lambda path: path.name)
 def test_a_key_that_a_document_names_exists(document):
     keys = dotted(yaml.safe_load((ROOT / "configs/base.yaml").read_text()))
     keys |= {*SHORT, *Sizes.__dataclass_fields__, *Plan.__dataclass_fields__, "key"}
@@ -149,6 +152,40 @@ def dotted(tree: dict, prefix: str = "") -> set[str]:
     nested = {key: value for key, value in tree.items() if isinstance(value, dict)}
     inner = [dotted(value, f"{prefix}{key}.") for key, value in nested.items()]
     return {prefix + key for key in tree if key not in nested}.union(*inner)
+
+
+def definitions(path: Path) -> dict[str, str]:
+    """The functions and classes of a file, and what their docstrings say."""
+    nodes = [node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    return {node.name: ast.get_docstring(node) or "" for node in nodes}
+
+
+@pytest.mark.parametrize("document", MARKDOWN, ids=lambda path: path.name)
+def test_a_file_or_function_that_a_document_names_exists(document):
+    page = document.read_text()
+    shown = set(re.findall(r"^`([\w/]+\.py)`:$", page, re.MULTILINE))  # files that the page has the user write
+    text = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    for path, name in re.findall(r"`([\w/]+\.py)(?:: (\w+))?`", text):
+        assert path in shown or (ROOT / path).is_file(), path
+        assert not name or name in definitions(ROOT / path), f"{path}: {name}"
+    for module in re.findall(r"\bsrc(?:\.\w+)+", text):
+        assert importlib.util.find_spec(module), module
+    for link in re.findall(r"\]\(([^)#]+)", text):
+        assert "://" in link or (document.parent / link).exists(), link
+
+
+def test_every_loss_and_advantage_stands_beside_its_equation():
+    """And whatever else has a formula from a paper, which its docstring names."""
+    page = (ROOT / "docs/algorithms.md").read_text()
+    files = [ROOT / f"src/{name}.py" for name in ("rl/advantage", "rl/losses", "training/optim", "rewards/shape")]
+    cited = {
+        name: path
+        for path in files
+        for name, text in definitions(path).items()
+        if re.search(r"arXiv|et al\.|Hutter", text)
+    }
+    assert len(cited) >= 7
+    assert {name for name, path in cited.items() if f"`{path.relative_to(ROOT)}: {name}`" not in page} == set()
 
 
 def test_there_is_one_version():
