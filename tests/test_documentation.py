@@ -23,6 +23,7 @@ from src.config_plan import Plan, load_plan
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*/*.yaml")])
 MARKDOWN = [path for path in DOCUMENTS if path.suffix == ".md"]
 PROGRAM = re.compile(r"\bbash (scripts/\w+\.sh)|\bpython (?:-m (src\.[\w.]+)|([\w/]+\.py))")
+NUMBER = re.compile(r"[+-]?\d[\d,.]*\d|[+-]?\d")
 PLACEHOLDERS = {"PATH": "a/file", "PHOTO": "a/file", "URL": "http://host", "NAME": "a-name", "N": "3", "R": "1"}
 
 
@@ -193,3 +194,43 @@ def test_there_is_one_version():
     assert citation["version"] == src.__version__
     newest = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest[1] == src.__version__
+    assert f"version = {{{src.__version__}}}" in (ROOT / "README.md").read_text()
+
+
+def test_readme_cites_what_the_citation_file_does():
+    entries = (ROOT / "README.md").read_text().partition("```bibtex\n")[2].partition("```")[0].split("@")[1:]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    for entry, cited in zip(entries, [citation, *citation["references"]], strict=True):
+        flat = " ".join(entry.replace("{", "").replace("}", "").split())
+        assert cited["title"] in flat
+        names = [
+            author.get("name") or f"{author['family-names']}, {author['given-names']}" for author in cited["authors"]
+        ]
+        assert f"author = {' and '.join(names)}," in flat
+        assert "url" not in cited or cited["url"].rpartition("/")[2] in flat
+
+
+def translated(text: str) -> dict[str, list]:
+    """What the two languages of README share, section by section: links, code, commands and numbers."""
+    shared: dict[str, list] = {"commands": [], "code": [], "links": [], "tables": [], "numbers": []}
+    for section in re.split(r"^## ", text, flags=re.MULTILINE):
+        blocks = re.findall(r"^```\w+\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+        prose = re.sub(r"^```.*?^```", "", section, flags=re.DOTALL | re.MULTILINE)
+        shared["commands"].append([re.sub(r"\s+#.*", "", line) for block in blocks for line in block.splitlines()])
+        shared["code"].append(sorted(re.findall(r"`([^`]+)`", prose)))
+        shared["links"].append(sorted(re.findall(r"\]\(([^)]+)", prose)))
+        rows = [line for line in prose.splitlines() if line.startswith("|")]
+        shared["tables"].append([(row.count("|"), re.findall(NUMBER, row)) for row in rows])
+        bare = re.sub(r"`[^`]+`|\]\([^)]+\)", "", prose)
+        shared["numbers"].append(sorted(re.findall(NUMBER, bare)))
+    return shared
+
+
+@pytest.mark.parametrize("what", ["commands", "code", "links", "tables", "numbers"])
+def test_both_languages_of_readme_say_the_same(what):
+    """Change README_zh.md with README.md."""
+    english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README_zh.md"))
+    assert "](README_zh.md)" in english.partition("##")[0] and "](README.md)" in chinese.partition("##")[0]
+    expected = translated(english.replace("](README_zh.md)", "](README.md)"))[what]
+    assert translated(chinese)[what] == expected
+    assert any(expected)
