@@ -3,6 +3,7 @@
 python eval.py --config FILE --checkpoint PATH [--split test] [--prism] [key=value ...]
 python eval.py --config FILE --checkpoint PATH --images PATH...
 python eval.py --config FILE --captions FILE [--split test]
+An exported folder (python -m src.export) as PATH brings its own configuration, and needs no --config.
 """
 
 import argparse
@@ -13,14 +14,17 @@ from pathlib import Path
 from src.config_load import load_config
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
+from src.export.folder import given_checkpoint
 
 
 def main() -> None:
     """Parse the command line and print a table, or one line per photograph."""
     parser = argparse.ArgumentParser(description="Evaluate a checkpoint, or score captions.")
-    parser.add_argument("--config", required=True, help="the YAML file that the checkpoint was trained with")
+    parser.add_argument("--config", help="the YAML file that was trained with; an exported folder has it")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--checkpoint", type=Path, help="a checkpoint, for example outputs/demo-grpo/checkpoints/best")
+    source.add_argument(
+        "--checkpoint", type=Path, help="a file such as outputs/demo-grpo/checkpoints/best, or an exported folder"
+    )
     source.add_argument("--captions", type=Path, help="a COCO results file to score instead")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
     parser.add_argument("--images", type=Path, nargs="+", help="photographs to caption; they need no ground truth")
@@ -31,6 +35,10 @@ def main() -> None:
         settings = [path for path in arguments.images if "=" in path.name and not path.exists()]
         arguments.overrides += map(str, settings)
         arguments.images = [path for path in arguments.images if path not in settings]
+    if arguments.checkpoint is not None:
+        arguments.checkpoint, arguments.config = given_checkpoint(arguments.checkpoint, arguments.config)
+    elif arguments.config is None:
+        raise InputError("--config is missing: it names the data that --captions is scored on")
     config = load_config(arguments.config, arguments.overrides)
     if arguments.prism and (config.caprl.questions is None or config.eval.samples == 0):
         raise InputError("--prism needs caprl.questions, a file of questions, and eval.samples of at least 2")

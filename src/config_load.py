@@ -87,8 +87,17 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def write_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML."""
+    _write_yaml(resolved(config), path)
+
+
+def write_whole_config(config: Config, path: Path) -> None:
+    """Write every key, also of sections that the stage does not read: `load_config` takes the file without a base."""
+    _write_yaml(dataclasses.asdict(config), path)
+
+
+def _write_yaml(tree: dict[str, Any], path: Path) -> None:
     with whole_file(path) as partial:
-        partial.write_text(yaml.safe_dump(resolved(config), sort_keys=False), encoding="utf-8")
+        partial.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
 
 
 def _load_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import mindspore as ms
@@ -21,7 +21,7 @@ from src.data.records import Record, Skipped
 from src.data.shards import ShardImages
 from src.data.tokenizer import Tokenizer, build_word_tokenizer, build_wordpiece_tokenizer
 from src.environment import convolutions_are_slow
-from src.models.variants import PREPROCESSING
+from src.models.variants import PREPROCESSING, Preprocessing
 from src.workers import Workers
 
 
@@ -59,15 +59,18 @@ def build_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
     return build_word_tokenizer(captions, config.tokenizer.min_count)
 
 
+def preprocessing(config: Config) -> Preprocessing:
+    """How pixels are scaled: as the encoder's weights want it, with `encoder.scale` where that is given."""
+    wanted, scale = PREPROCESSING[config.encoder.variant], config.encoder.scale
+    return wanted if scale is None else replace(wanted, scale=scale)
+
+
 def build_image_source(config: Config, images: ImageFiles | ShardImages) -> ImageSource:
     """Images preprocessed as the encoder's weights want them."""
-    preprocessing = PREPROCESSING[config.encoder.variant]
     return ImageSource(
         images,
         image_size=config.data.image_size,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        scale=preprocessing.scale if config.encoder.scale is None else config.encoder.scale,
+        **asdict(preprocessing(config)),
         workers=config.data.workers,
         resize_after_normalize=config.data.resize_after_normalize,
     )

@@ -1,9 +1,11 @@
 """Evaluate a checkpoint on a split, or caption photographs with it."""
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
@@ -37,7 +39,12 @@ def load_captioner(config: Config, checkpoint: Path, *, cached: bool) -> tuple[C
     """The captioner of a checkpoint and its tokenizer. Errors: InputError where configuration and file do not fit."""
     tokenizer = load_run_tokenizer(checkpoint)
     captioner = build_captioner(config, tokenizer.allowed, cached=cached)
-    check_tokenizer(checkpoint, load_checkpoint(checkpoint, captioner), tokenizer)
+    state = load_checkpoint(checkpoint, captioner)
+    check_tokenizer(checkpoint, state, tokenizer)
+    exported_with = state.get("mindspore", ms.__version__)  # only exported folders say
+    if exported_with != ms.__version__:
+        say = f"warning: {checkpoint} was exported with MindSpore {exported_with}, this is {ms.__version__}"
+        print(f"{say}: a caption may differ where two tokens are nearly as probable", file=sys.stderr)
     return captioner, tokenizer
 
 

@@ -215,9 +215,9 @@ def graph_cache(config: Config, tokenizer: Tokenizer, workers: Workers, train_im
 
 
 def load_run_tokenizer(checkpoint: Path) -> Tokenizer:
-    """The tokenizer.json of the run that owns a checkpoint, or of the checkpoint's own folder."""
-    folders = (checkpoint.resolve().parent.parent, checkpoint.resolve().parent)
-    return load_tokenizer(next((f for f in folders if (f / "tokenizer.json").is_file()), folders[0]) / "tokenizer.json")
+    """The tokenizer.json of a checkpoint's own folder, or of the run that owns it."""
+    own = checkpoint.resolve().parent / "tokenizer.json"
+    return load_tokenizer(own if own.is_file() else own.parent.parent / own.name)
 
 
 def check_tokenizer(path: Path, state: dict[str, Any], tokenizer: Tokenizer) -> None:
