@@ -32,10 +32,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
     if arguments.images:  # --images takes all that follows it, overrides too
-        settings = [path for path in arguments.images if "=" in path.name and not path.exists()]
+        settings = [path for path in arguments.images if "=" in str(path) and not path.exists()]
         arguments.overrides += map(str, settings)
         arguments.images = [path for path in arguments.images if path not in settings]
-    if arguments.checkpoint is not None:
+    if arguments.captions is None:
         arguments.checkpoint, arguments.config = given_checkpoint(arguments.checkpoint, arguments.config)
     elif arguments.config is None:
         raise InputError("--config is missing: it names the data that --captions is scored on")

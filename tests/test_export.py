@@ -1,0 +1,181 @@
+"""Exported folders: a server that has nothing else, and eval.py, caption from them as from the checkpoint."""
+
+import json
+import shutil
+import sys
+
+import mindspore as ms
+import numpy as np
+import pytest
+import tokenizers
+from mindspore import Tensor, nn
+from PIL import Image
+from tiny import TINY, run, tiny_data
+
+import src
+import src.export.mindir
+from src.config_load import load_config
+from src.errors import InputError, RunStopped
+from src.evaluation.evaluate import load_captioner
+from src.export.__main__ import main
+from src.export.folder import given_checkpoint
+from src.export.mindir import compare
+
+FILES = {"model.safetensors", "config.yaml", "tokenizer.json", "captioner.mindir", "export.json"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The settings of a CE run that has been trained and evaluated, its checkpoint, and its captions by image id."""
+    root = tmp_path_factory.mktemp("export")
+    settings = [*TINY, f"output_root={root}", f"data.root={tiny_data()}"]
+    done = run("-m", "src.pipeline", "ce", *settings)
+    assert done.returncode == 0, done.stderr
+    return settings, root / "demo-ce/checkpoints/best", captions_of(root / "demo-ce")
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """The folder that it is exported to, in batches of three: the last of the 16 test images is alone in its batch."""
+    settings, checkpoint, _ = trained
+    folder = tmp_path_factory.mktemp("to") / "mit Umlaut ä"
+    flags = ["--config", "configs/demo/ce.yaml", "--checkpoint", checkpoint, "--output", folder, "--batch", "3"]
+    done = run("-m", "src.export", *map(str, flags), *settings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{folder}: captioner.mindir captions 16 test images as {checkpoint} does")
+    return folder
+
+
+def captions_of(folder) -> dict[int, str]:
+    return {row["image_id"]: row["caption"] for row in json.loads((folder / "captions_test.json").read_text())}
+
+
+def test_a_server_captions_with_the_folder_alone(trained, exported):
+    """Pillow, NumPy, the tokenizers library and the facts of export.json in place of this project."""
+    assert {path.name for path in exported.iterdir()} == FILES
+    facts = json.loads((exported / "export.json").read_text())
+    assert (facts["version"], facts["mindspore"]) == (src.__version__, ms.__version__)
+    graph = nn.GraphCell(ms.load(str(exported / "captioner.mindir")))
+    vocabulary = tokenizers.Tokenizer.from_file(str(exported / "tokenizer.json"))
+    special = set(facts["tokens"].values())
+    batch, _, side, _ = facts["graph"]["inputs"]["pixels"]["shape"]
+    normalize = facts["preprocessing"]["normalize"]
+    files = sorted((tiny_data() / "images/test").glob("*.png"))
+    captions = {}
+    for start in range(0, len(files), batch):
+        group = [files[min(start + place, len(files) - 1)] for place in range(batch)]
+        images = np.stack([np.asarray(Image.open(file).convert("RGB"), np.float64) for file in group])
+        assert images.shape == (batch, side, side, 3)  # nothing to resize
+        pixels = (images * normalize["scale"] - normalize["mean"]) / normalize["std"]
+        ids, lengths = graph(Tensor(pixels.transpose(0, 3, 1, 2), ms.float32))
+        assert list(ids.shape) == facts["graph"]["outputs"]["ids"]["shape"]
+        for file, row, length in zip(group, ids.asnumpy(), lengths.asnumpy()):
+            assert (row[length:] == facts["tokens"]["pad"]).all() and (row[:length] != facts["tokens"]["pad"]).all()
+            words = [token for token in row[:length] if token not in special]
+            captions[int(file.stem)] = vocabulary.decode(words, skip_special_tokens=False)
+    assert captions == trained[2] and len(set(captions.values())) > 1
+
+
+def test_eval_takes_the_folder_without_a_configuration(trained, exported, tmp_path):
+    done = run("eval.py", "--checkpoint", str(exported), f"output_root={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert captions_of(tmp_path / "demo-ce") == trained[2] and "warning" not in done.stderr
+
+
+def test_a_folder_is_exported_again_where_the_data_is_not(exported, tmp_path):
+    """With another batch; the captions are compared on noise."""
+    again = tmp_path / "again"
+    done = run("-m", "src.export", "--checkpoint", str(exported), "--output", str(again), "data.root=/absent")
+    assert done.returncode == 0 and "captions 16 images of noise as" in done.stdout, done.stderr
+    assert json.loads((again / "export.json").read_text())["graph"]["inputs"]["pixels"]["shape"][0] == 1
+    assert (again / "tokenizer.json").read_bytes() == (exported / "tokenizer.json").read_bytes()
+
+
+def without_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+def truncated(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-1000])
+
+
+def other_vocabulary(folder):
+    """Of the same size: two words have changed places."""
+    library = json.loads((folder / "tokenizer.json").read_text())
+    vocab = library["model"]["vocab"]
+    first, second = [word for word, place in vocab.items() if place in (5, 6)]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    (folder / "tokenizer.json").write_text(json.dumps(library))
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (without_tokenizer, ["no tokenizer.json", "copy it again"]),
+        (truncated, ["model.safetensors is damaged"]),
+        (other_vocabulary, ["model.safetensors", "another vocabulary"]),
+    ],
+)
+def test_a_damaged_folder_is_one_line_and_status_2(exported, tmp_path, damage, words):
+    folder = shutil.copytree(exported, tmp_path / "copy")
+    damage(folder)
+    image = next((tiny_data() / "images/test").glob("*.png"))
+    done = run("eval.py", "--checkpoint", str(folder), "--images", str(image), "device=CPU")
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("environment:")]
+    assert done.returncode == 2 and len(errors) == 1 and all(word in errors[0] for word in words), done.stderr
+
+
+def test_another_version_of_mindspore_is_a_warning(exported, monkeypatch, capsys):
+    config = load_config(exported / "config.yaml")
+    load_captioner(config, exported / "model.safetensors", cached=False)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(ms, "__version__", "9.9.9")
+    load_captioner(config, exported / "model.safetensors", cached=False)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning:") and "9.9.9" in line and "2.9" in line
+
+
+def test_a_graph_that_captions_otherwise_is_status_3_and_no_folder(exported, tmp_path, monkeypatch):
+    def plant(path, decoder, shape):
+        """Tokens are given other logits than the checkpoint's, while the graph is written."""
+        bias = decoder.captioner.decoder.output.bias
+        before = bias.asnumpy().copy()
+        bias.set_data(Tensor(before[::-1] * 100))
+        write(path, decoder, shape)
+        bias.set_data(Tensor(before))
+
+    write = src.export.mindir.write_mindir
+    monkeypatch.setattr(src.export.mindir, "write_mindir", plant)
+    arguments = ["--checkpoint", exported, "--output", tmp_path / "out/new", "device=CPU"]
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
+    with pytest.raises(RunStopped, match=r"captioner\.mindir captions 16 of 16 rows") as raised:
+        main()
+    assert raised.value.exit_status == 3 and list((tmp_path / "out").iterdir()) == []
+
+
+def test_comparing_finds_another_token_and_another_length():
+    ids, mask = np.array([[5, 3, 0], [5, 6, 3], [5, 6, 3]]), np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1]])
+    exported = (np.array([[5, 3, 0], [5, 7, 3], [5, 6, 3]]), np.array([2, 3, 2]))
+    found = compare(lambda pixels: (Tensor(ids), Tensor(mask)), lambda pixels: exported, [np.zeros(1), np.zeros(1)])
+    assert found[0].tolist() == ids.tolist() * 2 and found[1].tolist() == [False, True, True] * 2
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--checkpoint", "a/file", "--output", "new"], "--config is missing"),
+        (["--checkpoint", "src", "--output", "new"], r"src is no whole exported checkpoint.*model\.safetensors"),
+        (["--config", "configs/demo/ce.yaml", "--checkpoint", "a/file", "--output", "src"], "src exists"),
+        (["--checkpoint", "a/file", "--output", "new", "--batch", "0"], "--batch and --compare must be at least 1"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(flags, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["export", *flags])
+    with pytest.raises(InputError, match=message):
+        main()
+
+
+def test_a_configuration_that_is_given_replaces_the_folders(exported):
+    assert given_checkpoint(exported, "other.yaml")[1].name == "other.yaml"
+    assert given_checkpoint(exported, None) == (exported / "model.safetensors", exported / "config.yaml")
