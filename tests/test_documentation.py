@@ -123,7 +123,8 @@ def test_a_command_is_understood_as_it_is_shown(command, monkeypatch):
         return
     given = parsed(module, [*first, *arguments], monkeypatch)
     load = load_plan if module == "src.comparison" else load_config
-    load(Path(given.config or f"configs/demo/{goal}.yaml"), given.overrides)
+    if "config" in given:
+        load(Path(given.config or f"configs/demo/{goal}.yaml"), given.overrides)
 
 
 def test_commands_are_found():
