@@ -23,11 +23,11 @@ pytestmark = [
 
 
 def test_it_answers_from_captions(tmp_path):
-    """36 questions that a caption answers, among 3 or 5 options, from that caption, and from one of another image."""
-    pairs = answerable(tiny_data(), 36)
+    """24 questions that a caption answers, among 3 or 5 options, from that caption, and from one of another image."""
+    pairs = answerable(tiny_data(), 24)
     rng = np.random.default_rng(0)
     own = [present(question, caption, rng.permutation(len(question.options))) for question, caption in pairs]
-    others = [caption for _, caption in pairs[18:] + pairs[:18]]
+    others = [caption for _, caption in pairs[12:] + pairs[:12]]
     other = [present(q, caption, rng.permutation(len(q.options))) for (q, _), caption in zip(pairs, others)]
     settings = dict(questions=None, presentations=4, max_failed=0.2, timeout=120.0, retries=0, concurrency=2)
     with language_model(PORT, tmp_path / "log"):
@@ -35,7 +35,7 @@ def test_it_answers_from_captions(tmp_path):
         answers = answerer.answer([presentation for presentation, _ in own + other])
     right = np.array([answer == truth for answer, (_, truth) in zip(answers, own + other)]).reshape(2, -1).mean(1)
     chance = np.mean([1 / len(presentation.options) for presentation, _ in own])
-    assert len(own) == 36 and chance < 0.3
+    assert len(own) == 24 and chance < 0.3
     assert right[0] > 0.55 and right[0] > right[1] + 0.15, right
 
 
@@ -44,7 +44,8 @@ def test_a_server_that_dies_in_the_middle_stops_the_run_which_goes_on_with_anoth
     assert done.returncode == 0, done.stderr
     init = tmp_path / "demo-ce/checkpoints/best"
     server = [f"caprl.{key}={value}" for key, value in connect_settings(PORT).items()]
-    settings = [*TINY, *tiny_mixture(), *server, "caprl.presentations=1", "caprl.concurrency=2", *folders(tmp_path)]
+    small = ["grpo.rollout_images=4", "grpo.sample_images=4", "grpo.group_size=2", "caprl.presentations=1"]
+    settings = [*TINY, *tiny_mixture(), *server, *small, "caprl.concurrency=2", *folders(tmp_path)]
     command = ["train.py", "--config", "configs/demo/grpo.yaml", *settings, f"init_checkpoint={init}"]
     metrics = tmp_path / "demo-grpo/metrics.jsonl"
     with language_model(PORT, tmp_path / "log") as process:
