@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 from mindspore import Tensor, nn
+from mindspore.train import serialization
 from PIL import Image
 from tiny import TINY, run, tiny_data
 
@@ -21,7 +22,7 @@ from src.errors import InputError, RunStopped
 from src.evaluation.evaluate import caption_images, load_captioner
 from src.export.__main__ import main
 from src.export.folder import given_checkpoint
-from src.export.mindir import compare
+from src.export.mindir import compare, write_mindir
 from src.models.captioner import build_captioner
 from src.training.checkpoint import save_checkpoint
 
@@ -173,6 +174,26 @@ def test_comparing_finds_another_token_and_another_length():
     exported = (np.array([[5, 3, 0], [5, 7, 3], [5, 6, 3]]), np.array([2, 3, 2]))
     found = compare(lambda pixels: (Tensor(ids), Tensor(mask)), lambda pixels: exported, [np.zeros(1), np.zeros(1)])
     assert found[0].tolist() == ids.tolist() * 2 and found[1].tolist() == [False, True, True] * 2
+
+
+class Constant(nn.Cell):
+    """A decoder with one parameter, of 4 kB."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = ms.Parameter(Tensor(np.zeros((1, 1000)), ms.float32))
+
+    def construct(self, pixels):
+        return self.weight, self.weight, self.weight
+
+
+def test_a_model_that_mindspore_writes_as_several_files_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(serialization, "TOTAL_SAVE", 3)  # kB
+    with pytest.raises(InputError, match="1 GB"):
+        write_mindir(tmp_path / "new.mindir", Constant(), (1, 3, 2, 2))
+    monkeypatch.setattr(serialization, "TOTAL_SAVE", 5)
+    write_mindir(tmp_path / "new.mindir", Constant(), (1, 3, 2, 2))
+    assert (tmp_path / "new.mindir").stat().st_size > 4000
 
 
 @pytest.mark.parametrize(

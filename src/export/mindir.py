@@ -17,6 +17,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.decoding.sampler import GreedyDecoder
+from src.errors import InputError
 
 Outputs = tuple[np.ndarray, np.ndarray]  # ids int32 [B, T], PAD behind the EOS; lengths int32 [B], with the EOS
 
@@ -35,12 +36,15 @@ class Caption(nn.Cell):
 
 
 def write_mindir(path: Path, decoder: GreedyDecoder, shape: tuple[int, int, int, int]) -> None:
-    """Write the graph of greedy captions for pixels of `shape` [B, 3, H, H]."""
+    """Write the graph of greedy captions for pixels of `shape` [B, 3, H, H]. Errors: InputError above 1 GB."""
     # MindSpore takes no blank or umlaut in the name of a file, and lets nobody but its owner read it.
     with tempfile.TemporaryDirectory(prefix="mindir-") as scratch:
         pixels = Tensor(np.zeros(shape, np.float32))
         ms.export(Caption(decoder), pixels, file_name=f"{scratch}/captioner", file_format="MINDIR")
-        shutil.copyfile(f"{scratch}/captioner.mindir", path)
+        written = Path(scratch, "captioner.mindir")
+        if not written.is_file():
+            raise InputError("the model has more than 1 GB of parameters, which MindSpore writes as several files")
+        shutil.copyfile(written, path)
 
 
 def load_mindir(path: Path) -> Callable[[np.ndarray], Outputs]:
