@@ -21,6 +21,7 @@ from src.data.shards import ShardImages, Shards
 from src.errors import InputError
 from src.evaluation.gallery import thumbnails
 from src.models.encoder import build_encoder
+from src.training.panel import Panel
 from src.workers import Workers
 
 
@@ -73,6 +74,13 @@ def test_the_images_of_a_report_are_those_of_the_files(written):
     records = read_records(config)[0]["test"][5:2:-1]
     shards = settings(written, "data.mindrecord=mindrecord")
     assert thumbnails(shards, records) == thumbnails(config, records) and len(records) == 3
+
+
+def test_the_panel_of_a_run_shows_images_of_shards(written):
+    records = read_records(settings(written))[0]["train"]
+    sources = (images_of(written, "data.mindrecord=mindrecord"), images_of(written))
+    from_shards, from_files = (Panel(records, images).draw(["a caption"] * 64) for images in sources)
+    assert from_shards == from_files and len(from_files) == 8
 
 
 def test_the_files_are_not_needed_any_more(root):
