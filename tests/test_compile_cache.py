@@ -33,6 +33,8 @@ class Second(nn.Cell):
 
 graphs = GraphCache(folder, {"constant": constant})
 kept = {"first": graphs.keep("first", First()), "second": graphs.keep("second", Second())}
+weight += 1
+kept["third"] = graphs.keep("first", First())  # another cell of the same name
 x = Tensor([2.0], ms.float32)
 values = {name: kept[name](x).asnumpy().item() for name in order.split(",")}
 values["again"] = kept["first"](x).asnumpy().item()
@@ -73,6 +75,15 @@ def test_another_order_takes_no_wrong_graph(start):
     values, _ = start(order="second,first")
     assert values == expected
     assert start(order="second")[0]["second"] == expected["second"]
+
+
+def test_graphs_between_others_are_never_mistaken(start):
+    """MindSpore numbers the graphs of a process: what was the second one here is the third one there."""
+    expected, _ = start(order="first,third,second")
+    assert (expected["first"], expected["third"]) == (7, 9)
+    for order in ("first,second,third", "first,third,second", "first,second", "second,third,first"):
+        values, _ = start(order=order)
+        assert values == {name: expected[name] for name in [*order.split(","), "again"]}, order
 
 
 def test_a_damaged_graph_is_compiled_anew(start, tmp_path):
