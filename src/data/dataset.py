@@ -123,13 +123,18 @@ def padded_batches(rows: int, size: int) -> list[np.ndarray]:
     return list(indices.reshape(-1, size))
 
 
-def _cache_key(config: Config, encoder: nn.Cell) -> dict[str, str]:
+def weights_digest(cell: nn.Cell) -> str:
+    """SHA-256 of the names and values of a cell's parameters, hexadecimal."""
     weights = hashlib.sha256()
-    for name, parameter in sorted(encoder.parameters_and_names()):
+    for name, parameter in sorted(cell.parameters_and_names()):
         weights.update(name.encode())
         weights.update(np.ascontiguousarray(parameter.asnumpy()).tobytes())
+    return weights.hexdigest()
+
+
+def _cache_key(config: Config, encoder: nn.Cell) -> dict[str, str]:
     settings = (config.encoder.kind, config.encoder.variant, config.encoder.scale)
     return {
-        "weights": weights.hexdigest(),
+        "weights": weights_digest(encoder),
         "preprocessing": repr((*settings, config.data.image_size, config.data.resize_after_normalize)),
     }

@@ -23,6 +23,10 @@ _HEAD, _TAIL = 4096, 32
 _THREADS = 8
 
 
+class UnusableImage(ValueError):
+    """Says why a file cannot be used."""
+
+
 def is_complete(head: bytes, tail: bytes) -> bool:
     """True for a JPEG or PNG file that ends with its end marker; `tail` are its last bytes (32 are enough)."""
     if head.startswith(b"\xff\xd8\xff"):
@@ -95,17 +99,28 @@ def _quick_size(head: bytes) -> tuple[int, int] | None:
 def check_by_decoding(file: Path | BinaryIO) -> str | None:
     """Like `check_image`, but surer and slower: by decoding the whole file."""
     try:
+        load_image(file)
+    except UnusableImage as reason:
+        return str(reason)
+    return None
+
+
+def load_image(file: Path | BinaryIO) -> Image.Image:
+    """A decoded image of `FORMATS`, of an animation the first frame. Raises UnusableImage."""
+    try:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                return _too_large(image.width, image.height)
+                raise UnusableImage(_too_large(image.width, image.height))
             image.load()
+            return image
+    except UnusableImage:
+        raise
     except Image.DecompressionBombError:
-        return f"more than {MAX_PIXELS:,} pixels"
+        raise UnusableImage(f"more than {MAX_PIXELS:,} pixels") from None
     except Image.UnidentifiedImageError:
-        return "not an image"
+        raise UnusableImage("not an image") from None
     except Exception:  # Pillow's decoders raise many types on broken files, all mean just that
-        return "truncated or broken"
-    return None
+        raise UnusableImage("truncated or broken") from None
 
 
 def _too_large(width: int, height: int) -> str:

@@ -60,7 +60,7 @@ class ImageSource:
         normalize = vision.Normalize(_in_pixels("mean", mean, scale), _in_pixels("std", std, scale))
         resize = vision.Resize((image_size, image_size), for_floats if resize_after_normalize else for_bytes)
         steps = [normalize, resize] if resize_after_normalize else [resize, normalize]
-        self._operations = [vision.Decode(), *steps, vision.HWC2CHW()]
+        self._operations = [*steps, vision.HWC2CHW()]
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Generator[np.ndarray, None, None]:
         """For each array of indices [B] the images float32 [B,3,H,W], rows in that order.
@@ -77,7 +77,7 @@ class ImageSource:
         order = [int(i) for batch in index_batches for i in batch]
         ds.config.set_prefetch_size(_PREFETCH)
         data = ds.GeneratorDataset(self._reader(order), ["image"], shuffle=False, python_multiprocessing=False)
-        data = data.map(self._operations, ["image"], num_parallel_workers=self._workers)
+        data = data.map([vision.Decode(), *self._operations], ["image"], num_parallel_workers=self._workers)
         data = data.batch(size, drop_remainder=True, num_parallel_workers=1)
         rows = data.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=False)
         done = 0
@@ -89,6 +89,12 @@ class ImageSource:
             raise self._culprit(order[done:], error) from error
         finally:
             rows.stop()
+
+    def preprocess(self, pixels: np.ndarray) -> np.ndarray:
+        """What `batches` gives, float32 [3,H,W], of one image that is decoded already, uint8 [h,w,3]."""
+        for operation in self._operations:
+            pixels = operation(pixels)
+        return pixels
 
     def _reader(self, order: Sequence[int]) -> Callable[[], Iterator[tuple[np.ndarray]]]:
         """The bytes of the images in their order, read ahead by `workers` threads."""
