@@ -1,48 +1,42 @@
 """Evaluate a checkpoint, caption photographs, or score a file of captions.
 
 python eval.py --config FILE --checkpoint PATH [--split test] [--prism] [key=value ...]
-python eval.py --config FILE --checkpoint PATH --images PATH...
+python eval.py --config FILE --checkpoint [NAME=]PATH... --images PHOTO... [--output FILE.jsonl] [key=value ...]
 python eval.py --config FILE --captions FILE [--split test]
 An exported folder (python -m src.export) as PATH brings its own configuration, and needs no --config.
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from src.captioning.arguments import add_image_arguments, read_image_arguments
 from src.config_load import load_config
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
-from src.export.folder import given_checkpoint
 
 
 def main() -> None:
-    """Parse the command line and print a table, or one line per photograph."""
+    """Parse the command line and print a table."""
     parser = argparse.ArgumentParser(description="Evaluate a checkpoint, or score captions.")
     parser.add_argument("--config", help="the YAML file that was trained with; an exported folder has it")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--checkpoint", type=Path, help="a file such as outputs/demo-grpo/checkpoints/best, or an exported folder"
+        "--checkpoint", nargs="+", metavar="[NAME=]PATH", help="outputs/demo-grpo/checkpoints/best, or an exported folder"
     )
     source.add_argument("--captions", type=Path, help="a COCO results file to score instead")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
-    parser.add_argument("--images", type=Path, nargs="+", help="photographs to caption; they need no ground truth")
+    add_image_arguments(parser)
     parser.add_argument("--prism", action="store_true", help="also answer caprl.questions from eval.samples captions")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
-    if arguments.images:  # --images takes all that follows it, overrides too
-        settings = [path for path in arguments.images if "=" in str(path) and not path.exists()]
-        arguments.overrides += map(str, settings)
-        arguments.images = [path for path in arguments.images if path not in settings]
-    if arguments.captions is None:
-        arguments.checkpoint, arguments.config = given_checkpoint(arguments.checkpoint, arguments.config)
-    elif arguments.config is None:
+    checkpoints = read_image_arguments(arguments)
+    if arguments.config is None:
         raise InputError("--config is missing: it names the data that --captions is scored on")
     config = load_config(arguments.config, arguments.overrides)
     if arguments.prism and (config.caprl.questions is None or config.eval.samples == 0):
         raise InputError("--prism needs caprl.questions, a file of questions, and eval.samples of at least 2")
-    prepare_environment(convolutions=config.convolves or arguments.images is not None)
+    prepare_environment(convolutions=config.convolves or bool(arguments.images))
 
     from src.workers import join_workers
 
@@ -51,7 +45,7 @@ def main() -> None:
     from src.data.dataset import load_dataset
     from src.device import setup_device
     from src.evaluation.caption_metrics import load_captions
-    from src.evaluation.evaluate import caption_images, evaluate, scored
+    from src.evaluation.evaluate import evaluate, scored
     from src.evaluation.report import metrics_table
 
     if arguments.captions is not None:
@@ -60,20 +54,17 @@ def main() -> None:
         print(metrics_table({arguments.captions.name: scores}), scores["signature"], json.dumps(scores), sep="\n")
         return
     setup_device(config)
-    if arguments.images is not None:
-        captions, broken = caption_images(config, arguments.checkpoint, arguments.images)
-        for path, caption in captions.items():
-            print(f"{path}\t{caption}")
-        for path, reason in broken.items():
-            print(f"error: {path}: {reason}", file=sys.stderr)
-        if not captions:
-            raise InputError("no image could be captioned")
+    if arguments.images:
+        from src.captioning.run import caption_photographs
+
+        caption_photographs(config, checkpoints, arguments.images, arguments.output, workers)
         return
     with workers.first_alone():
         dataset = load_dataset(config)
-    result = evaluate(config, dataset, arguments.checkpoint, arguments.split, workers, arguments.prism)
+    (checkpoint,) = checkpoints.values()
+    result = evaluate(config, dataset, checkpoint, arguments.split, workers, arguments.prism)
     if result is not None:
-        print(metrics_table({str(arguments.checkpoint): result}), result["signature"], sep="\n")
+        print(metrics_table({str(checkpoint): result}), result["signature"], sep="\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ An unknown key, a wrong type or an impossible combination is an InputError that 
 
 import dataclasses
 import difflib
+import os
 import re
 import types
 import typing
@@ -59,6 +60,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     config = _build(Config, tree, "", str(path))
     check(config)
     return config
+
+
+def is_setting(word: str) -> bool:
+    """Whether a word among file names is key=value: the key is known, or looks like one, and no file has that name."""
+    key, separator, _ = word.partition("=")
+    looks_like_one = key in _KEYS or re.fullmatch(r"[a-z]+(\.[a-z_0-9]+)+", key) is not None
+    return bool(separator) and looks_like_one and not os.path.lexists(word)
 
 
 def stage_overrides(overrides: Sequence[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """What the scripts run: the stages of one configuration in order, each as a process of its own.
 
 python -m src.pipeline ce|grpo|scst|eval [--config FILE] [key=value ...]
-ce: train, evaluate. grpo, scst: CE if it is not complete, RL, both evaluated, the table. eval: evaluate a checkpoint.
+ce: train, evaluate. grpo, scst: CE if it is not complete, RL, both evaluated, the table. eval: evaluate a checkpoint,
+or with --images caption photographs by some.
 Beside the table comes report.html, for which this process runs the models on a few images (src/evaluation/gallery.py).
 """
 
@@ -9,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple
 
+from src.captioning.arguments import add_image_arguments, read_image_arguments
 from src.config import Config
 from src.config_load import load_config, stage_overrides
 from src.config_rules import check_workers
@@ -24,15 +26,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train and evaluate the stages of a configuration.")
     parser.add_argument("goal", choices=("ce", "grpo", "scst", "eval"))
     parser.add_argument("--config", type=Path, help="default: configs/demo/<goal>.yaml, grpo.yaml for eval")
-    parser.add_argument("--checkpoint", type=Path, help="for eval: default is the result of the run")
+    parser.add_argument("--checkpoint", nargs="+", metavar="[NAME=]PATH", help="for eval: default is the run's result")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="go to every stage")
+    add_image_arguments(parser)
     add_cluster_arguments(parser)
     arguments = parser.parse_intermixed_args()
+    default = Path(f"configs/demo/{'grpo' if arguments.goal == 'eval' else arguments.goal}.yaml")
+    checkpoints = read_image_arguments(arguments, default)
     cluster = read_cluster(arguments)
-    file = arguments.config or Path(f"configs/demo/{'grpo' if arguments.goal == 'eval' else arguments.goal}.yaml")
+    file = arguments.config
     config = load_config(file, arguments.overrides)
-    stages = [Stage(file, config, arguments.overrides, arguments.checkpoint)]
+    stages = [Stage(file, config, arguments.overrides, next(iter(checkpoints.values()), None))]
+    if arguments.goal == "eval" and arguments.images:
+        caption_images(stages[0], cluster, arguments)
+        return
     if config.stage != "ce" and arguments.goal != "eval":
         overrides = stage_overrides(arguments.overrides) + (["fresh=true"] if config.fresh else [])
         ce_file = file.parent / config.init_config
@@ -71,6 +79,13 @@ def shown_system(stage: Stage) -> System:
     if stage.checkpoint is None:
         return System(stage.config, stage.config.run_folder, stage.config.result_checkpoint)
     return System(stage.config, owning_folder(stage.config, stage.checkpoint), stage.checkpoint)
+
+
+def caption_images(stage: Stage, cluster: Cluster, arguments: argparse.Namespace) -> None:
+    """Caption photographs with the checkpoints that are named, or with the result of the run."""
+    checkpoints = arguments.checkpoint or [str(stage.config.result_checkpoint)]
+    flags = [] if arguments.output is None else ["--output", str(arguments.output)]
+    run_program_of(stage, cluster, "eval.py", "--checkpoint", *checkpoints, "--images", *arguments.images, *flags)
 
 
 def prism_flags(config: Config, split: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on a split, or caption photographs with it."""
+"""Evaluate a checkpoint on a split."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -10,10 +10,8 @@ import numpy as np
 from mindspore import Tensor
 
 from src.config import Config
-from src.data.dataset import Dataset, build_image_source, build_sources, padded_batches
+from src.data.dataset import Dataset, build_sources, padded_batches
 from src.data.features import FeatureSource
-from src.data.image_check import check_image
-from src.data.image_files import ImageFiles
 from src.data.images import ImageSource
 from src.data.ptb import tokenize_captions
 from src.data.questions import load_questions, questions_file
@@ -116,6 +114,14 @@ def build_decoder(
     return keep("beams", beams)
 
 
+def build_sampler(
+    config: Config, captioner: Captioner, tokenizer: Tokenizer, workers: Workers
+) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+    """What draws captions from the whole distribution."""
+    sampler = GroupSampler(captioner, tokenizer.specials, tokenizer.allowed, temperature=1.0, top_k=0)
+    return graph_cache(config, tokenizer, workers).keep("sampler", sampler)
+
+
 def sample_captions(
     config: Config,
     captioner: Captioner,
@@ -124,13 +130,11 @@ def sample_captions(
     images: int,
     workers: Workers,
 ) -> list[list[str]]:
-    """`eval.samples` captions of every image of `source`, drawn from the whole distribution."""
+    """`eval.samples` captions of every image of `source`."""
     group_size, tokens = config.eval.samples, config.eval.tokens
     batches = [workers.share(batch) for batch in padded_batches(images, config.eval.batch_images)]
     size = len(batches[0])
-    sampler = graph_cache(config, tokenizer, workers).keep(
-        "sampler", GroupSampler(captioner, tokenizer.specials, tokenizer.allowed, temperature=1.0, top_k=0)
-    )
+    sampler = build_sampler(config, captioner, tokenizer, workers)
     parts = []
     bar = Progress("sampling", len(batches), "batch")
     for number, inputs in enumerate(bar.over(source.batches(batches))):
@@ -154,19 +158,3 @@ def scored(
     scores: CaptionScores = compute_metrics(captions, dataset.by_image_id(split), ptb_done=True)
     line = signature(document_frequencies=split, decoding=decoding, num_images=len(captions))
     return {"metrics": scores.metrics, "signature": line, "num_images": len(captions)}, scores.segments
-
-
-def caption_images(config: Config, checkpoint: Path, paths: list[Path]) -> tuple[dict[Path, str], dict[Path, str]]:
-    """Captions of image files, and the reason for each that cannot be read."""
-    reasons = {path: check_image(path) for path in paths}
-    broken = {path: reason for path, reason in reasons.items() if reason is not None}
-    readable = [path for path in paths if path not in broken]
-    if not readable:
-        return {}, broken
-    captioner, tokenizer = load_captioner(config, checkpoint, cached=False)
-    alone = Workers()
-    decoder = build_decoder(config, captioner, tokenizer, alone)
-    source = build_image_source(config, ImageFiles(readable))
-    batch_images = min(len(readable), config.eval.batch_images)
-    texts, _, _ = decode_images(decoder, tokenizer, source, len(readable), batch_images, alone, "captioning")
-    return dict(zip(readable, texts)), broken

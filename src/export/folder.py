@@ -11,7 +11,7 @@ GRAPH = "captioner.mindir"
 FACTS = "export.json"
 
 
-def given_checkpoint(path: Path, config: str | None) -> tuple[Path, Path]:
+def given_checkpoint(path: Path, config: Path | str | None) -> tuple[Path, Path]:
     """The file of weights, and the configuration, that `--checkpoint` and `--config` name.
 
     path: a checkpoint's file, or an exported folder, which brings its own configuration where `config` is None.

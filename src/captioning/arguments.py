@@ -1,0 +1,65 @@
+"""The flags of captioning photographs, which eval.py and scripts/run_eval.sh share."""
+
+import argparse
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from src.config_load import is_setting
+from src.errors import InputError
+from src.export.folder import given_checkpoint
+
+_NAME = re.compile(r"[\w.+-][\w.+ -]*")
+
+
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
+    """--images and --output."""
+    parser.add_argument(
+        "--images", nargs="+", metavar="PHOTO", help="files, folders, patterns, @LIST (docs/captioning.md)"
+    )
+    parser.add_argument("--output", type=Path, help="with --images: JSON lines to append to, in place of a table")
+
+
+def read_image_arguments(arguments: argparse.Namespace, default: Path | None = None) -> dict[str, Path]:
+    """The checkpoints by name; key=value words that stand behind --checkpoint or --images move to the overrides.
+
+    arguments.config becomes the file that is given, an exported folder's, or `default`.
+    Raises InputError where the flags do not go together.
+    """
+    for flag in ("checkpoint", "images"):
+        words = getattr(arguments, flag) or []
+        arguments.overrides += [word for word in words if is_setting(word)]
+        setattr(arguments, flag, [word for word in words if not is_setting(word)])
+    checkpoints = name_checkpoints(arguments.checkpoint or ())
+    if not arguments.images and arguments.output is not None:
+        raise InputError("--output is for --images: a split's captions go into the run folder")
+    if not arguments.images and len(checkpoints) > 1:
+        raise InputError("several checkpoints are for --images: a split is evaluated with one at a time")
+    if arguments.config is None and not any(path.is_dir() for path in checkpoints.values()):
+        arguments.config = default
+    for name, path in checkpoints.items():
+        checkpoints[name], arguments.config = given_checkpoint(path, arguments.config)
+    return checkpoints
+
+
+def name_checkpoints(words: Sequence[str]) -> dict[str, Path]:
+    """Checkpoints by name, from NAME=PATH, or PATH alone, which is called as the folder of its run.
+
+    Raises InputError where there is no such file, or a name cannot stand in a table, or stands for two.
+    """
+    checkpoints: dict[str, Path] = {}
+    for word in words:
+        name, separator, path = word.partition("=")
+        if not separator or os.path.exists(word):
+            path = word
+            owner = Path(path).resolve().parent
+            name = owner.parent.name if owner.name == "checkpoints" else Path(path).resolve().name
+        if not _NAME.fullmatch(name):
+            raise InputError(f"--checkpoint {word}: '{name}' must be letters, digits, '.', '+', '-', '_' and blanks")
+        if name in checkpoints:
+            raise InputError(f"--checkpoint: {checkpoints[name]} and {path} are both called {name}; give NAME=PATH")
+        if not os.path.exists(path):
+            raise InputError(f"--checkpoint {word}: there is no file {path}")
+        checkpoints[name] = Path(path)
+    return checkpoints

@@ -1,0 +1,84 @@
+"""Which photographs a command names: files, folders, patterns and lists, found one after the other.
+
+Nothing is kept but the sorted names of the folder at hand, so that a collection may be larger than memory.
+"""
+
+import glob
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from src.errors import InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class Found(NamedTuple):
+    """A photograph, or what stands for none and why."""
+
+    path: str
+    reason: str | None = None
+
+
+def find_photographs(items: Sequence[str]) -> Iterator[Found]:
+    """The photographs that `items` name, in a fixed order.
+
+    An item is a file of any name; a folder, gone through with its folders, in the order of names, for files of
+    SUFFIXES; a pattern with *, ? or [...], ** for folders below; or @FILE, which lists one file a line. Hidden names
+    (.x) and links to folders are passed by. Raises InputError where a list cannot be read.
+    """
+    for item in items:
+        if item.startswith("@"):
+            yield from map(Found, _lines(item[1:]))
+        elif glob.has_magic(item) and not os.path.lexists(item):
+            matches = _matches(item)
+            for path in matches:
+                yield from _walk(path) if os.path.isdir(path) else [Found(path)]
+            if not matches:
+                yield Found(item, "matches no file")
+        else:
+            yield from _walk(item) if os.path.isdir(item) else [Found(item)]
+
+
+def _matches(pattern: str) -> list[str]:
+    """Sorted, by pathlib, whose ** follows no links, as that of `glob` does, in circles too."""
+    root = Path(Path(pattern).anchor)
+    try:
+        found = sorted(root.glob(str(Path(pattern).relative_to(root))))
+    except ValueError as error:
+        raise InputError(f"--images {pattern}: {error}") from None
+    return [str(path) for path in found if _hidden(path) <= _hidden(Path(pattern))]
+
+
+def _hidden(path: Path) -> int:
+    return sum(part.startswith(".") and part != ".." for part in path.parts)
+
+
+def _lines(path: str) -> Iterator[str]:
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise InputError(f"@{path}: is not a regular file; it is read twice, so write the list to one")
+        # utf-8-sig: some editors begin a file with a mark; surrogateescape: file names are bytes.
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+            for line in file:
+                if line := line.rstrip("\r\n"):
+                    yield line
+    except OSError as error:
+        raise InputError(f"@{path}: the list cannot be read ({error.strerror})") from None
+
+
+def _walk(folder: str) -> Iterator[Found]:
+    errors: list[OSError] = []
+    empty = True
+    for parent, folders, names in os.walk(folder, onerror=errors.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                empty = False
+                yield Found(os.path.join(parent, name))
+    for error in errors:
+        yield Found(error.filename, f"cannot be read ({error.strerror})")
+    if empty and not errors:
+        yield Found(folder, f"a folder without images ({', '.join(SUFFIXES)})")

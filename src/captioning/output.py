@@ -1,0 +1,147 @@
+"""Files of captions: JSON lines that several workers append to, and that a killed run goes on with.
+
+FILE.jsonl has one line for each photograph, FILE.bad.jsonl one for each file that could not be used by the last run,
+FILE.settings.json what the captions were made with. Whole lines are appended under a lock of the file; what a kill has
+left of a line is cut off by whoever appends next.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from src.captioning.captioners import Captions
+from src.config_rules import flatten
+from src.errors import InputError
+from src.files import whole_file
+
+_BLOCK = 65_536  # bytes that are looked through for the end of a line at once
+
+
+class CaptionFile:
+    """The captions of a collection, in `path`, and what could not be captioned, beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bad = path.with_name(f"{path.stem}.bad.jsonl")
+        self.settings = path.with_name(f"{path.stem}.settings.json")
+
+    def open(self, made_from: Mapping[str, Any]) -> None:
+        """Make the files, or check that what is there was made from the same; one worker does, before all append.
+
+        Raises InputError naming what differs, or a file that cannot be written, or where another run writes it.
+        """
+        if self.path.exists():
+            differing = _differing(self._made_from(), made_from)
+            if differing:
+                raise InputError(
+                    f"{self.path} holds captions made with other {', '.join(differing)}; give another --output, or "
+                    "delete the file"
+                )
+        try:
+            if not self.path.exists():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with whole_file(self.settings) as partial:
+                    partial.write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
+            self._lock = open(self.settings)  # noqa: SIM115 (held until the process ends)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.bad.write_bytes(b"")  # all that has no caption is tried again
+            append_lines(self.path, [])
+        except BlockingIOError:
+            raise InputError(f"{self.path}: another run writes it; wait for that, or give another --output") from None
+        except OSError as error:
+            raise InputError(f"cannot write {error.filename}: {error.strerror}; give another --output") from None
+
+    def _made_from(self) -> Mapping[str, Any]:
+        try:
+            return json.loads(self.settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise InputError(
+                f"{self.path} is there, but {self.settings}, which says what it was made with, is not: give another "
+                "--output"
+            ) from None
+
+    def done(self) -> "DonePaths":
+        """The photographs that have a caption."""
+        return DonePaths(self._paths())
+
+    def write(self, captioned: Mapping[str, Captions], failed: Mapping[str, str]) -> None:
+        """Append a batch, and what failed in it. Raises OSError on a full disk; whole lines stay."""
+        lines = [
+            {"image": path, "captions": {name: [row._asdict() for row in rows] for name, rows in captions.items()}}
+            for path, captions in captioned.items()
+        ]
+        append_lines(self.path, lines)
+        append_lines(self.bad, [{"image": path, "reason": reason} for path, reason in failed.items()])
+
+    def summary(self, captioned: int, failed: int, seconds: float, before: int) -> str:
+        """The last line: how many, how fast, and where what failed is listed."""
+        text = f"{self.path}: captioned {captioned:,} in {seconds:.0f} s ({captioned / seconds:.1f}/s)"
+        text += f", {before:,} were there" if before else ""
+        return text + (f", {failed:,} failed: {self.bad}" if failed else "")
+
+    def _paths(self) -> Iterator[str]:
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return  # another worker is writing it
+                try:
+                    yield json.loads(line)["image"]
+                except (ValueError, TypeError, KeyError):
+                    raise InputError(
+                        f"{self.path}: line {number} is no line of captions; take it out, and its photograph is "
+                        "captioned again"
+                    ) from None
+
+
+class DonePaths:
+    """A set of paths in 8 bytes each: of two among a million, the chance of one digest is 3e-8."""
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        self._digests = np.sort(np.fromiter(map(path_digest, paths), np.uint64))
+
+    def __contains__(self, path: str) -> bool:
+        place = np.searchsorted(self._digests, np.uint64(path_digest(path)))
+        return place < len(self._digests) and int(self._digests[place]) == path_digest(path)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+
+def path_digest(path: str) -> int:
+    """64 bits that stand for a path."""
+    return int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=8).digest(), "big")
+
+
+def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append one JSON line for each of `rows`, whole, beside other processes that do so too."""
+    data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)  # ASCII, also where a file name is no UTF-8
+    with open(path, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # goes with the file, or the process
+        _cut_torn_line(file)
+        file.write(data)
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    """Cut off what follows the last newline: only a process that was killed can have left it, for this one has the
+    lock."""
+    end = start = file.seek(0, os.SEEK_END)
+    newline = -1
+    while start > 0 and newline < 0:
+        block = min(start, _BLOCK)
+        start -= block
+        file.seek(start)
+        newline = file.read(block).rfind(b"\n")
+    whole = start + newline + 1
+    if whole < end:
+        file.truncate(whole)
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    old, new = flatten(dict(old)), flatten(dict(new))
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))

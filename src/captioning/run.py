@@ -1,0 +1,138 @@
+"""Caption photographs with one or more checkpoints: a table, or a file of JSON lines that a killed run goes on with."""
+
+import sys
+import time
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from src.captioning.captioners import Captioners, Captions, Inputs
+from src.captioning.inputs import Found, find_photographs
+from src.captioning.output import CaptionFile, DonePaths, path_digest
+from src.captioning.table import Table, one_line
+from src.config import Config
+from src.data.image_check import UnusableImage
+from src.data.image_files import in_order
+from src.data.photographs import read_photograph
+from src.environment import start_time
+from src.errors import InputError, TimeLimit
+from src.files import file_digest
+from src.progress import Progress
+from src.workers import Workers
+
+
+class Prepared(NamedTuple):
+    """A photograph ready to be captioned, or why it cannot be."""
+
+    path: str
+    inputs: Inputs | None
+    reason: str | None
+
+
+def caption_photographs(
+    config: Config, checkpoints: Mapping[str, Path], items: Sequence[str], output: Path | None, workers: Workers
+) -> None:
+    """Print a table of captions, or append to the file `output` those that it does not hold; failures go to stderr.
+
+    items: as `find_photographs` takes them; each worker captions those whose paths fall to it.
+    Errors: InputError where nothing could be captioned or `output` does not fit, TimeLimit; a bad file is none.
+    """
+    if output is None and workers.size > 1:
+        raise InputError("several devices need --output FILE.jsonl: only the first one prints")
+    captioners = Captioners(config, checkpoints, workers)
+    if output is None:
+        sink, done = Table(list(checkpoints)), ()
+    else:
+        sink, done = open_output(output, config, checkpoints, workers)
+    own = sum(1 for _ in share(items, done, workers))
+    (total,) = workers.sum(np.array([own]))
+    prepared = in_order(partial(prepare, captioners), share(items, done, workers), config.data.workers)
+    batch = max(1, min(own, config.eval.batch_images // workers.size))
+    start = time.monotonic()
+    counts = np.zeros(2, int)  # captioned and failed, of all workers
+    with Progress("captioning", int(total), "image", shown=output is not None) as bar:
+        while True:
+            captioned, failed = step(captioners, prepared, batch)
+            for path, reason in failed.items():
+                tqdm.write(f"failed: {one_line(path)}: {reason}", file=sys.stderr)
+            sink.write(captioned, failed)
+            # All workers step together: none waits at the end for longer than a collective may.
+            done_now = workers.sum(np.array([len(captioned), len(failed), time_is_up(config)])).astype(int)
+            if not done_now[:2].any():
+                break
+            counts += done_now[:2]
+            bar.update(int(done_now[:2].sum()))
+            if done_now[2]:
+                minutes = config.stop_after_minutes
+                raise TimeLimit(f"stop_after_minutes={minutes:g} is reached; the same command goes on")
+    if workers.is_first:
+        print(sink.summary(*counts, time.monotonic() - start, len(done)), file=sys.stderr)
+    if counts[0] == 0 and len(done) == 0:
+        raise InputError("no photograph could be captioned")
+
+
+def open_output(
+    output: Path, config: Config, checkpoints: Mapping[str, Path], workers: Workers
+) -> tuple[CaptionFile, DonePaths]:
+    """The file of captions, and what it holds before any worker appends."""
+    file = CaptionFile(output)
+    with workers.first_alone():
+        if workers.is_first:
+            file.open(made_from(config, checkpoints))
+        return file, file.done()
+
+
+def made_from(config: Config, checkpoints: Mapping[str, Path]) -> dict[str, Any]:
+    """What captions depend on beside the photograph."""
+    evaluation = {key: value for key, value in asdict(config.eval).items() if key not in ("batch_images", "every")}
+    return {
+        "checkpoints": {name: file_digest(path) for name, path in checkpoints.items()},
+        "eval": evaluation,
+        "data": {key: getattr(config.data, key) for key in ("image_size", "resize_after_normalize")},
+        "encoder": {key: getattr(config.encoder, key) for key in ("variant", "scale", "trainable")},
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+
+
+def share(items: Sequence[str], done: Container[str], workers: Workers) -> Iterator[Found]:
+    """What this worker has to caption: its paths, whatever their order, but for those that are done."""
+    for found in find_photographs(items):
+        if path_digest(found.path) % workers.size == workers.rank and found.path not in done:
+            yield found
+
+
+def prepare(captioners: Captioners, path: str, reason: str | None) -> Prepared:
+    """What one thread does for one photograph."""
+    try:
+        inputs = None if reason else captioners.prepare(read_photograph(path))
+    except UnusableImage as error:
+        return Prepared(path, None, str(error))
+    return Prepared(path, inputs, reason)
+
+
+def step(
+    captioners: Captioners, prepared: Iterator[Prepared], batch: int
+) -> tuple[dict[str, Captions], dict[str, str]]:
+    """Captions, and reasons of failure, of the next `batch` photographs, by path.
+
+    Every call of the captioners has `batch` photographs, the last one repeated: all shapes are static.
+    """
+    found = list(islice(prepared, batch))
+    failed = {one.path: one.reason for one in found if one.inputs is None}
+    good = [one for one in found if one.inputs is not None]
+    if not good:
+        return {}, failed
+    filled = [*good, *[good[-1]] * (batch - len(good))]
+    return {one.path: captions for one, captions in zip(good, captioners([one.inputs for one in filled]))}, failed
+
+
+def time_is_up(config: Config) -> bool:
+    """Whether stop_after_minutes, of the whole command, have passed."""
+    return 0 < 60 * config.stop_after_minutes < time.time() - start_time()

@@ -1,0 +1,42 @@
+"""Captions on stdout: a Markdown table with a column for each checkpoint, printed batch by batch."""
+
+from collections.abc import Mapping, Sequence
+
+from src.captioning.captioners import Captions
+
+
+class Table:
+    """What CaptionFile is for --output, for stdout."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._columns = ["photograph", "decoding", *names]
+        self._begun = False
+
+    def write(self, captioned: Mapping[str, Captions], failed: Mapping[str, str]) -> None:
+        """Print the rows of a batch, its columns aligned."""
+        rows = [row for path, captions in captioned.items() for row in table_rows(path, captions)]
+        widths = [max(map(len, column)) for column in zip(self._columns, *rows)]
+        if rows and not self._begun:
+            self._begun = True
+            rows = [self._columns, ["-" * width for width in widths], *rows]
+        for row in rows:
+            print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |", flush=True)
+
+    def summary(self, captioned: int, failed: int, seconds: float, before: int) -> str:
+        """The last line, on stderr."""
+        return f"captioned {captioned:,}, {failed:,} failed"
+
+
+def table_rows(path: str, captions: Captions) -> list[list[str]]:
+    """One row for each decoding: the path (once), the decoding, and each checkpoint's caption with its log-prob."""
+    rows = [
+        ["", row[0].decoding, *[f"{caption.caption} ({caption.logprob:.1f})" for caption in row]]
+        for row in zip(*captions.values())
+    ]
+    rows[0][0] = one_line(path)
+    return [[cell.replace("|", "\\|") for cell in row] for row in rows]
+
+
+def one_line(path: str) -> str:
+    """A path as it can be printed: what is no printable character becomes an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
