@@ -77,7 +77,7 @@ def test_a_long_list_is_not_held_in_memory(collection):
 def test_workers_share_every_photograph_once(collection):
     with open("list.txt", "w") as file:
         file.writelines(f"{number}.jpg\n" for number in range(300))
-    shares = [[one.path for one in share(["@list.txt"], ["7.jpg"], Workers(rank, 3))] for rank in range(3)]
+    shares = [[one.path for one in share(["@list.txt"], DonePaths(["7.jpg"]), Workers(rank, 3))] for rank in range(3)]
     assert sorted(chain(*shares)) == sorted(f"{number}.jpg" for number in range(300) if number != 7)
     assert min(map(len, shares)) > 70
 

@@ -1,9 +1,9 @@
 """Several checkpoints of one configuration, which caption the same photographs.
 
-Letters: B images, N image tokens, C channels, G samples, T tokens.
+Letters: B images, N image tokens, C channels, G samples, M rows, T tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ from src.config import Config
 from src.data.dataset import build_image_source, weights_digest
 from src.data.image_files import ImageFiles
 from src.data.photographs import Photograph
+from src.decoding.attention import CrossAttention
 from src.decoding.sampler import GreedyDecoder
 from src.evaluation.evaluate import build_decoder, build_sampler, load_captioner
 from src.evaluation.files import decoding_name
@@ -49,7 +50,7 @@ class Captioners:
         """Errors: InputError where a checkpoint cannot be read, or is of another configuration."""
         self._config = config
         self._preprocess = build_image_source(config, ImageFiles([])).preprocess
-        self._encoders = {}  # by digest of the weights
+        self._encoders: dict[str, Callable[[Tensor], Tensor]] = {}  # by digest of the weights
         self._decoders = {name: _Decoders(config, path, self._encoders, workers) for name, path in checkpoints.items()}
 
     def prepare(self, photograph: Photograph) -> Inputs:
@@ -61,18 +62,37 @@ class Captioners:
 
         Samples are drawn from random numbers of (seed, photograph): the same ones in any batch, on any worker.
         """
-        pixels = Tensor(np.stack([photograph.pixels for photograph in photographs]))
-        features = {digest: encode(pixels) for digest, encode in self._encoders.items()}  # [B, N, C] each
-        if not self._config.encoder.trainable:  # a frozen encoder's are kept, and trained on, as float16
-            features = {digest: value.astype(ms.float16) for digest, value in features.items()}
+        features = self._encode(photographs)
         draws = self._draws([photograph.key for photograph in photographs])
         rows = {name: decoders(features[decoders.encoder], draws) for name, decoders in self._decoders.items()}
         return [{name: captions[row] for name, captions in rows.items()} for row in range(len(photographs))]
+
+    def attend(self, photograph: Inputs, captions: Captions) -> dict[str, list[np.ndarray]]:
+        """Where each word of these captions of one photograph looked, by checkpoint: float32 [words, N] of each."""
+        features = self._encode([photograph])
+        return {
+            name: decoders.attend(features[decoders.encoder], captions[name])
+            for name, decoders in self._decoders.items()
+        }
+
+    def _encode(self, photographs: Sequence[Inputs]) -> dict[str, Tensor]:
+        """Features [B, N, C] by encoder."""
+        pixels = Tensor(np.stack([photograph.pixels for photograph in photographs]))
+        features = {digest: encode(pixels) for digest, encode in self._encoders.items()}
+        if self._config.encoder.trainable:
+            return features
+        return {digest: value.astype(ms.float16) for digest, value in features.items()}  # as the feature cache has them
 
     def _draws(self, keys: Sequence[int]) -> Tensor | None:
         """Uniforms [B, G, T] of the samples, or None."""
         size, tokens = self._config.eval.samples, self._config.eval.tokens
         return Tensor(np.stack([uniforms(self._config.seed, key, 0, size, tokens) for key in keys])) if size else None
+
+
+def mean_by_word(weights: np.ndarray, words: Sequence[int]) -> np.ndarray:
+    """Rows of tokens [T, N] as rows of words [words, N]; words: which word each of the first tokens belongs to."""
+    means = [weights[np.flatnonzero(np.equal(words, word))].mean(0) for word in sorted(set(words))]
+    return np.array(means, np.float32).reshape(-1, weights.shape[1])
 
 
 class _Decoders:
@@ -89,6 +109,8 @@ class _Decoders:
         if config.eval.beams > 1:
             self._single[decoding_name(config.eval)] = build_decoder(config, captioner, self._tokenizer, workers)
         self._sampler = build_sampler(config, captioner, self._tokenizer, workers) if config.eval.samples else None
+        self._attention = graphs.keep("attention", CrossAttention(captioner, self._tokenizer.bos_id))
+        self._tokens = config.eval.tokens
 
     def __call__(self, features: Tensor, draws: Tensor | None) -> list[list[Caption]]:
         """For each of B images its captions, from features [B, N, C] and uniforms [B, G, T]."""
@@ -101,6 +123,17 @@ class _Decoders:
             ids, _, logprobs = self._sampler(features, draws)
             columns.append(self._captions("sample", ids, logprobs, images))
         return [list(chain(*parts)) for parts in zip(*columns)]
+
+    def attend(self, features: Tensor, captions: Sequence[Caption]) -> list[np.ndarray]:
+        """Attention of each word, float32 [words, N] of each caption, from features [1, N, C].
+
+        A word of several pieces has their mean.
+        """
+        texts = [row.caption for row in captions]
+        ids, _, _ = self._tokenizer.encode_targets(texts, self._tokens)
+        weights = self._attention(features, Tensor(ids)).asnumpy()  # [M, T, N]
+        words = [self._tokenizer.words_of_tokens(text)[: self._tokens] for text in texts]
+        return [mean_by_word(rows, row_words) for rows, row_words in zip(weights, words)]
 
     def _captions(self, decoding: str, ids: Tensor, logprobs: Tensor, images: int) -> list[list[Caption]]:
         """The rows of each image, from ids [M, T] and logprobs [M, T] or, of beams, [M]."""

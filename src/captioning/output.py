@@ -107,7 +107,7 @@ class DonePaths:
 
     def __contains__(self, path: str) -> bool:
         place = np.searchsorted(self._digests, np.uint64(path_digest(path)))
-        return place < len(self._digests) and int(self._digests[place]) == path_digest(path)
+        return bool(place < len(self._digests)) and int(self._digests[place]) == path_digest(path)
 
     def __len__(self) -> int:
         return len(self._digests)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -28,11 +28,10 @@ from src.workers import Workers
 
 
 class Prepared(NamedTuple):
-    """A photograph ready to be captioned, or why it cannot be."""
+    """A photograph and what the captioners take, or why it cannot be captioned."""
 
     path: str
-    inputs: Inputs | None
-    reason: str | None
+    found: Inputs | str
 
 
 def caption_photographs(
@@ -46,8 +45,9 @@ def caption_photographs(
     if output is None and workers.size > 1:
         raise InputError("several devices need --output FILE.jsonl: only the first one prints")
     captioners = Captioners(config, checkpoints, workers)
+    sink: Table | CaptionFile
     if output is None:
-        sink, done = Table(list(checkpoints)), ()
+        sink, done = Table(list(checkpoints)), DonePaths([])
     else:
         sink, done = open_output(output, config, checkpoints, workers)
     own = sum(1 for _ in share(items, done, workers))
@@ -72,7 +72,7 @@ def caption_photographs(
                 minutes = config.stop_after_minutes
                 raise TimeLimit(f"stop_after_minutes={minutes:g} is reached; the same command goes on")
     if workers.is_first:
-        print(sink.summary(*counts, time.monotonic() - start, len(done)), file=sys.stderr)
+        print(sink.summary(int(counts[0]), int(counts[1]), time.monotonic() - start, len(done)), file=sys.stderr)
     if counts[0] == 0 and len(done) == 0:
         raise InputError("no photograph could be captioned")
 
@@ -101,7 +101,7 @@ def made_from(config: Config, checkpoints: Mapping[str, Path]) -> dict[str, Any]
     }
 
 
-def share(items: Sequence[str], done: Container[str], workers: Workers) -> Iterator[Found]:
+def share(items: Sequence[str], done: DonePaths, workers: Workers) -> Iterator[Found]:
     """What this worker has to caption: its paths, whatever their order, but for those that are done."""
     for found in find_photographs(items):
         if path_digest(found.path) % workers.size == workers.rank and found.path not in done:
@@ -110,11 +110,12 @@ def share(items: Sequence[str], done: Container[str], workers: Workers) -> Itera
 
 def prepare(captioners: Captioners, path: str, reason: str | None) -> Prepared:
     """What one thread does for one photograph."""
+    if reason is not None:
+        return Prepared(path, reason)
     try:
-        inputs = None if reason else captioners.prepare(read_photograph(path))
+        return Prepared(path, captioners.prepare(read_photograph(path)))
     except UnusableImage as error:
-        return Prepared(path, None, str(error))
-    return Prepared(path, inputs, reason)
+        return Prepared(path, str(error))
 
 
 def step(
@@ -124,13 +125,14 @@ def step(
 
     Every call of the captioners has `batch` photographs, the last one repeated: all shapes are static.
     """
-    found = list(islice(prepared, batch))
-    failed = {one.path: one.reason for one in found if one.inputs is None}
-    good = [one for one in found if one.inputs is not None]
-    if not good:
+    rows = list(islice(prepared, batch))
+    failed = {row.path: row.found for row in rows if isinstance(row.found, str)}
+    paths = [row.path for row in rows if row.path not in failed]
+    inputs = [row.found for row in rows if not isinstance(row.found, str)]
+    if not inputs:
         return {}, failed
-    filled = [*good, *[good[-1]] * (batch - len(good))]
-    return {one.path: captions for one, captions in zip(good, captioners([one.inputs for one in filled]))}, failed
+    inputs += [inputs[-1]] * (batch - len(inputs))
+    return dict(zip(paths, captioners(inputs))), failed
 
 
 def time_is_up(config: Config) -> bool:

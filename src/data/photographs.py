@@ -69,9 +69,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
     Raises UnusableImage on pixels of 32-bit floats, whose range is unknown.
     """
-    turn = _TURNS.get(_orientation(image))
-    if turn is not None:
-        image = image.transpose(turn)
+    orientation = _orientation(image)
+    if orientation in _TURNS:
+        image = image.transpose(_TURNS[orientation])
     if image.mode == "F":
         raise UnusableImage("32-bit floating-point pixels; save it with 8 or 16 bits")
     if image.mode.startswith("I"):  # I;16, or I from older versions of Pillow
