@@ -24,7 +24,7 @@ def find_problem(requirements_path=None):
     missing, unfit = find_unmet(requirements_path)
     if missing:
         unfit.append(f"missing: {', '.join(missing)}")
-    return f"{'; '.join(unfit)} (run '{sys.executable} -m pip install -r requirements.txt')" if unfit else None
+    return f"{'; '.join(unfit)} (run '{sys.executable} -m pip install -r {requirements_path}')" if unfit else None
 
 
 def find_unmet(requirements_path):

@@ -123,6 +123,18 @@ fail_setup() {
         "without network, point pip to a mirror, or set PYTHON to a Python that holds requirements.txt"
 }
 
+# require_more FILE: what a script needs beside requirements.txt; installed into .venv alone.
+require_more() {
+    local report
+    if report="$(check "$PYTHON" "$1")"; then return; fi
+    [ "$PYTHON" = "$VENV/bin/python" ] && [ -e "$VENV_STAMP" ] || fail "$PYTHON: $report"
+    say "installing ${1#"$ROOT/"} into .venv"
+    (
+        ! command -v flock >/dev/null || flock 9
+        check "$PYTHON" "$1" || "$PYTHON" -m pip install -qq --prefer-binary --no-compile -r "$REQUIREMENTS" -r "$1"
+    ) 9>>"$VENV_LOCK" >"$VENV_LOG" 2>&1 || fail_setup
+}
+
 if [ -n "${PYTHON:-}" ]; then
     use_given_python
 else

@@ -10,7 +10,7 @@ from itertools import chain
 import pytest
 
 from src.captioning.arguments import name_checkpoints, read_image_arguments
-from src.captioning.captioners import Caption
+from src.captioning.captions import Caption
 from src.captioning.inputs import Found, find_photographs
 from src.captioning.output import CaptionFile, DonePaths, append_lines
 from src.captioning.run import share

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 
 import numpy as np
@@ -16,9 +18,12 @@ from PIL import Image
 from tiny import ROOT, TINY, run
 
 from src.captioning.captioners import Captioners
+from src.captioning.page import attention_strip
 from src.captioning.run import caption_photographs
+from src.captioning.serve import PageModel
 from src.config_load import load_config
 from src.data.dataset import build_image_source
+from src.data.image_check import UnusableImage
 from src.data.image_files import ImageFiles
 from src.data.photographs import read_photograph
 from src.data.tokenizer import build_word_tokenizer
@@ -247,3 +252,49 @@ def test_the_script_takes_the_result_of_the_run(runs, photographs):
     done = run("-m", "src.pipeline", "eval", "--images", str(photographs / "03.png"), *settings, "name=B")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("| photograph") and done.stdout.splitlines()[0].split()[5] == "B"
+
+
+def test_the_page_shows_captions_and_where_their_words_looked(runs, photographs):
+    """The captions are those of the command line, and each word has its attention over the encoder's grid."""
+    root, settings = runs
+    config = load_config(ROOT / "configs/demo/grpo.yaml", [*settings, "eval.beams=2", "eval.samples=2"])
+    model = PageModel(config, {name: root / name / "checkpoints/best" for name in "AB"})
+    file = sorted(photographs.iterdir())[5]
+    shown = model.show(str(file))
+    command, _ = captioners(runs, "AB", "eval.beams=2", "eval.samples=2")
+    assert shown.captions == command([command.prepare(read_photograph(str(file)))])[0]
+    for name, looks in shown.looks.items():
+        assert len(looks) == len(shown.captions[name]) == 4
+        for row, weights in zip(shown.captions[name], looks):
+            assert weights.shape == (len(row.caption.split()), 16)
+            np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-4)
+    assert shown.small.shape == (320, 320, 3) and attention_strip(shown, 0).count("<figure>") > 0
+    with pytest.raises(UnusableImage, match="missing"):
+        model.show("gone.jpg")
+
+
+def test_the_page_is_served_and_leaves_nothing(runs, photographs, tmp_path):
+    pytest.importorskip("gradio", reason="gradio is not installed: scripts/run_demo.sh installs it")
+    begin, settings = words(runs)
+    port = PORT + 3
+    command = [sys.executable, "-m", "src.captioning.serve", *begin, "--port", str(port), *settings]
+    environment = os.environ | {"TMPDIR": str(tmp_path), "GRADIO_SHARE": "True"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, text=True)
+    assert process.stdout.readline() == f"the page is http://127.0.0.1:{port} (Ctrl-C ends it)\n"
+    assert [path.name.startswith("captions-page-") for path in tmp_path.glob("captions-page-*")] == [True]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:
+        assert b"Captions by A" in answer.read()
+    with pytest.raises(OSError), socket.create_connection((own_address(), port), timeout=5):
+        pass
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 4 and not list(tmp_path.glob("captions-page-*"))
+
+
+def own_address():
+    """This machine's address on a network, or one that nobody has."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+            return probe.getsockname()[0]
+    except OSError:
+        return "192.0.2.1"

@@ -27,6 +27,11 @@ sys.version_info = ({version}, 0, "final", 0)
 sys.path.insert(0, site)
 runpy.run_path(sys.argv[0], run_name="__main__")' "$0" "$site" "$@" ;;
 "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo "venv made by $0" >>"{calls}" ;;
+"-m pip "*demo_requirements.txt)
+    if [ -n "${{PIP_FAILS:-}}" ]; then echo "ERROR: No matching distribution found for gradio" >&2; exit 1; fi
+    mkdir "$0.site/gradio-5.50.0.dist-info"
+    printf "Metadata-Version: 2.1\nName: gradio\nVersion: 5.50.0\n" >"$0.site/gradio-5.50.0.dist-info/METADATA"
+    echo "page installed" >>"{calls}" ;;
 "-m pip "*" -r "*)
     echo "pip started" >>"{calls}"; sleep "${{PIP_SECONDS:-0}}"
     if [ -n "${{PIP_FAILS:-}}" ]; then echo "ERROR: No matching distribution found for mindspore" >&2; exit 1; fi
@@ -274,6 +279,38 @@ def test_venv_made_by_hand_is_used_if_complete_and_never_touched(checkout):
     assert status == 2
     assert f"error: {checkout.root}/.venv was not made by these scripts: missing: mindspore, captions" in one_error(err)
     assert checkout.venv_python.exists() and not checkout.calls.exists()
+
+
+def test_the_page_runs_where_its_requirements_are(checkout):
+    site = checkout.make_site("site", {**GOOD, "gradio": "5.50.0"})
+    python = checkout.add_python("python", site=site)
+    status, out, err = checkout.run("run_demo.sh", "--checkpoint", "A=a b")
+    assert (status, err) == (0, "")
+    assert out == checkout.ran(python, "-m", "src.captioning.serve", "--checkpoint", "A=a b")
+
+
+def test_what_the_page_needs_is_installed_into_venv_alone(checkout):
+    python = checkout.add_python("python", site=checkout.good_site)
+    status, out, err = checkout.run("run_demo.sh")
+    assert (status, out) == (2, "")
+    file = checkout.root / "scripts/demo_requirements.txt"
+    assert one_error(err) == f"error: {python}: missing: gradio (run '{python} -m pip install -r {file}')"
+    python.unlink()
+    checkout.add_python("python3.11")
+    status, out, err = checkout.run("run_demo.sh", PIP_FAILS="")
+    assert (status, out) == (0, checkout.ran(checkout.venv_python, "-m", "src.captioning.serve"))
+    assert "environment: installing scripts/demo_requirements.txt into .venv\n" in err
+    assert checkout.run("run_demo.sh") == (0, out, "")
+    assert checkout.run("run_ce.sh")[2] == ""
+    assert checkout.count("page installed") == checkout.count("pip started") == 1
+
+
+def test_a_page_that_cannot_be_installed_is_one_line(checkout):
+    checkout.add_python("python3.11")
+    checkout.run()
+    status, out, err = checkout.run("run_demo.sh", PIP_FAILS="1")
+    assert (status, out) == (2, "")
+    assert "ERROR: No matching distribution found for gradio (log: " in one_error(err)
 
 
 def test_ci_runs_the_test_script_and_passes_its_status_on(checkout):

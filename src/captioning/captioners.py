@@ -12,6 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from src.captioning.captions import Caption, Captions
 from src.config import Config
 from src.data.dataset import build_image_source, weights_digest
 from src.data.image_files import ImageFiles
@@ -23,17 +24,6 @@ from src.evaluation.files import decoding_name
 from src.rng import uniforms
 from src.training.run import graph_cache
 from src.workers import Workers
-
-
-class Caption(NamedTuple):
-    """decoding: greedy, the name of a beam search, or sample. logprob: of all its tokens, the EOS too, in nats."""
-
-    decoding: str
-    caption: str
-    logprob: float
-
-
-Captions = dict[str, list[Caption]]  # by checkpoint: the greedy one, the best beam, the samples
 
 
 class Inputs(NamedTuple):

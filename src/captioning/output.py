@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from src.captioning.captioners import Captions
+from src.captioning.captions import Captions
 from src.config_rules import flatten
 from src.errors import InputError
 from src.files import whole_file

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from src.captioning.captioners import Captioners, Captions, Inputs
+from src.captioning.captioners import Captioners, Inputs
+from src.captioning.captions import Captions
 from src.captioning.inputs import Found, find_photographs
 from src.captioning.output import CaptionFile, DonePaths, path_digest
 from src.captioning.table import Table, one_line

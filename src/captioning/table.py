@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from src.captioning.captioners import Captions
+from src.captioning.captions import Captions
 
 
 class Table:

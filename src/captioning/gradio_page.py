@@ -1,0 +1,129 @@
+"""The page itself, in gradio, without gradio's own network calls: no analytics, no fonts or scripts of other hosts."""
+
+import re
+from typing import Any, NoReturn, Protocol
+
+import gradio as gr
+from gradio import processing_utils
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from src.captioning.page import (
+    STYLE,
+    Shown,
+    attention_strip,
+    captions_table,
+    choices,
+    failure,
+    picture_frame,
+)
+from src.data.image_check import MAX_PIXELS, UnusableImage
+from src.errors import InputError
+
+MAX_UPLOAD = 20_000_000  # bytes: phones write 2 to 12 million
+_KEEP = 600  # seconds until an upload is deleted
+_SESSIONS = 100  # whose last photograph is kept in memory, about 1 MB each
+# Only this host; gradio's script evaluates, and styles and pictures stand in the page.
+_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; frame-ancestors 'self'"
+_HELP = f"""Drop a photograph of at most {MAX_UPLOAD // 1_000_000} MB and {MAX_PIXELS // 1_000_000} million pixels.
+Transparent parts lie on white; of an animation the first picture is taken. The number behind a caption is its log-prob
+in nats."""
+_FOREIGN = re.compile(rb'<(link|script)\b[^>]*(?:href|src)="https?://[^>]*>(?:\s*</script>)?')
+
+
+class Model(Protocol):
+    """What the page asks: serve.PageModel, or a stand-in."""
+
+    names: list[str]
+
+    def show(self, path: str) -> Shown:
+        """Captions and attention of an image file. Raises UnusableImage."""
+
+
+def build_page(model: Model) -> gr.Blocks:
+    """A file to drop, the captions of all checkpoints, and attention of the caption that is chosen."""
+
+    def caption(path: str | None) -> tuple[Any, ...]:
+        if path is None:
+            return "", "", gr.Dropdown(visible=False), "", None
+        try:
+            shown = model.show(path)
+        except UnusableImage as reason:
+            return failure(f"This cannot be used: {reason}."), "", gr.Dropdown(visible=False), "", None
+        names = gr.Dropdown(choices=choices(shown.captions), value=0, visible=True)
+        return picture_frame(shown.small), captions_table(shown.captions), names, attention_strip(shown, 0), shown
+
+    def look(choice: int | None, shown: Shown | None) -> str:
+        return "" if shown is None or choice is None else attention_strip(shown, choice)
+
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    with gr.Blocks(title="Captions", theme=theme, css=STYLE, analytics_enabled=False, delete_cache=(60, _KEEP)) as page:
+        gr.Markdown(f"# Captions by {' and '.join(model.names)}\n{_HELP}")
+        shown = gr.State(time_to_live=_KEEP)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=240):
+                file = gr.File(label="Photograph", type="filepath", height=150)
+                picture = gr.HTML()
+            with gr.Column(scale=3):
+                table = gr.HTML()
+        chosen = gr.Dropdown(label="Where the words of this caption looked", visible=False, interactive=True)
+        looks = gr.HTML()
+        outputs = [picture, table, chosen, looks, shown]
+        file.change(caption, file, outputs, api_name=False, concurrency_limit=1)
+        chosen.input(look, [chosen, shown], looks, api_name=False)
+    return page
+
+
+def refuse_url(*_: Any, **__: Any) -> NoReturn:
+    """Stands where gradio fetches what a client names by a URL in place of an upload."""
+    raise gr.Error("only uploads are captioned, no addresses")
+
+
+def serve_page(model: Model, host: str, port: int) -> gr.Blocks:
+    """Start the server in a thread of its own. Errors: InputError where host or port cannot be had."""
+    processing_utils.async_ssrf_protected_download = refuse_url
+    page = build_page(model).queue(max_size=20)
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            quiet=True,
+            show_api=False,
+            prevent_thread_lock=True,
+            max_file_size=MAX_UPLOAD,
+            state_session_capacity=_SESSIONS,
+            ssr_mode=False,
+            app_kwargs={"middleware": [Middleware(OwnHostOnly)]},
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot serve on {host}:{port} ({error}); give another --host or --port") from None
+    return page
+
+
+class OwnHostOnly:
+    """Takes links to other hosts out of pages, and has the browser ask no other host."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass one request on, and its answer back."""
+        held: list[Message] = []  # the start of a page, until its length is known
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = _POLICY
+                if headers.get("content-type", "").startswith("text/html"):
+                    held.append(message)
+                    return
+            elif held and message["type"] == "http.response.body":
+                message["body"] = _FOREIGN.sub(b"", message["body"])  # gradio sends pages whole
+                start = held.pop()
+                MutableHeaders(scope=start)["content-length"] = str(len(message["body"]))
+                await send(start)
+            await send(message)
+
+        await self._app(scope, receive, send_on if scope["type"] == "http" else send)

@@ -1,0 +1,96 @@
+"""A page on this machine that captions the photographs that are dropped on it.
+
+python -m src.captioning.serve --checkpoint [NAME=]PATH... [--config FILE] [--host ADDRESS] [--port N] [key=value ...]
+Uploads lie in a temporary folder, which goes with the page; nothing is fetched from other machines, or sent to them.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from src.captioning.arguments import read_image_arguments
+from src.captioning.page import Shown, small_picture
+from src.config import Config
+from src.config_load import load_config
+from src.data.photographs import Photograph, read_photograph
+from src.environment import prepare_environment, run_program
+from src.errors import InputError
+
+if TYPE_CHECKING:
+    from src.captioning.captioners import Captioners
+
+_DEFAULTS = ["eval.beams=3", "eval.samples=5"]  # a page is for looking at captions; key=value sets others
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class PageModel:
+    """Checkpoints behind a page. All their work is done by one thread: MindSpore's mode is of a thread."""
+
+    def __init__(self, config: Config, checkpoints: Mapping[str, Path]) -> None:
+        """Loads and compiles. Errors: InputError where a checkpoint does not fit."""
+        self.names = list(checkpoints)
+        self._thread = ThreadPoolExecutor(1)
+        self._captioners = self._thread.submit(_load, config, checkpoints).result()
+        self._show(Photograph(np.full((8, 8, 3), 128, np.uint8), 0))
+
+    def show(self, path: str) -> Shown:
+        """Captions and attention of an image file. Raises UnusableImage."""
+        return self._show(read_photograph(path))
+
+    def _show(self, photograph: Photograph) -> Shown:
+        return self._thread.submit(_show, self._captioners, photograph).result()
+
+
+def _load(config: Config, checkpoints: Mapping[str, Path]) -> "Captioners":
+    from src.captioning.captioners import Captioners
+    from src.device import setup_device
+    from src.workers import Workers
+
+    setup_device(config)
+    return Captioners(config, checkpoints, Workers())
+
+
+def _show(captioners: "Captioners", photograph: Photograph) -> Shown:
+    inputs = captioners.prepare(photograph)
+    (captions,) = captioners([inputs])
+    return Shown(small_picture(photograph.pixels), captions, captioners.attend(inputs, captions))
+
+
+def main() -> None:
+    """Load the checkpoints, and serve the page until Ctrl-C or SIGTERM."""
+    parser = argparse.ArgumentParser(description="Caption photographs on a page of this machine.")
+    parser.add_argument("--checkpoint", nargs="+", required=True, metavar="[NAME=]PATH", help="as many as you like")
+    parser.add_argument("--config", default="configs/demo/grpo.yaml", help="what the checkpoints were trained with")
+    parser.add_argument("--host", default=_LOOPBACK[0], help="address to listen on (default: this machine alone)")
+    parser.add_argument("--port", type=int, default=7860, help="default 7860")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    parser.set_defaults(images=["on the page"], output=None)
+    arguments = parser.parse_intermixed_args()
+    checkpoints = read_image_arguments(arguments)
+    config = load_config(arguments.config, [*_DEFAULTS, *arguments.overrides])
+    with tempfile.TemporaryDirectory(prefix="captions-page-") as folder:
+        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}  # read at its import
+        prepare_environment(convolutions=True)
+        try:
+            from src.captioning.gradio_page import serve_page
+        except ModuleNotFoundError as error:
+            raise InputError(f"{error}: scripts/run_demo.sh installs what the page needs") from None
+        if arguments.host not in _LOOPBACK:
+            print(f"warning: all who reach {arguments.host}:{arguments.port} can use the page", file=sys.stderr)
+        print("loading and compiling", file=sys.stderr)
+        serve_page(PageModel(config, checkpoints), arguments.host, arguments.port)
+        print(f"the page is http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", flush=True)
+        while True:
+            signal.pause()
+
+
+if __name__ == "__main__":
+    run_program(main)
