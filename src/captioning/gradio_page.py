@@ -67,7 +67,12 @@ def build_page(model: Model) -> gr.Blocks:
                 picture = gr.HTML()
             with gr.Column(scale=3):
                 table = gr.HTML()
-        chosen = gr.Dropdown(label="Where the words of this caption looked", visible=False, interactive=True)
+        chosen = gr.Dropdown(
+            label="Where the words of this caption looked",
+            info="The darker, the less; numbers stand where the pointer rests on a picture.",
+            visible=False,
+            interactive=True,
+        )
         looks = gr.HTML()
         outputs = [picture, table, chosen, looks, shown]
         file.change(caption, file, outputs, api_name=False, concurrency_limit=1)
