@@ -22,7 +22,10 @@ def main() -> None:
     parser.add_argument("--config", help="the YAML file that was trained with; an exported folder has it")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--checkpoint", nargs="+", metavar="[NAME=]PATH", help="outputs/demo-grpo/checkpoints/best, or an exported folder"
+        "--checkpoint",
+        nargs="+",
+        metavar="[NAME=]PATH",
+        help="such as outputs/demo-grpo/checkpoints/best, or an exported folder",
     )
     source.add_argument("--captions", type=Path, help="a COCO results file to score instead")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import tracemalloc
 from itertools import chain
+from pathlib import Path
 
 import pytest
 

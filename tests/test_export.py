@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -16,15 +17,18 @@ from tiny import TINY, run, tiny_data
 import src
 import src.device
 import src.export.mindir
+from src.captioning.captioners import Captioners
 from src.config_load import load_config
+from src.data.photographs import read_photograph
 from src.data.tokenizer import build_word_tokenizer
 from src.errors import InputError, RunStopped
-from src.evaluation.evaluate import caption_images, load_captioner
+from src.evaluation.evaluate import load_captioner
 from src.export.__main__ import main
 from src.export.folder import given_checkpoint
 from src.export.mindir import compare, write_mindir
 from src.models.captioner import build_captioner
 from src.training.checkpoint import save_checkpoint
+from src.workers import Workers
 
 NAMES = {"model.safetensors", "config.yaml", "tokenizer.json", "captioner.mindir", "export.json"}
 SETTINGS = [*TINY, f"data.root={tiny_data()}"]
@@ -49,8 +53,10 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def captions(checkpoint):
     """What the project captions the test images with, all in one batch, by file."""
-    found, broken = caption_images(load_config("configs/demo/ce.yaml", SETTINGS), checkpoint, FILES)
-    assert not broken and len(set(found.values())) > 4
+    captioners = Captioners(load_config("configs/demo/ce.yaml", SETTINGS), {"it": checkpoint}, Workers())
+    rows = captioners([captioners.prepare(read_photograph(str(file))) for file in FILES])
+    found = {file: row["it"][0].caption for file, row in zip(FILES, rows)}
+    assert len(set(found.values())) > 4
     return found
 
 
@@ -92,9 +98,11 @@ def test_a_server_captions_with_the_folder_alone(captions, exported):
 
 
 def test_eval_takes_the_folder_without_a_configuration(captions, exported, tmp_path):
-    done = run("eval.py", "--checkpoint", str(exported), "--images", *map(str, FILES), f"output_root={tmp_path}")
+    out = tmp_path / "out.jsonl"
+    done = run("eval.py", "--checkpoint", f"it={exported}", "--images", *map(str, FILES), "--output", str(out))
     assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
-    assert done.stdout.splitlines() == [f"{file}\t{caption}" for file, caption in captions.items()]
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {Path(row["image"]): row["captions"]["it"][0]["caption"] for row in rows} == captions
 
 
 def test_a_folder_is_exported_again_where_the_data_is_not(exported, tmp_path):

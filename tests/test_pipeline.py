@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import yaml
 from event_reader import logged_scalars, read_pictures, read_scalars

@@ -68,13 +68,13 @@ def main() -> None:
     """Load the checkpoints, and serve the page until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(description="Caption photographs on a page of this machine.")
     parser.add_argument("--checkpoint", nargs="+", required=True, metavar="[NAME=]PATH", help="as many as you like")
-    parser.add_argument("--config", default="configs/demo/grpo.yaml", help="what the checkpoints were trained with")
+    parser.add_argument("--config", help="what was trained with (default: that of an exported folder, or the demo's)")
     parser.add_argument("--host", default=_LOOPBACK[0], help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=7860, help="default 7860")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     parser.set_defaults(images=["on the page"], output=None)
     arguments = parser.parse_intermixed_args()
-    checkpoints = read_image_arguments(arguments)
+    checkpoints = read_image_arguments(arguments, Path("configs/demo/grpo.yaml"))
     config = load_config(arguments.config, [*_DEFAULTS, *arguments.overrides])
     with tempfile.TemporaryDirectory(prefix="captions-page-") as folder:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}  # read at its import
