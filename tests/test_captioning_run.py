@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections import Counter
 
+import mindspore as ms
 import numpy as np
 import pytest
 from hostile import BAD, GOOD, make_hostile
@@ -17,6 +18,7 @@ from mindspore import Tensor
 from PIL import Image
 from tiny import ROOT, TINY, run
 
+import src.device
 from src.captioning.captioners import Captioners
 from src.captioning.page import attention_strip
 from src.captioning.run import caption_photographs
@@ -254,10 +256,12 @@ def test_the_script_takes_the_result_of_the_run(runs, photographs):
     assert done.stdout.startswith("| photograph") and done.stdout.splitlines()[0].split()[5] == "B"
 
 
-def test_the_page_shows_captions_and_where_their_words_looked(runs, photographs):
+def test_the_page_shows_captions_and_where_their_words_looked(runs, photographs, monkeypatch):
     """The captions are those of the command line, and each word has its attention over the encoder's grid."""
     root, settings = runs
     config = load_config(ROOT / "configs/demo/grpo.yaml", [*settings, "eval.beams=2", "eval.samples=2"])
+    # This process has its device already; the mode is of the page's thread.
+    monkeypatch.setattr(src.device, "setup_device", lambda config: ms.set_context(mode=ms.GRAPH_MODE))
     model = PageModel(config, {name: root / name / "checkpoints/best" for name in "AB"})
     file = sorted(photographs.iterdir())[5]
     shown = model.show(str(file))
