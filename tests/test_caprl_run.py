@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from fake_server import fake_server, read_caption
+from fake_server import asked, fake_server, read_caption
 from tiny import TINY, documented, run, tiny_data, tiny_mixture
 
 
@@ -20,8 +20,8 @@ def folders(root):
     return [f"data.root={tiny_data()}", f"output_root={root}"]
 
 
-def grpo(root, init, server):
-    settings = [*TINY, *tiny_mixture(), *folders(root), f"init_checkpoint={init}", f"caprl.base_url={server.url}"]
+def grpo(root, init, server, *more):
+    settings = [*TINY, *tiny_mixture(), *folders(root), f"init_checkpoint={init}", f"caprl.base_url={server.url}", *more]
     return run("train.py", "--config", "configs/demo/grpo.yaml", *settings)
 
 
@@ -70,6 +70,21 @@ def test_without_its_server_a_run_does_not_begin(init, tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert f"caprl.base_url={server.url}" in done.stderr and "start the server" in done.stderr
     assert not lines(tmp_path)
+
+
+def test_captions_of_60_tokens_are_sampled_asked_about_and_evaluated(tmp_path):
+    long = ["decoder.positions=60", "ce.tokens=60", "grpo.tokens=60", "eval.tokens=60", "grpo.rollouts=1"]
+    done = run("train.py", "--config", "configs/demo/ce.yaml", *TINY, "ce.epochs=1", *folders(tmp_path), *long)
+    assert done.returncode == 0, done.stderr
+    init = tmp_path / "demo-ce/checkpoints/best"
+    with fake_server(read_caption) as server:
+        done = grpo(tmp_path, init, server, *long, "grpo.temperature=9")  # nearly uniform: an EOS is rare
+        assert done.returncode == 0, done.stderr
+        lengths = [len(asked(body)[0].split()) for body in server.requests]
+    assert max(lengths) == 60 and sum(lengths) > 40 * len(lengths)
+    (rollout,) = [line for line in lines(tmp_path) if "rollout/length_mean" in line]
+    assert rollout["rollout/length_mean"] > 40
+    assert any(line.get("val/length_mean", 0) > 0 for line in lines(tmp_path))
 
 
 def test_evaluation_by_questions_stands_beside_cider(init, tmp_path):
