@@ -73,7 +73,9 @@ def run_program(main: Callable[[], None]) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
             _report_worker(1, f"error: {type(error).__name__}: {error}")
             raise
-        end(InputError.exit_status, f"error: {error.filename or 'a file'}: {error.strerror}; checkpoints are kept")
+        place = error.filename or "a file, most likely under output_root"  # a write to an open file does not say which
+        mend = "free space or mend its permissions; checkpoints are kept, and the same command goes on"
+        end(InputError.exit_status, f"error: {place}: {error.strerror}; {mend}")
     except KeyboardInterrupt:
         end(130, "interrupted")
     except Exception as error:

@@ -21,7 +21,14 @@ def folders(root):
 
 
 def grpo(root, init, server, *more):
-    settings = [*TINY, *tiny_mixture(), *folders(root), f"init_checkpoint={init}", f"caprl.base_url={server.url}", *more]
+    settings = [
+        *TINY,
+        *tiny_mixture(),
+        *folders(root),
+        f"init_checkpoint={init}",
+        f"caprl.base_url={server.url}",
+        *more,
+    ]
     return run("train.py", "--config", "configs/demo/grpo.yaml", *settings)
 
 

@@ -44,7 +44,9 @@ def save_checkpoint(
             if path.name == "last" and path.exists():
                 os.replace(path, path.with_name("previous"))
     except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write the checkpoint {path}: {error}; free or choose another output_root") from None
+        raise InputError(
+            f"cannot write the checkpoint {path}: {error}; free space, or choose another output_root"
+        ) from None
 
 
 def find_last(folder: Path) -> Path | None:
