@@ -1,6 +1,7 @@
 import numpy as np
+import pytest
 
-from src.rl.rollout import Rollout
+from src.rl.rollout import Rollout, moments
 
 
 def test_groups_take_whole_groups_in_row_order():
@@ -22,3 +23,9 @@ def test_groups_take_whole_groups_in_row_order():
     assert part.old_logprobs[:, 1].tolist() == [-40, -50, 0, -10]
     assert part.ref_logprobs[:, 1].tolist() == [-80, -100, 0, -20]
     assert part.rewards.tolist() == [[4, 5], [0, 1]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_missing_rewards_do_not_count():
+    assert moments(np.array([[1, np.nan], [4, 7]])) == pytest.approx((4, np.sqrt(6)))
+    assert all(np.isnan(moments(np.full((2, 2), np.nan))))

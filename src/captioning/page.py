@@ -23,7 +23,7 @@ STYLE = """
   vertical-align: top; }
 .captions th { font-weight: 600; }
 .captions tbody th { white-space: nowrap; width: 1%; }
-.logprob { opacity: .7; font-size: .85em; white-space: nowrap; }
+.logprob { color: var(--body-text-color); opacity: .75; font-size: .85em; white-space: nowrap; }
 .looks { display: flex; flex-wrap: wrap; gap: .75rem; }
 .looks figure { margin: 0; }
 .looks img { display: block; max-width: 10rem; max-height: 10rem; margin: auto; }

@@ -28,7 +28,7 @@ class Rollout:
     @property
     def reward_mean(self) -> float:
         """Over the rewards that are not missing."""
-        return float(np.nanmean(self.rewards))
+        return moments(self.rewards)[0]
 
     def groups(self, images: np.ndarray) -> "Rollout":
         """The whole groups of the given images (indices into B)."""
@@ -43,3 +43,9 @@ class Rollout:
             self.rewards[images],
             self.advantages[rows],
         )
+
+
+def moments(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of the values that are not missing (NaN); NaN where all are."""
+    there = values[~np.isnan(values)]
+    return (float(there.mean()), float(there.std())) if there.size else (np.nan, np.nan)

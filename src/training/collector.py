@@ -16,7 +16,7 @@ from src.rewards.completions import decode_completions
 from src.rewards.mixture import Rewards
 from src.rl.advantage import combined_advantages, total_rewards, zero_advantage_groups
 from src.rl.cells import LogprobCell
-from src.rl.rollout import Rollout
+from src.rl.rollout import Rollout, moments
 from src.rng import permutation, uniforms
 from src.training.run import Run
 
@@ -70,7 +70,7 @@ class RolloutCollector:
         if failed is not None:
             stats["rollout/caprl_failed"] = failed
         if greedy:
-            stats["rollout/greedy_reward_mean"] = np.nanmean(greedy_rewards[0] @ weights)
+            stats["rollout/greedy_reward_mean"] = moments(greedy_rewards[0] @ weights)[0]
         return rollout, stats | {"time/rollout_s": sampled_at - started, "time/reward_s": rewarded_at - sampled_at}
 
     def _sample(self, index: int, images: np.ndarray, places: list[np.ndarray]) -> list[np.ndarray]:
@@ -111,18 +111,19 @@ class RolloutCollector:
     def _statistics(self, rollout: Rollout, rewards: np.ndarray) -> dict[str, float]:
         """What docs/metrics.md says of every rollout; rewards [B, G, k]."""
         ended = (rollout.completion_ids == self.run.tokenizer.eos_id).any(1)
+        total = moments(rollout.rewards)
         stats = {
-            "rollout/reward_mean": rollout.reward_mean,
-            "rollout/reward_std": np.nanstd(rollout.rewards),
+            "rollout/reward_mean": total[0],
+            "rollout/reward_std": total[1],
             "rollout/advantage_std": rollout.advantages.std(),
             "rollout/zero_spread_groups": zero_advantage_groups(rollout.advantages, self.config.grpo.group_size),
             "rollout/length_mean": rollout.completion_mask.sum(1).mean(),
             "rollout/truncated": 1.0 - ended.mean(),
         }
         for number, name in enumerate(self.rewards.names):
-            stats[f"rollout/reward_{name}_mean"] = np.nanmean(rewards[..., number])
-            stats[f"rollout/reward_{name}_std"] = np.nanstd(rewards[..., number])
-        return stats
+            mean, std = moments(rewards[..., number])
+            stats |= {f"rollout/reward_{name}_mean": mean, f"rollout/reward_{name}_std": std}
+        return {name: value for name, value in stats.items() if not np.isnan(value)}  # no image had a question
 
     def _failed(self, index: int) -> float | None:
         """The share of the rollout's presentations, of all workers, that caprl got no answer to; None without caprl.
