@@ -58,6 +58,7 @@ def build_page(model: Model) -> gr.Blocks:
         return "" if shown is None or choice is None else attention_strip(shown, choice)
 
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")  # gradio's is too pale
     with gr.Blocks(title="Captions", theme=theme, css=STYLE, analytics_enabled=False, delete_cache=(60, _KEEP)) as page:
         gr.Markdown(f"# Captions by {' and '.join(model.names)}\n{_HELP}")
         shown = gr.State(time_to_live=_KEEP)
