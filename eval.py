@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
     checkpoints = read_image_arguments(arguments)
+    if arguments.captions is not None and (arguments.images or arguments.prism):
+        raise InputError("--captions is scored as it is: --images and --prism are for --checkpoint")
     if arguments.config is None:
         raise InputError("--config is missing: it names the data that --captions is scored on")
     config = load_config(arguments.config, arguments.overrides)

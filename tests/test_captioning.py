@@ -92,9 +92,9 @@ def checkpoints(collection):
     return collection
 
 
-def arguments(*, checkpoint=(), images=(), output=None, config="c.yaml"):
+def arguments(*, checkpoint=(), images=None, output=None, config="c.yaml"):
     return argparse.Namespace(
-        checkpoint=[*checkpoint], images=[*images], output=output, config=config, overrides=["seed=2"]
+        checkpoint=[*checkpoint], images=images, output=output, config=config, overrides=["seed=2"]
     )
 
 
@@ -151,6 +151,7 @@ def test_checkpoints_that_cannot_be_taken(checkpoints, words, mend):
     [
         (arguments(checkpoint=["A=a", "B=a"]), "several checkpoints are for --images"),
         (arguments(checkpoint=["A=a"], output="x.jsonl"), "--output is for --images"),
+        (arguments(checkpoint=["A=a"], images=["eval.beams=3"]), "--images names no photograph"),
     ],
 )
 def test_flags_that_do_not_go_together(checkpoints, words, mend):

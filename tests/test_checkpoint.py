@@ -1,5 +1,7 @@
 """Checkpoints: the same values again, whole files only, clear errors."""
 
+import os
+
 import numpy as np
 import pytest
 from mindspore import Parameter, Tensor, nn
@@ -32,6 +34,15 @@ def test_round_trip_with_optimizer_and_state(tmp_path):
         np.testing.assert_array_equal(values(other)[name], value)
     assert again["exp_avg"].asnumpy().tolist() == [1.5, 2.5] and again["global_step"].asnumpy().tolist() == [7]
     load_checkpoint(tmp_path / "last", other)  # parameters alone
+
+
+def test_it_can_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_checkpoint(tmp_path / "last", Model(), {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "last").stat().st_mode & 0o777 == 0o640
 
 
 def test_the_last_but_one_is_kept_and_found_when_last_is_gone(tmp_path):

@@ -208,13 +208,16 @@ def test_a_model_that_mindspore_writes_as_several_files_is_named(tmp_path, monke
     "flags, message",
     [
         (["--checkpoint", "a/file", "--output", "new"], "--config is missing"),
+        (["--checkpoint", "{run}", "--output", "new"], "is the folder of a run; give .*/checkpoints/best"),
         (["--checkpoint", "src", "--output", "new"], r"src is no whole exported checkpoint.*model\.safetensors"),
         (["--config", "configs/demo/ce.yaml", "--checkpoint", "a/file", "--output", "src"], "src exists"),
         (["--checkpoint", "a/file", "--output", "new", "--batch", "0"], "--batch and --compare must be at least 1"),
     ],
 )
-def test_what_cannot_be_exported_is_named(flags, message, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["export", *flags])
+def test_what_cannot_be_exported_is_named(flags, message, monkeypatch, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/best").touch()
+    monkeypatch.setattr(sys, "argv", ["export", *[flag.format(run=tmp_path) for flag in flags]])
     with pytest.raises(InputError, match=message):
         main()
 

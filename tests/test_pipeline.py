@@ -13,8 +13,10 @@ from tiny import TINY, documented, run, tiny_data
 from src import __version__
 from src.config_load import load_config
 from src.data.dataset import load_dataset
+from src.errors import InputError
 from src.evaluation.gallery import look
 from src.evaluation.report import System
+from src.pipeline import main
 from src.training.checkpoint import read_state
 
 METRICS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
@@ -126,6 +128,10 @@ def test_scoring_a_file_of_captions_gives_the_same_numbers(outputs):
     assert result.returncode == 0, result.stderr
     scores = json.loads(result.stdout.splitlines()[-1])
     assert scores["metrics"] == json.loads((root / "demo-grpo/eval_test.json").read_text())["metrics"]
+    result = run(
+        "eval.py", "--config", "configs/demo/grpo.yaml", "--captions", str(file), "--images", str(file), *settings
+    )
+    assert result.returncode == 2 and "--captions is scored as it is" in result.stderr
 
 
 def test_bad_checkpoints_are_one_line_and_status_2(outputs, tmp_path):
@@ -178,3 +184,16 @@ def test_evaluation_of_a_given_checkpoint_writes_where_it_lies(outputs, tmp_path
     scores = json.loads((root / "demo-ce/eval_val_beam2-lp1.json").read_text())
     assert scores["num_images"] == 16 and "decoding:beam2-lp1" in scores["signature"]
     assert "# CE on the val split" in result.stdout and scores["signature"] in result.stdout
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["grpo", "--images", "x.jpg"], "are for scripts/run_eval.sh"),
+        (["eval", "output_root=nowhere"], "nowhere/demo-grpo holds no result: train it first"),
+    ],
+)
+def test_flags_that_do_not_go_with_the_goal_are_refused(words, message, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pipeline", *words])
+    with pytest.raises(InputError, match=message):
+        main()

@@ -34,4 +34,5 @@ def test_runs_side_by_side_with_one_signature(tmp_path):
 def test_results_go_into_the_run_that_owns_the_checkpoint(tmp_path):
     config = load_config("configs/demo/ce.yaml", ["output_root=elsewhere"])
     assert owning_folder(config, tmp_path / "run/checkpoints/best") == tmp_path / "run"
-    assert str(owning_folder(config, tmp_path / "copied")) == "elsewhere/demo-ce"
+    assert str(owning_folder(config, tmp_path / "copied")) == "elsewhere/copied"
+    assert str(owning_folder(config, tmp_path / "served/model.safetensors")) == "elsewhere/served"

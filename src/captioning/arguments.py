@@ -27,15 +27,20 @@ def read_image_arguments(arguments: argparse.Namespace, default: Path | None = N
     arguments.config becomes the file that is given, an exported folder's, or `default`.
     Raises InputError where the flags do not go together.
     """
+    wants_images = arguments.images is not None
     for flag in ("checkpoint", "images"):
         words = getattr(arguments, flag) or []
         arguments.overrides += [word for word in words if is_setting(word)]
         setattr(arguments, flag, [word for word in words if not is_setting(word)])
     checkpoints = name_checkpoints(arguments.checkpoint or ())
+    if wants_images and not arguments.images:
+        raise InputError("--images names no photograph, only settings")
     if not arguments.images and arguments.output is not None:
         raise InputError("--output is for --images: a split's captions go into the run folder")
     if not arguments.images and len(checkpoints) > 1:
-        raise InputError("several checkpoints are for --images: a split is evaluated with one at a time")
+        raise InputError(
+            "several checkpoints are for --images: a split is evaluated with one; photographs go behind --images"
+        )
     if arguments.config is None and not any(path.is_dir() for path in checkpoints.values()):
         arguments.config = default
     for name, path in checkpoints.items():

@@ -74,6 +74,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     parser.set_defaults(images=["on the page"], output=None)
     arguments = parser.parse_intermixed_args()
+    if not 0 < arguments.port < 65_536:
+        raise InputError(f"--port {arguments.port} must be from 1 to 65535")
     checkpoints = read_image_arguments(arguments, Path("configs/demo/grpo.yaml"))
     config = load_config(arguments.config, [*_DEFAULTS, *arguments.overrides])
     with tempfile.TemporaryDirectory(prefix="captions-page-") as folder:

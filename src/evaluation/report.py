@@ -7,6 +7,7 @@ from typing import NamedTuple
 from src.config import Config
 from src.errors import InputError
 from src.evaluation.files import read_evaluation
+from src.export.folder import MODEL
 from src.tables import markdown_table
 
 
@@ -19,9 +20,14 @@ class System(NamedTuple):
 
 
 def owning_folder(config: Config, checkpoint: Path) -> Path:
-    """The run folder that owns a checkpoint, where results are written; else the configuration's."""
-    owner = checkpoint.resolve().parent
-    return owner.parent if owner.name == "checkpoints" else config.run_folder
+    """Where a checkpoint's results are written: the run folder that owns it, else one of its name in output_root.
+
+    An exported folder has results under the folder's name, not its run's, whose own they would replace.
+    """
+    path = checkpoint.resolve()
+    if path.parent.name == "checkpoints":
+        return path.parent.parent
+    return Path(config.output_root, path.parent.name if path.name == MODEL else path.stem)
 
 
 def metrics_table(results: Mapping[str, dict]) -> str:

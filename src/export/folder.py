@@ -21,6 +21,8 @@ def given_checkpoint(path: Path, config: Path | str | None) -> tuple[Path, Path]
         if config is None:
             raise InputError(f"--config is missing: only an exported folder brings its own, and {path} is none")
         return path, Path(config)
+    if (path / "checkpoints/best").is_file():
+        raise InputError(f"{path} is the folder of a run; give {path}/checkpoints/best")
     for name in (MODEL, CONFIG, TOKENIZER):
         if not (path / name).is_file():
             raise InputError(

@@ -39,6 +39,7 @@ def save_checkpoint(
     try:
         with whole_file(path) as partial:
             save_file(arrays, partial, metadata=metadata)
+            partial.chmod(0o666 & ~_umask())  # safetensors writes files that their owner alone can read
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
             if path.name == "last" and path.exists():
@@ -47,6 +48,12 @@ def save_checkpoint(
         raise InputError(
             f"cannot write the checkpoint {path}: {error}; free space, or choose another output_root"
         ) from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # which can only be read by setting it
+    os.umask(mask)
+    return mask
 
 
 def find_last(folder: Path) -> Path | None:
