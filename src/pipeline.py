@@ -24,8 +24,8 @@ from src.launch import Cluster, add_cluster_arguments, launch, read_cluster
 
 def main() -> None:
     """Run the stages; the first that fails ends the program with its exit status."""
-    parser = argparse.ArgumentParser(description="Train and evaluate the stages of a configuration.")
-    parser.add_argument("goal", choices=("ce", "grpo", "scst", "eval"))
+    parser = argparse.ArgumentParser("scripts/run_GOAL.sh", description="Train and evaluate a configuration's stages.")
+    parser.add_argument("goal", choices=("ce", "grpo", "scst", "eval"), help=argparse.SUPPRESS)  # the scripts give it
     parser.add_argument("--config", type=Path, help="default: configs/demo/<goal>.yaml, grpo.yaml for eval")
     parser.add_argument("--checkpoint", nargs="+", metavar="[NAME=]PATH", help="for eval: default is the run's result")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))

@@ -84,3 +84,9 @@ def test_the_time_limit_saves_and_ends_with_status_5(tmp_path):
     settings[-1] = "stop_after_minutes=0"  # the run goes on
     result = run("train.py", "--config", "configs/demo/ce.yaml", *settings)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("program", [["eval.py"], ["train.py"], ["-m", "src.export"]])
+def test_a_python_without_the_packages_is_told_of_the_environment(program):
+    result = run("-S", *program, "--help")  # -S: without site-packages
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and ".venv/bin/activate" in result.stderr

@@ -66,7 +66,9 @@ def _show(captioners: "Captioners", photograph: Photograph) -> Shown:
 
 def main() -> None:
     """Load the checkpoints, and serve the page until Ctrl-C or SIGTERM."""
-    parser = argparse.ArgumentParser(description="Caption photographs on a page of this machine.")
+    parser = argparse.ArgumentParser(
+        "scripts/run_demo.sh", description="Caption photographs on a page of this machine."
+    )
     parser.add_argument("--checkpoint", nargs="+", required=True, metavar="[NAME=]PATH", help="as many as you like")
     parser.add_argument("--config", help="what was trained with (default: that of an exported folder, or the demo's)")
     parser.add_argument("--host", default=_LOOPBACK[0], help="address to listen on (default: this machine alone)")

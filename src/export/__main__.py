@@ -18,7 +18,9 @@ from src.export.folder import FACTS, GRAPH, given_checkpoint
 
 def main() -> None:
     """Parse the command line, write the folder and print a line."""
-    parser = argparse.ArgumentParser(description="Export a checkpoint as one folder, with a MindIR graph.")
+    parser = argparse.ArgumentParser(
+        "python -m src.export", description="Export a checkpoint as one folder, with a MindIR graph."
+    )
     parser.add_argument("--config", help="the YAML file that the checkpoint was trained with")
     parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint, or an exported folder")
     parser.add_argument("--output", type=Path, required=True, help="the folder to write; it must not exist")

@@ -21,7 +21,7 @@ DEVICE_GB = (32, 64)  # memory of an Ascend 910 and of a 910B
 
 def main() -> None:
     """Print a table with a line for each zone, what is in the way, and the memory."""
-    parser = argparse.ArgumentParser(description="Check that a configuration's graphs can run on Ascend.")
+    parser = argparse.ArgumentParser("python -m src.readiness", description="Check that graphs can run on Ascend.")
     parser.add_argument("--config", required=True)
     parser.add_argument("--vocab", type=int, help="tokens; default: 30522 for word pieces, 10000 for words")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
