@@ -161,7 +161,7 @@ def test_what_was_made_outlives_a_kill(folder, kill):
             [sys.executable, *command(folder, server.url)], cwd=ROOT, stderr=subprocess.PIPE, text=True
         )
         path = folder / "questions_val.jsonl"
-        while process.poll() is None and not path.exists():
+        while process.poll() is None and not (path.exists() and path.read_bytes()):  # opened, then written
             time.sleep(0.01)
         server.behave = partial(slowly, seconds=0.3)
         asked = len(server.requests)
