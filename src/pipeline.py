@@ -1,8 +1,8 @@
 """What the scripts run: the stages of one configuration in order, each as a process of its own.
 
 python -m src.pipeline ce|grpo|scst|eval [--config FILE] [key=value ...]
-ce: train, evaluate. grpo, scst: CE if it is not complete, RL, both evaluated, the table. eval: evaluate a checkpoint,
-or with --images caption photographs by some.
+ce: train, evaluate. grpo, scst: CE if it is not complete, RL, both evaluated, the table. eval: evaluate these results
+again, or one checkpoint, or with --images caption photographs by some.
 Beside the table comes report.html, for which this process runs the models on a few images (src/evaluation/gallery.py).
 """
 
@@ -46,11 +46,13 @@ def main() -> None:
     if arguments.goal == "eval" and arguments.images:
         caption_images(stages[0], cluster, arguments)
         return
-    if config.stage != "ce" and arguments.goal != "eval":
+    if config.stage != "ce" and not checkpoints:
         overrides = stage_overrides(arguments.overrides) + (["fresh=true"] if config.fresh else [])
         ce_file = file.parent / config.init_config
         init = None if config.init_checkpoint is None else Path(config.init_checkpoint)
-        stages.insert(0, Stage(ce_file, load_config(ce_file, overrides), overrides, init))
+        ce = Stage(ce_file, load_config(ce_file, overrides), overrides, init)
+        if arguments.goal != "eval" or shown_system(ce).checkpoint.is_file():
+            stages.insert(0, ce)
 
     for stage in stages:
         if arguments.goal != "eval" and stage.checkpoint is None:
@@ -62,12 +64,13 @@ def main() -> None:
         return
     systems: dict[str, System] = {stage.config.stage: shown_system(stage) for stage in stages}
     name = results_name(arguments.split, config.eval)
-    target = systems[stages[-1].config.stage].folder
-    print(write_report({key.upper(): system.folder for key, system in systems.items()}, target, name), flush=True)
+    stem = "report" if arguments.split == "test" else f"report_{arguments.split}"
+    path = systems[stages[-1].config.stage].folder / f"{stem}.md"
+    print(write_report({key.upper(): system.folder for key, system in systems.items()}, path, name), flush=True)
     from src.evaluation.report_page import write_stages_page  # and with it matplotlib
 
-    write_stages_page(systems, name, target)
-    print(f"{target}/report.html")
+    write_stages_page(systems, name, path.with_suffix(".html"))
+    print(path.with_suffix(".html"))
 
 
 class Stage(NamedTuple):

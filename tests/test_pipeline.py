@@ -10,6 +10,7 @@ from event_reader import logged_scalars, read_pictures, read_scalars
 from safetensors.numpy import load_file
 from tiny import TINY, documented, run, tiny_data
 
+import src.pipeline
 from src import __version__
 from src.config_load import load_config
 from src.data.dataset import load_dataset
@@ -184,6 +185,21 @@ def test_evaluation_of_a_given_checkpoint_writes_where_it_lies(outputs, tmp_path
     scores = json.loads((root / "demo-ce/eval_val_beam2-lp1.json").read_text())
     assert scores["num_images"] == 16 and "decoding:beam2-lp1" in scores["signature"]
     assert "# CE on the val split" in result.stdout and scores["signature"] in result.stdout
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_evaluation_again_is_of_the_same_stages(outputs, split, monkeypatch, capsys):
+    """The CE model beside the RL one, as after training; the report of another split stands beside the first."""
+    root, settings, _ = outputs
+    evaluated = []
+    monkeypatch.setattr("sys.argv", ["pipeline", "eval", "--split", split, *settings])
+    monkeypatch.setattr(src.pipeline, "run_program_of", lambda stage, *words: evaluated.append(words[-1]))
+    monkeypatch.setattr(src.pipeline, "write_report", lambda folders, path, name: f"{' '.join(folders)}: {path.name}")
+    monkeypatch.setattr("src.evaluation.report_page.write_stages_page", lambda *page: None)
+    main()
+    assert evaluated == [f"{root}/demo-{stage}/checkpoints/best" for stage in ("ce", "grpo")]
+    stem = {"test": "report", "val": "report_val"}[split]
+    assert capsys.readouterr().out == f"CE GRPO: {stem}.md\n{root}/demo-grpo/{stem}.html\n"
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,14 @@ def test_runs_side_by_side_with_one_signature(tmp_path):
     for name, score in (("a", 0.5), ("b", 0.75)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "eval_test.json").write_text(json.dumps(result(score)))
-    report = write_report({"CE": tmp_path / "a", "GRPO": tmp_path / "b"}, tmp_path / "b", "test")
+    report = write_report({"CE": tmp_path / "a", "GRPO": tmp_path / "b"}, tmp_path / "b/report.md", "test")
     assert report == (tmp_path / "b/report.md").read_text()
     assert "| CE | 12.3 | 50.0 |" in report and "| GRPO | 12.3 | 75.0 |" in report and "`tok:ptb`" in report
     (tmp_path / "a/eval_test.json").write_text(json.dumps(result(0.5, "tok:other")))
     with pytest.raises(InputError, match="differently"):
-        write_report({"CE": tmp_path / "a", "GRPO": tmp_path / "b"}, tmp_path / "b", "test")
+        write_report({"CE": tmp_path / "a", "GRPO": tmp_path / "b"}, tmp_path / "b/report.md", "test")
     with pytest.raises(InputError, match=r"eval_val\.json"):
-        write_report({"CE": tmp_path / "a"}, tmp_path / "a", "val")
+        write_report({"CE": tmp_path / "a"}, tmp_path / "a/report.md", "val")
 
 
 def test_results_go_into_the_run_that_owns_the_checkpoint(tmp_path):

@@ -1,6 +1,5 @@
 """Resuming after kill -9 gives the same losses to the last digit, for CE with dropout and within a GRPO rollout."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,10 +12,12 @@ from event_reader import logged_scalars, read_pictures, read_scalars
 from safetensors.numpy import load_file
 from tiny import ROOT, TINY, tiny_data
 
+from src.training.metrics import read_lines
+
 
 def losses(folder: Path) -> list[tuple[int, float]]:
     """(step, train/loss) of every logged update."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_lines(folder / "metrics.jsonl")
     return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
 
 
@@ -33,8 +34,6 @@ def finish(process: subprocess.Popen) -> None:
 
 def kill_after(process: subprocess.Popen, folder: Path, steps: int) -> None:
     """kill -9 as soon as `steps` updates are logged; the run must not have ended by then."""
-    while process.poll() is None and not (folder / "metrics.jsonl").exists():
-        time.sleep(0.02)
     while process.poll() is None and len(losses(folder)) < steps:
         time.sleep(0.02)
     assert process.poll() is None, process.communicate()[1]

@@ -15,7 +15,7 @@ from src.config import Config
 from src.config_plan import Plan
 from src.errors import InputError
 from src.evaluation.bootstrap import average_seeds, paired_differences, whole_split
-from src.evaluation.files import read_arrays, read_evaluation, results_name, write_json
+from src.evaluation.files import read_arrays, read_evaluation, results_name, write_json, write_text
 from src.evaluation.plots import plot_curves, plot_learning, plot_quality_diversity
 from src.evaluation.report import common_signature
 from src.rewards.mixture import reward_signature
@@ -73,7 +73,7 @@ def write_comparison(
     plot_curves(lines, target)
     plot_quality_diversity(evaluations, target)
     text = markdown(report, next(iter(configs.values())), len(plan.seeds))
-    (target / "report.md").write_text(text, encoding="utf-8")
+    write_text(target / "report.md", text)
     return text
 
 

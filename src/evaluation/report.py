@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from src.config import Config
 from src.errors import InputError
-from src.evaluation.files import read_evaluation
+from src.evaluation.files import read_evaluation, write_text
 from src.export.folder import MODEL
 from src.tables import markdown_table
 
@@ -83,14 +83,14 @@ def common_signature(results: Iterable[dict]) -> str:
     return signatures[0]
 
 
-def write_report(folders: Mapping[str, Path], target: Path, name: str) -> str:
-    """Write report.md of the runs in `folders` (by system) into the folder `target`, and return it.
+def write_report(folders: Mapping[str, Path], path: Path, name: str) -> str:
+    """Write the report of the runs in `folders` (by system), and return it.
 
-    Errors: InputError where a run has no eval_<name>.json, or where the scores were not made alike.
+    Errors: InputError where a run has no eval_<name>.json, where the scores were not made alike, or naming `path`.
     """
     results = {system: read_evaluation(folder, name) for system, folder in folders.items()}
     line = common_signature(results.values())
     title = f"{' and '.join(results)} on the {name.partition('_')[0]} split"
     report = f"# {title}\n\n{metrics_table(results)}\n{prism_table(results)}\nSignature: `{line}`\n"
-    (target / "report.md").write_text(report, encoding="utf-8")
+    write_text(path, report)
     return report

@@ -37,10 +37,11 @@ _COMPARISON_PLOTS = {
 }
 
 
-def write_stages_page(systems: Mapping[str, System], name: str, target: Path) -> None:
-    """The page of the stages that one script has run. systems: by stage; name: of the results (`results_name`).
+def write_stages_page(systems: Mapping[str, System], name: str, path: Path) -> None:
+    """Write the page of the stages that one script has run, and its plots beside it.
 
-    Writes report.html and its plots into `target`. Errors: InputError where results, weights or images are missing.
+    systems: by stage; name: of the results (`results_name`). Errors: InputError where results, weights or images are
+    missing.
     """
     results = read_results({stage: [system.folder] for stage, system in systems.items()}, name)
     only = {stage: evaluations[0] for stage, evaluations in results.evaluations.items()}
@@ -52,12 +53,12 @@ def write_stages_page(systems: Mapping[str, System], name: str, target: Path) ->
     lines = {stage: [read_lines(system.folder / "metrics.jsonl")] for stage, system in systems.items()}
     plots = []
     if logged(lines):
-        plot_histories({label(stage): seeds[0] for stage, seeds in lines.items()}, target / "histories.png")
-        plots.append(Plot(target / "histories.png", "Histories of each stage against its updates."))
+        plot_histories({label(stage): seeds[0] for stage, seeds in lines.items()}, path.with_name("histories.png"))
+        plots.append(Plot(path.with_name("histories.png"), "Histories of each stage against its updates."))
     if all("diversity" in evaluation for evaluation in only.values()):
-        plot_quality_diversity(results.evaluations, target)
-        plots.append(Plot(target / "quality_diversity.png", _QUALITY))
-    _write(systems, name, target, tables, plots, lines, f"Signature: {results.signature}.")
+        plot_quality_diversity(results.evaluations, path.parent)
+        plots.append(Plot(path.with_name("quality_diversity.png"), _QUALITY))
+    _write(systems, name, path, tables, plots, lines, f"Signature: {results.signature}.")
 
 
 def write_comparison_page(
@@ -81,7 +82,8 @@ def write_comparison_page(
     about = (
         f"{seeds} seeds, ± is the standard deviation over them; images show seed {config.seed}. " if seeds > 1 else ""
     )
-    _write(systems, name, target, tables, plots, lines, f"{about}Signature: {report['signatures']['score']}.")
+    about += f"Signature: {report['signatures']['score']}."
+    _write(systems, name, target / "report.html", tables, plots, lines, about)
 
 
 def score_tables(systems: Mapping[str, Mapping[str, dict]]) -> list[Table]:
@@ -171,7 +173,7 @@ def history_table(lines: Mapping[str, Sequence[Sequence[dict]]]) -> Table:
 def _write(
     systems: Mapping[str, System],
     name: str,
-    target: Path,
+    path: Path,
     tables: Sequence[Table],
     plots: Sequence[Plot],
     lines: Mapping[str, Sequence[Sequence[dict]]],
@@ -188,4 +190,4 @@ def _write(
     title = f"{listed([label(system) for system in systems])} on {config.data.dataset}, {split} split"
     intro = f"{images:,} images, {decoding or 'greedy'} decoding. {about}"
     histories = [history_table(lines)] if logged(lines) else []
-    write_text(target / "report.html", render_page(title, intro, tables, plots, histories, pictures, images))
+    write_text(path, render_page(title, intro, tables, plots, histories, pictures, images))
