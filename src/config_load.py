@@ -161,13 +161,14 @@ def _set(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
         raise InputError(f"{origin}: unknown key '{key}'{hint}")
     for section in sections:
         tree = tree.setdefault(section, {})
-    tree[last] = value
+    tree[last] = _convert(value, _KEYS[key], key, origin)
 
 
-def _keys(cls: Any, prefix: str = "") -> list[str]:
-    keys = []
+def _keys(cls: Any, prefix: str = "") -> dict[str, Any]:
+    """The type of every dotted key."""
+    keys: dict[str, Any] = {}
     for name, kind in get_type_hints(cls).items():
-        keys += _keys(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [prefix + name]
+        keys |= _keys(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else {prefix + name: kind}
     return keys
 
 

@@ -191,6 +191,7 @@ def test_load_captions(tmp_path):
     [
         ("", "not valid JSON"),
         ('[{"image_id": 1, "caption": "a"}', "not valid JSON"),
+        ('{"image": "a.jpg"}\n{"image": "b.jpg"}', 'line 2 column 1 .*; want a list of {"image_id": int'),
         ("[" * 100_000, "not valid JSON"),
         ("\udcff", "not valid JSON"),
         ("{}", "want a list"),

@@ -139,6 +139,7 @@ def test_names_of_checkpoints(checkpoints):
         (["CE=a", "CE=p/best"], "a and p/best are both called CE; give NAME=PATH"),
         (["a|b=a"], r"'a\|b' must be letters"),
         (["CE=gone"], "--checkpoint CE=gone: there is no file gone"),
+        (["CE=a", "B="], "--checkpoint B=: there is no file behind ="),
     ],
 )
 def test_checkpoints_that_cannot_be_taken(checkpoints, words, mend):

@@ -65,6 +65,6 @@ def name_checkpoints(words: Sequence[str]) -> dict[str, Path]:
         if name in checkpoints:
             raise InputError(f"--checkpoint: {checkpoints[name]} and {path} are both called {name}; give NAME=PATH")
         if not os.path.exists(path):
-            raise InputError(f"--checkpoint {word}: there is no file {path}")
+            raise InputError(f"--checkpoint {word}: there is no file {path or 'behind ='}")
         checkpoints[name] = Path(path)
     return checkpoints

@@ -21,6 +21,8 @@ from src.data.ptb import java_failure, ptb_tokenize, put_java_on_path, tokenize_
 from src.errors import InputError
 from src.progress import Progress
 
+_WANTED = 'a list of {"image_id": int, "caption": str}'
+
 
 class CaptionScores(NamedTuple):
     """`metrics`: Bleu_1..4, METEOR, ROUGE_L, CIDEr on pycocoevalcap's scale.
@@ -94,9 +96,9 @@ def load_captions(path: str | Path) -> dict[int, str]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); write it again") from error
+        raise InputError(f"{path}: not valid JSON ({error}); want {_WANTED}") from error
     if not isinstance(entries, list) or not entries:
-        raise InputError(f'{path}: want a list of {{"image_id": int, "caption": str}} with at least one entry')
+        raise InputError(f"{path}: want {_WANTED} with at least one entry")
     captions: dict[int, str] = {}
     for number, entry in enumerate(entries):
         image_id = entry.get("image_id") if isinstance(entry, dict) else None
