@@ -10,9 +10,11 @@ import platform
 import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 from src.errors import InputError, ProgramError, Terminated
 
@@ -48,10 +50,17 @@ def convolutions_are_slow() -> bool:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run `main`, and end the process with the exit status that `src.errors` defines; SIGTERM raises Terminated."""
+    """Run `main`, and end the process with the exit status that `src.errors` defines.
 
-    def terminate(signum: int, frame: object) -> None:
-        raise Terminated("ended by SIGTERM; what was computed is kept, the same command goes on")
+    SIGTERM and Ctrl-C raise Terminated, once.
+    """
+
+    signals: list[bool] = []
+
+    def terminate() -> None:
+        signals.append(True)
+        if len(signals) == 1:  # a Ctrl-C comes from the terminal, and as SIGTERM from src.launch
+            raise Terminated("ended by SIGTERM or Ctrl-C; what was computed is kept, the same command goes on")
 
     def end(status: int, message: str) -> None:
         _report_worker(status, message)
@@ -60,14 +69,14 @@ def run_program(main: Callable[[], None]) -> None:
         sys.exit(status)
 
     if os.environ.get("MS_ROLE") != "MS_SCHED":  # msrun's scheduler waits where no Python runs
-        signal.signal(signal.SIGTERM, terminate)
+        on_signals(terminate)
     os.environ.setdefault(_START, str(time.time()))  # programs that this one starts inherit it
     if WORKER_FOLDER in os.environ:
         end_with_parent()
     _report_worker()
     try:
         main()
-    except ProgramError as error:
+    except (ProgramError, Terminated) as error:
         end(error.exit_status, f"error: {error}")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
@@ -82,6 +91,31 @@ def run_program(main: Callable[[], None]) -> None:
         _report_worker(1, f"error: {type(error).__name__}: {error}")
         raise
     _report_worker(0, "done")
+
+
+def on_signals(action: Callable[[], object]) -> None:
+    """Do `action` when SIGTERM or Ctrl-C comes; the second Ctrl-C is a KeyboardInterrupt.
+
+    It waits for the end of an import: an exception in the middle of MindSpore's ends in a dump.
+    """
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if _is_importing(frame):
+            threading.Timer(0.1, os.kill, (os.getpid(), signum)).start()
+            return
+        if signum == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        action()
+
+    signal.signal(signal.SIGTERM, handle)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's jobs in the background ignore it
+        signal.signal(signal.SIGINT, handle)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def start_time() -> float:

@@ -19,8 +19,11 @@ class RunStopped(ProgramError):
     exit_status = 3
 
 
-class Terminated(ProgramError):
-    """SIGTERM arrived: the message names the checkpoint to go on from."""
+class Terminated(BaseException):
+    """SIGTERM or Ctrl-C arrived: the message names the checkpoint to go on from.
+
+    No Exception: it comes at any line, and whoever expects the exceptions of broken files must not take it for one.
+    """
 
     exit_status = 4
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from src.environment import WORKER_FOLDER, end_with_parent
+from src.environment import WORKER_FOLDER, end_with_parent, on_signals
 from src.errors import InputError, RunStopped, Terminated
 
 _PORTS = 8  # each program takes the next port: that of the one before may still be closing
@@ -73,7 +73,8 @@ def read_cluster(arguments: argparse.Namespace) -> Cluster:
 def launch(program: Sequence[str], cluster: Cluster, logs: Path) -> None:
     """Run `program` (a Python file and its arguments); ends this process with its exit status where that is not 0.
 
-    logs: the folder for the logs of several workers. SIGTERM is handed on; the workers decide together where to stop.
+    logs: the folder for the logs of several workers. SIGTERM is handed on, and Ctrl-C as SIGTERM; the workers decide
+    together where to stop.
     """
     status = _run_one(program) if cluster.size == 1 else _run_workers(program, cluster, logs)
     if status != 0:
@@ -82,10 +83,10 @@ def launch(program: Sequence[str], cluster: Cluster, logs: Path) -> None:
 
 def _run_one(program: Sequence[str]) -> int:
     child = subprocess.Popen([sys.executable, *program], preexec_fn=end_with_parent)
-    with _on_sigterm(lambda: child.send_signal(signal.SIGTERM)):
+    with _on_signals(lambda: child.send_signal(signal.SIGTERM)):
         try:
             return child.wait()
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # the child has it too
             return child.wait()
 
 
@@ -106,7 +107,7 @@ def _run_workers(program: Sequence[str], cluster: Cluster, logs: Path) -> int:
     terminated: list[float] = []
     with (
         open(logs / msrun_log, "wb") as output,
-        _on_sigterm(lambda: terminated.append(time.monotonic())),
+        _on_signals(lambda: terminated.append(time.monotonic())),
     ):
         msrun = subprocess.Popen(
             [*_msrun(cluster, port, logs), *program],
@@ -233,7 +234,7 @@ def _outcome(msrun_status: int, msrun_log: str, logs: Path, names: Sequence[str]
     if all(report.get("status") == 0 for report in reports.values()):
         return 0
     if terminated:
-        raise Terminated("ended by SIGTERM before the workers could save; the same command goes on")
+        raise Terminated("ended by SIGTERM or Ctrl-C before the workers could save; the same command goes on")
     log = logs / msrun_log
     died = _DIED.search(log.read_text(errors="replace")) if log.exists() else None
     silent = [name for name in names if "status" not in reports[name]]  # msrun kills the others without a word
@@ -245,9 +246,11 @@ def _outcome(msrun_status: int, msrun_log: str, logs: Path, names: Sequence[str]
 
 
 @contextlib.contextmanager
-def _on_sigterm(action: Callable[[], object]) -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, lambda signum, frame: action())
+def _on_signals(action: Callable[[], object]) -> Iterator[None]:
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    on_signals(action)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

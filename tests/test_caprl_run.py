@@ -4,7 +4,7 @@ import json
 
 import pytest
 from fake_server import asked, fake_server, read_caption
-from tiny import TINY, documented, run, tiny_data, tiny_mixture
+from tiny import TINY, documented, messages, run, tiny_data, tiny_mixture
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_run_stops_when_its_answering_model_does_and_goes_on_as_if_nothing_had
 
     with fake_server(dies) as server:
         done = grpo(cut, init, server)
-    assert done.returncode == 3 and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 3 and len(messages(done.stderr)) == 1, done.stderr
     assert "questions of rollout 2" in done.stderr and "caprl.max_failed=0.2" in done.stderr
     assert "checkpoints/last is saved" in done.stderr
     with fake_server(read_caption) as server:  # at another port
@@ -74,7 +74,7 @@ def test_without_its_server_a_run_does_not_begin(init, tmp_path):
     with fake_server(read_caption) as server:
         pass
     done = grpo(tmp_path, init, server)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 2 and len(messages(done.stderr)) == 1, done.stderr
     assert f"caprl.base_url={server.url}" in done.stderr and "start the server" in done.stderr
     assert not lines(tmp_path)
 

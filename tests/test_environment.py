@@ -1,6 +1,7 @@
 """Exit statuses and the one line on stderr."""
 
 import errno
+import importlib
 import os
 import signal
 import subprocess
@@ -9,10 +10,22 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny import ROOT
 
-from src.environment import run_program
+from src.data.image_check import load_image
+from src.environment import on_signals, run_program
 from src.errors import InputError, RunStopped, Terminated
+
+
+@pytest.fixture
+def signals():
+    """As a program in a terminal has them; put back afterwards."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.mark.parametrize(
@@ -25,6 +38,7 @@ from src.errors import InputError, RunStopped, Terminated
         (KeyboardInterrupt(), 130),
     ],
 )
+@pytest.mark.usefixtures("signals")
 def test_errors_are_one_line_and_a_status(error, status, capsys):
     def main():
         raise error
@@ -36,16 +50,66 @@ def test_errors_are_one_line_and_a_status(error, status, capsys):
     assert status == 130 or "x.json" in lines[0]
 
 
-def test_sigterm_is_status_4_wherever_it_comes(capsys):
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as stop:
-            run_program(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_status_4_wherever_they_come(signum, signals, capsys):
+    def main():
+        try:
+            os.kill(os.getpid(), signum)
+        finally:  # the other of a terminal's and a parent's, while files are closed
+            os.kill(os.getpid(), signal.SIGINT + signal.SIGTERM - signum)
+
+    with pytest.raises(SystemExit) as stop:
+        run_program(main)
     assert stop.value.code == 4 and len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_signals_wait_for_the_end_of_an_import(signum, signals, tmp_path, monkeypatch, capsys):
+    """MindSpore's calls Python from C++, which ends with a dump where that raises."""
+    name = f"signalled_{signum}"
+    (tmp_path / f"{name}.py").write_text(f"import os, time\nos.kill(os.getpid(), {signum:d})\ntime.sleep(0.3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def main():
+        importlib.import_module(name)
+        print("imported", flush=True)
+        time.sleep(30)
+
+    with pytest.raises(SystemExit) as stop:
+        run_program(main)
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (4, "imported\n") and err.startswith("error: ended by SIGTERM or Ctrl-C")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_not_taken_for_a_broken_file(signum, signals, monkeypatch):
+    """Who catches the many exceptions of Pillow's decoders."""
+
+    def main():
+        monkeypatch.setattr(Image, "open", lambda *arguments, **options: os.kill(os.getpid(), signum))
+        load_image(Path("any.png"))
+
+    with pytest.raises(SystemExit) as stop:
+        run_program(main)
+    assert stop.value.code == 4
+
+
+def test_a_second_ctrl_c_does_not_wait(signals):
+    taken = []
+    on_signals(lambda: taken.append(1))
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert taken == [1]
+
+
+def test_jobs_in_the_background_ignore_ctrl_c(signals):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    on_signals(lambda: pytest.fail("taken"))
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("signals")
 def test_a_defect_keeps_its_traceback():
     with pytest.raises(FileNotFoundError):
         run_program(lambda: open("/absent"))  # noqa: SIM115

@@ -8,10 +8,11 @@ import sys
 import time
 
 import pytest
-from tiny import ROOT, TINY, run, tiny_data
+from tiny import ROOT, TINY, messages, run, take_ctrl_c, tiny_data
 
 
-def test_sigterm_saves_and_ends_with_status_4(tmp_path):
+@pytest.mark.parametrize("by", ["SIGTERM", "Ctrl-C"])
+def test_a_signal_saves_and_ends_with_status_4(by, tmp_path):
     command = [
         "-m",
         "src.pipeline",
@@ -21,13 +22,20 @@ def test_sigterm_saves_and_ends_with_status_4(tmp_path):
         f"output_root={tmp_path}",
         f"data.root={tiny_data()}",
     ]
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, stderr=-1, text=True, preexec_fn=take_ctrl_c, start_new_session=True
+    )
     metrics = tmp_path / "demo-ce/metrics.jsonl"
     while process.poll() is None and (not metrics.exists() or not metrics.read_text()):
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    if by == "SIGTERM":
+        process.send_signal(signal.SIGTERM)
+    else:  # a terminal sends it to all of the group
+        os.killpg(process.pid, signal.SIGINT)
     errors = process.communicate()[1]
-    assert process.returncode == 4 and "SIGTERM" in errors and "last" in errors, errors
+    assert process.returncode == 4 and "error: ended by SIGTERM or Ctrl-C at step" in errors and "last" in errors, (
+        errors
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_with_status_3(tmp_path):
@@ -56,7 +64,7 @@ def test_a_loss_that_is_not_finite_stops_with_status_3(tmp_path):
 def test_bad_settings_are_one_line_and_status_2(tmp_path, settings, words):
     common = [*TINY, f"output_root={tmp_path}", f"data.root={tiny_data()}"]
     result = run("train.py", "--config", "configs/demo/ce.yaml", *common, *settings)
-    errors = [line for line in result.stderr.splitlines() if not line.startswith("environment:")]
+    errors = messages(result.stderr)
     assert result.returncode == 2 and len(errors) == 1 and all(word in errors[0] for word in words), result.stderr
 
 

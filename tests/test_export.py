@@ -12,7 +12,7 @@ import tokenizers
 from mindspore import Tensor, nn
 from mindspore.train import serialization
 from PIL import Image
-from tiny import TINY, run, tiny_data
+from tiny import TINY, messages, run, tiny_data
 
 import src
 import src.device
@@ -144,7 +144,7 @@ def test_a_damaged_folder_is_one_line_and_status_2(exported, tmp_path, damage, w
     folder = shutil.copytree(exported, tmp_path / "copy")
     damage(folder)
     done = run("eval.py", "--checkpoint", str(folder), "--images", str(FILES[0]), "device=CPU")
-    errors = [line for line in done.stderr.splitlines() if not line.startswith("environment:")]
+    errors = messages(done.stderr)
     assert done.returncode == 2 and len(errors) == 1 and all(word in errors[0] for word in words), done.stderr
 
 

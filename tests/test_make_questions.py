@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 from fake_server import fake_server, put, sees, shown
-from tiny import ROOT, TINY, run, tiny_data
+from tiny import ROOT, TINY, messages, run, tiny_data
 
 from src.data.questions import load_questions
 
@@ -106,7 +106,7 @@ def test_all_images_are_asked_about_once(folder):
 def test_a_server_that_dies_stops_it_and_the_same_command_goes_on(folder):
     with fake_server(lambda body, number: MODEL(body, number) if number < 50 else (500, {})) as server:
         done = run(*command(folder, server.url))
-    assert done.returncode == 3 and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 3 and len(messages(done.stderr)) == 1, done.stderr
     assert f"error: caprl.base_url={server.url}: 4 images in a row failed" in done.stderr
     assert f"{folder}/questions_val.jsonl holds" in done.stderr
     assert done.stdout.count("failed: ") == 4 and "InternalServerError" in done.stdout
@@ -189,7 +189,7 @@ def test_what_was_made_outlives_a_kill(folder, kill):
 )
 def test_bad_settings_are_one_line_and_status_2(folder, more, words):
     done = run(*command(folder, "http://127.0.0.1:9/v1", *more))
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 2 and len(messages(done.stderr)) == 1, done.stderr
     assert all(word in done.stderr for word in words), done.stderr
     assert not list(folder.glob("questions*"))
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from event_reader import logged_scalars, read_pictures, read_scalars
 from safetensors.numpy import load_file
-from tiny import TINY, documented, run, tiny_data
+from tiny import TINY, documented, messages, run, tiny_data
 
 import src.pipeline
 from src import __version__
@@ -143,7 +143,7 @@ def test_bad_checkpoints_are_one_line_and_status_2(outputs, tmp_path):
     (tmp_path / "truncated").write_bytes(best.read_bytes()[:-1000])
     for path, word, extra in ((tmp_path / "truncated", "damaged", []), (best, "another model", ["decoder.width=64"])):
         result = run("eval.py", "--config", "configs/demo/ce.yaml", *settings, *extra, "--checkpoint", str(path))
-        errors = [line for line in result.stderr.splitlines() if not line.startswith("environment:")]
+        errors = messages(result.stderr)
         assert result.returncode == 2 and len(errors) == 1, result.stderr
         assert str(path) in errors[0] and word in errors[0]
 

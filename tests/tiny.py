@@ -2,6 +2,8 @@
 
 import functools
 import json
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,6 +55,16 @@ def documented(section: str) -> set[str]:
     text = (ROOT / "docs/metrics.md").read_text().partition(f"## {section}")[2].partition("\n## ")[0]
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
     return {word.strip() for row in rows for word in row.split("|")[1].split(",")}
+
+
+def messages(stderr: str) -> list[str]:
+    """The lines of a program's stderr but those of its environment, and of progress, whose number depends on speed."""
+    return [line for line in stderr.splitlines() if not re.match(r"environment: |.*: +\d+% \d+/\d+ \[", line)]
+
+
+def take_ctrl_c() -> None:
+    """For a child's preexec_fn: as in a terminal, also where the tests are a shell's job in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(*command: str, **options) -> subprocess.CompletedProcess:

@@ -1,7 +1,6 @@
 """A run: its folder, its parts, what it goes on from, and how it ends."""
 
 import json
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from src.data.features import FeatureSource
 from src.data.images import ImageSource
 from src.data.tokenizer import Tokenizer, load_tokenizer
 from src.decoding.sampler import GreedyDecoder
-from src.environment import start_time
+from src.environment import on_signals, start_time
 from src.errors import InputError, RunStopped, Terminated, TimeLimit
 from src.files import file_digest, whole_file
 from src.models.captioner import Captioner, build_captioner
@@ -50,7 +49,7 @@ class Run:
     greedy: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
     workers: Workers
     resumed: Path | None
-    terminated: list[int] = field(default_factory=list)
+    terminated: list[bool] = field(default_factory=list)
 
     def save(self, name: str, optimizer_state: dict | None = None) -> None:
         """Write checkpoints/<name> with the present parameters and state; the first worker does."""
@@ -95,7 +94,7 @@ class Run:
             raise RunStopped(f"the loss is not finite at step {step}; {last} is the last good one")
 
     def must_stop(self) -> bool:
-        """Whether SIGTERM has arrived at any worker or the time is up: the same answer on all."""
+        """Whether SIGTERM or Ctrl-C has arrived at any worker or the time is up: the same answer on all."""
         return self.workers.any(bool(self.terminated) or self._time_is_up())
 
     def _time_is_up(self) -> bool:
@@ -107,7 +106,7 @@ class Run:
         terminated = self.workers.any(bool(self.terminated))  # also waits: msrun kills the others when one has ended
         rest = f"at step {self.state['step']}; {self.folder / 'checkpoints/last'} is saved, the same command goes on"
         if terminated:
-            raise Terminated(f"SIGTERM {rest}")
+            raise Terminated(f"ended by SIGTERM or Ctrl-C {rest}")
         raise TimeLimit(f"stop_after_minutes={self.config.stop_after_minutes:g} is reached {rest}")
 
     def complete(self) -> None:
@@ -190,7 +189,7 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
         workers=workers,
         resumed=last,
     )
-    signal.signal(signal.SIGTERM, lambda signum, frame: run.terminated.append(signum))
+    on_signals(lambda: run.terminated.append(True))
     return run
 
 
