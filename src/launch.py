@@ -74,23 +74,31 @@ def launch(program: Sequence[str], cluster: Cluster, logs: Path) -> None:
     """Run `program` (a Python file and its arguments); ends this process with its exit status where that is not 0.
 
     logs: the folder for the logs of several workers. SIGTERM is handed on, and Ctrl-C as SIGTERM; the workers decide
-    together where to stop.
+    together where to stop. Raises Terminated where they did not, so that no other program follows.
     """
-    status = _run_one(program) if cluster.size == 1 else _run_workers(program, cluster, logs)
+    terminated: list[float] = []
+    status = _run_one(program, terminated) if cluster.size == 1 else _run_workers(program, cluster, logs, terminated)
+    if terminated and status <= 0:  # it had done all, or nothing yet
+        raise Terminated("ended by SIGTERM or Ctrl-C; the same command goes on")
     if status != 0:
         sys.exit(status if status > 0 else 128 - status)
 
 
-def _run_one(program: Sequence[str]) -> int:
+def _run_one(program: Sequence[str], terminated: list[float]) -> int:
     child = subprocess.Popen([sys.executable, *program], preexec_fn=end_with_parent)
-    with _on_signals(lambda: child.send_signal(signal.SIGTERM)):
+
+    def terminate() -> None:
+        terminated.append(time.monotonic())
+        child.send_signal(signal.SIGTERM)
+
+    with _on_signals(terminate):
         try:
             return child.wait()
         except KeyboardInterrupt:  # the child has it too
             return child.wait()
 
 
-def _run_workers(program: Sequence[str], cluster: Cluster, logs: Path) -> int:
+def _run_workers(program: Sequence[str], cluster: Cluster, logs: Path, terminated: list[float]) -> int:
     ranks = range(cluster.node_rank * cluster.devices, (cluster.node_rank + 1) * cluster.devices)
     names = [f"worker_{rank}" for rank in ranks]
     port = _next_port(cluster)
@@ -104,7 +112,6 @@ def _run_workers(program: Sequence[str], cluster: Cluster, logs: Path) -> int:
         raise InputError(
             f"cannot write the logs of the workers in {logs}: {error}; choose another output_root"
         ) from None
-    terminated: list[float] = []
     with (
         open(logs / msrun_log, "wb") as output,
         _on_signals(lambda: terminated.append(time.monotonic())),

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -15,7 +16,7 @@ from fake_server import fake_server, read_caption
 from safetensors.numpy import load_file
 from tiny import ROOT, TINY, messages, run, take_ctrl_c, tiny_data, tiny_mixture
 
-from src.errors import RunStopped
+from src.errors import RunStopped, Terminated
 from src.launch import Cluster, launch
 from src.training.metrics import read_lines
 
@@ -172,6 +173,25 @@ def test_the_first_error_of_a_worker_is_shown(tmp_path):
     assert done.returncode == 2
     assert "worker 0: error: " in done.stderr and "nowhere.json" in done.stderr
     assert "error: " not in done.stdout  # it is said once
+
+
+@pytest.mark.parametrize("handler", ["lambda *signal: sys.exit(0)", "signal.SIG_DFL"])
+def test_no_program_follows_one_that_was_signalled(handler, tmp_path):
+    """Also where that had just done all, or had not begun."""
+    ready, program = tmp_path / "ready", tmp_path / "program.py"
+    program.write_text(
+        f"import pathlib, signal, sys, time\nsignal.signal(signal.SIGTERM, {handler})\n"
+        f"pathlib.Path({str(ready)!r}).touch()\ntime.sleep(60)"
+    )
+
+    def terminate():
+        while not ready.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate).start()
+    with pytest.raises(Terminated, match="the same command goes on"):
+        launch([str(program)], Cluster(1), tmp_path)
 
 
 def start(folder, *arguments):
