@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from src.errors import InputError
 from src.models.encoder import BUILDERS, build_encoder
-from src.models.encoder_weights import load_encoder_weights
+from src.models.encoder_weights import load_encoder_weights, other_pixels
 from src.models.variants import KINDS, PREPROCESSING
 
 SIZE = 64
@@ -296,6 +296,23 @@ def test_damaged_files_are_refused(encoders, files, tmp_path):
     refused(encoders["v1"], tmp_path / "pickle.pth", "convert it to .safetensors")
     for name in ("absent.ckpt", "folder.ckpt"):
         refused(encoders["v1"], tmp_path / name, "no such weights file")
+
+
+@pytest.mark.parametrize("variant", EXPECTED)
+def test_weights_of_another_pixel_scale_are_told(encoders, variant):
+    """Weights whose first batch norm has seen photographs, uncorrelated: 58^2 sum(weight^2) where they are 0 to 255."""
+    encoder = encoders[variant]
+    variance = encoder.norm.moving_variance
+    before = variance.asnumpy().copy()
+    sums = (encoder.conv1.weight.asnumpy() ** 2).sum((1, 2, 3))
+    try:
+        for std, fitting in ((58.0, {"v1"}), (1.0, {"torchvision", "mindspore"}), (1e-3, set(EXPECTED))):
+            variance.set_data(ms.Tensor((std**2 * sums).astype(np.float32)))
+            odd = other_pixels(encoder, variant)
+            assert (odd is None) == (variant in fitting), (std, odd)
+            assert odd is None or all(f"encoder.variant={variant} " in odd and name in odd for name in fitting)
+    finally:
+        variance.set_data(ms.Tensor(before))
 
 
 def refused(encoder, path, message):

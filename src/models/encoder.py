@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import mindspore as ms
@@ -9,7 +10,7 @@ import mindspore.common.dtype as mstype
 from mindspore import nn
 
 from src.models.cnn import SmallCNN
-from src.models.encoder_weights import load_encoder_weights
+from src.models.encoder_weights import load_encoder_weights, other_pixels
 from src.models.resnet import ResNet50
 from src.models.variants import VARIANTS
 
@@ -38,4 +39,7 @@ def build_encoder(
     encoder = BUILDERS[kind](variant, image_size, dtype)
     if checkpoint is not None:
         load_encoder_weights(encoder, checkpoint)
+        odd = other_pixels(encoder, variant)
+        if odd is not None:
+            print(f"warning: {checkpoint}: {odd}", file=sys.stderr)
     return encoder

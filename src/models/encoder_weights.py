@@ -16,9 +16,11 @@ from safetensors import SafetensorError, safe_open
 
 from src.errors import InputError
 from src.models.resnet import ResNet50
+from src.models.variants import KINDS, PREPROCESSING
 
 # A part of a MindSpore name -> the same part of torchvision's.
 _NORM_PARTS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+_PIXEL_STD = 58.0  # of photographs, 0 to 255 (ImageNet)
 _BODY = ("conv", "bn", "norm", "layer")  # how a name begins that belongs to the encoder; others are a classifier's
 
 
@@ -49,6 +51,24 @@ def load_encoder_weights(encoder: nn.Cell, path: str) -> None:
     values = {name: _checked(path, names[name], arrays[names[name]], parameters[name].shape) for name in parameters}
     for name, value in values.items():
         parameters[name].set_data(ms.Tensor(value))
+
+
+def other_pixels(encoder: ResNet50, variant: str) -> str | None:
+    """What is odd where the weights were trained on pixels of another scale than those of `variant`; None where not.
+
+    The first batch norm has seen variances of about var(pixels) * sum(weight^2), which differ by 3,600 between
+    PREPROCESSING's two scales, and by 20 between its channels.
+    """
+    weight = encoder.conv1.weight.asnumpy()
+    seen = float(np.sqrt(np.median(encoder.norm.moving_variance.asnumpy() / (weight**2).sum((1, 2, 3)))))
+    given = {name: _PIXEL_STD * PREPROCESSING[name].scale / PREPROCESSING[name].std[0] for name in KINDS["resnet50"]}
+    near = [name for name, std in given.items() if 1 / 8 < seen / std < 8]
+    if variant in near or not near:
+        return None
+    return (
+        f"pixels of these weights' training had a standard deviation of about {seen:.2g}, those of "
+        f"encoder.variant={variant} have {given[variant]:.2g}; encoder.variant={' or '.join(near)} may be meant"
+    )
 
 
 def _torchvision_name(name: str) -> str:
