@@ -5,6 +5,7 @@ Each run is a process of its own that goes on where it stopped; so does the comp
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +13,9 @@ from src.config import Config
 from src.config_load import load_config
 from src.config_plan import Plan, load_plan
 from src.environment import run_program
+from src.errors import InputError
 from src.evaluation.comparison import EQUAL_UPDATES, published_figures, write_comparison
-from src.evaluation.files import read_evaluation, results_name, scored_as
+from src.evaluation.files import examined_by, read_evaluation, results_name, scored_as
 from src.evaluation.report import System
 from src.evaluation.report_page import write_comparison_page
 from src.files import file_digest
@@ -40,7 +42,7 @@ def main() -> None:
     plan = load_plan(arguments.config, arguments.overrides)
     runs = plan_runs(plan)
     published_figures(runs[0].stage.config.data.dataset)  # a mistake in them is told now, not after the last run
-    stages = {run.stage.config.run_folder: run.stage for run in runs}
+    stages = distinct(runs)
     for number, (folder, stage) in enumerate(stages.items(), start=1):
         print(f"run {number} of {len(stages)}: {folder}", flush=True)
         run_program_of(stage, cluster, "train.py")
@@ -62,13 +64,27 @@ def main() -> None:
     print(f"{target}/report.html")
 
 
+def distinct(runs: Sequence[ComparedRun]) -> dict[Path, Stage]:
+    """The stages by run folder. Errors: InputError where a folder would have to hold two different runs."""
+    stages: dict[Path, Stage] = {}
+    for run in runs:
+        folder = run.stage.config.run_folder
+        if stages.setdefault(folder, run.stage).config != run.stage.config:
+            raise InputError(
+                f"{run.stage.file} and {stages[folder].file} would both train in {folder}: rename a file, or take out "
+                "the name: in it"
+            )
+    return stages
+
+
 def is_evaluated(config: Config) -> bool:
     """Whether eval.py has scored the result of this run on the test split with these settings."""
     name = results_name("test", config.eval)
     if not (config.run_folder / f"eval_{name}.json").is_file():
         return False
     result = read_evaluation(config.run_folder, name)
-    if bool(prism_flags(config, "test")) != ("prism" in result):
+    wanted = examined_by(config, "test") if prism_flags(config, "test") else None
+    if result.get("prism", {}).get("examined_by") != wanted:
         return False
     return result.get("checkpoint") == file_digest(config.result_checkpoint) and result.get("eval") == scored_as(config)
 

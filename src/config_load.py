@@ -147,6 +147,9 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _parse(text: str, key: str) -> Any:
+    """A value of the command line: YAML, but a name or path as it stands, unless it is null or in quotes."""
+    if _KEYS.get(key) in (str, str | None) and text not in ("", "null", "~") and text[0] not in "'\"":
+        return text
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
@@ -159,8 +162,10 @@ def _set(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
         near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.4)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise InputError(f"{origin}: unknown key '{key}'{hint}")
-    for section in sections:
+    for number, section in enumerate(sections, start=1):
         tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise InputError(f"{origin}: '{'.'.join(sections[:number])}' must be a section of keys, not {tree!r}")
     tree[last] = _convert(value, _KEYS[key], key, origin)
 
 

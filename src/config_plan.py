@@ -1,6 +1,7 @@
 """The plan of a comparison: which systems, how many seeds, which budget."""
 
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +97,9 @@ def _check(tree: dict, path: Path) -> None:
     named = isinstance(systems, dict) and all(isinstance(word, str) for pair in systems.items() for word in pair)
     if not named or not systems or "ce" in systems:
         raise InputError(f"{path}: systems={systems} must give each system but ce its file, such as 'grpo: grpo.yaml'")
+    for name in systems:
+        if not re.fullmatch(r"\w+", name):
+            raise InputError(f"{path}: systems.{name}: a name has letters, digits and _")
     for key, least in _LEAST.items():
         if type(tree.get(key)) is not int or tree[key] < least:
             raise InputError(f"{path}: {key}={tree.get(key)} must be a whole number of at least {least}")

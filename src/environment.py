@@ -78,6 +78,10 @@ def run_program(main: Callable[[], None]) -> None:
         main()
     except (ProgramError, Terminated) as error:
         end(error.exit_status, f"error: {error}")
+    except BrokenPipeError:  # who read it, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _report_worker(128 + signal.SIGPIPE, "the reader of the output has ended")
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
             _report_worker(1, f"error: {type(error).__name__}: {error}")

@@ -58,6 +58,13 @@ def test_the_interval_of_a_paired_difference():
     assert all(values == {"mean": 0, "low": 0, "high": 0} for values in equal.values())
 
 
+def test_the_interval_of_a_metric_that_few_images_have():
+    """One image of 50 has questions: resamples without it tell nothing, all others the same."""
+    nan = [np.nan] * 49
+    some, other = (flat(np.zeros(50)) | {"prism_mean": np.array([value, *nan])} for value in (0.75, 0.5))
+    assert paired_differences(some, other, resamples=50)["prism_mean"] == {"mean": 0.25, "low": 0.25, "high": 0.25}
+
+
 def test_seeds_are_averaged_image_by_image():
     mean = average_seeds([flat([1, 2], 2), flat([3, 6], 2)])
     assert mean["CIDEr"].tolist() == [2, 4]

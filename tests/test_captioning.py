@@ -46,6 +46,8 @@ def test_files_patterns_and_missing_ones(collection):
     assert found("photos/notes.txt", "gone.jpg") == ["photos/notes.txt", "gone.jpg"]  # reading tells
     assert found("photos/*.[pJ]*") == ["photos/a.png", "photos/b.JPG"]
     assert found("photos/**/*.webp") == ["photos/deep/er/c.webp"]
+    assert found("photos/**/*") == ["photos/a.png", "photos/b.JPG", *found("photos/deep"), "photos/notes.txt"]
+    assert found("photos/**") == found("photos")  # each once, though ** matches every folder
     assert found("photos/deep/a[1].gif") == ["photos/deep/a[1].gif"]  # a name, not a pattern
     assert found("phot*") == found("photos")
     assert found(f"{collection}/photos/*.png") == [f"{collection}/photos/a.png"]
@@ -233,7 +235,7 @@ def test_captions_of_other_settings_are_not_mixed(file):
     other = {**MADE_FROM, "eval": {"beams": 3}, "checkpoints": {"CE": "1", "GRPO": "2"}}
     with pytest.raises(InputError, match=r"made with other checkpoints\.GRPO, eval\.beams; give another --output"):
         again(file, other)
-    file.settings.unlink()
+    file.settings.write_text("")
     with pytest.raises(InputError, match="which says what it was made with, is not"):
         again(file)
 

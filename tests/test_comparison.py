@@ -17,7 +17,7 @@ from src.config_plan import load_plan
 from src.errors import InputError
 from src.evaluation import comparison
 from src.evaluation.comparison import METRICS, budget, over_seeds, published_figures, stability, write_comparison
-from src.evaluation.files import scored_as, write_arrays, write_json
+from src.evaluation.files import examined_by, scored_as, write_arrays, write_json
 from src.evaluation.plots import BINS, binned, series
 from src.files import file_digest
 
@@ -166,6 +166,18 @@ def test_only_the_evaluation_of_these_weights_with_these_settings_counts(tmp_pat
     assert is_evaluated(config)
     assert not is_evaluated(load_config("configs/demo/ce.yaml", [*settings, "eval.tokens=7"]))
     assert not is_evaluated(load_config("configs/demo/ce.yaml", [*settings, "eval.beams=3"]))
+    settings += [f"data.root={tmp_path}", "caprl.questions=questions.jsonl"]
+    (tmp_path / "questions.jsonl").write_text("{}")
+    examined = load_config("configs/demo/ce.yaml", settings)
+    assert not is_evaluated(examined)
+    prism = {"examined_by": examined_by(examined, "test")}
+    write_json(config.run_folder / "eval_test.json", result | {"prism": prism})
+    assert is_evaluated(examined)
+    by_other = load_config("configs/demo/ce.yaml", [*settings, "caprl.answerer=server", "caprl.model=m"])
+    assert not is_evaluated(by_other)
+    (tmp_path / "questions.jsonl").write_text("{ }")
+    assert not is_evaluated(examined)
+    write_json(config.run_folder / "eval_test.json", result)
     checkpoint.write_bytes(b"other weights")
     assert not is_evaluated(config)
 

@@ -79,6 +79,22 @@ def test_bad_overrides_name_the_key(override, words):
     assert "\n" not in str(error.value)
 
 
+def test_an_empty_section_is_named(tmp_path):
+    (tmp_path / "mine.yaml").write_text("data:")
+    with pytest.raises(InputError, match="'data' must be a section of keys, not None"):
+        load_config(tmp_path / "mine.yaml", ["data.root=x"])
+
+
+def test_names_and_paths_are_taken_as_they_stand():
+    """YAML would read a comment, 20240102, 7 and 100000.0."""
+    words = ["data.root=/data/run #3", "name=2024_01_02", "data.lists=007", "encoder.checkpoint=1e5"]
+    config = load_config(CONFIGS / "demo/grpo.yaml", words)
+    found = (config.data.root, config.name, config.data.lists, config.encoder.checkpoint)
+    assert found == ("/data/run #3", "2024_01_02", "007", "1e5")
+    config = load_config(CONFIGS / "demo/grpo.yaml", ["data.lists='null'", "encoder.checkpoint=null", "caprl.model="])
+    assert (config.data.lists, config.encoder.checkpoint, config.caprl.model) == ("null", None, None)
+
+
 @pytest.mark.parametrize(
     "text, words",
     [

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.comparison import plan_runs
+from src.comparison import distinct, plan_runs
 from src.config_plan import load_plan
 from src.errors import InputError
 from src.evaluation.comparison import EQUAL_UPDATES
@@ -33,8 +33,24 @@ def test_every_shipped_plan_gives_every_system_its_budget(path):
         elif run.system != "ce":
             updates = config.grpo.rollouts * config.updates_per_rollout
             assert plan.updates <= updates < plan.updates + config.updates_per_rollout
-    folders = {(run.stage.config.run_folder, run.stage.config.grpo.rollouts, run.seed) for run in runs}
-    assert len(folders) == len({folder for folder, _, _ in folders})  # a folder is shared by equal runs alone
+    assert distinct(runs).keys() == {run.stage.config.run_folder for run in runs}
+
+
+@pytest.mark.parametrize("folder, text", [("mine", "kl:\n  coef: 0.0\n"), ("", "name: mine\n")], ids=["stem", "name"])
+def test_a_folder_cannot_hold_two_runs(tmp_path, folder, text):
+    """Two files of one name in two folders; a file that names its run, for two seeds."""
+    for name in ("ce", "grpo"):
+        (tmp_path / f"{name}.yaml").write_text(f"base: {CONFIGS}/demo/{name}.yaml\n")
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / "grpo.yaml").write_text(
+        f"base: {CONFIGS}/demo/grpo.yaml\ninit_config: {tmp_path}/ce.yaml\n{text}"
+    )
+    tree = yaml.safe_load((CONFIGS / "demo/comparison.yaml").read_text())
+    tree["systems"] = {"grpo": "grpo.yaml", "other": f"{tmp_path / folder / 'grpo.yaml'}"}
+    (tmp_path / "comparison.yaml").write_text(yaml.safe_dump(tree))
+    runs = plan_runs(load_plan(tmp_path / "comparison.yaml", ["seeds=2"]))
+    with pytest.raises(InputError, match=r"grpo\.yaml would both train in outputs/"):
+        distinct(runs)
 
 
 def test_scst_counts_its_greedy_captions():
@@ -53,6 +69,7 @@ def test_scst_counts_its_greedy_captions():
         ({"budget": 3}, ["'budget'", "captions"]),
         ({"systems": {}}, ["systems={}", "grpo.yaml"]),
         ({"systems": {"grpo": 3}}, ["systems=", "grpo.yaml"]),
+        ({"systems": {"grpo-2": f"{CONFIGS}/demo/grpo.yaml"}}, ["systems.grpo-2", "letters, digits and _"]),
         ({"systems": {"ce": "grpo.yaml"}}, ["systems=", "but ce"]),
         ({"systems": {"grpo": f"{CONFIGS}/demo/ce.yaml"}}, ["systems.grpo", "cross-entropy"]),
         ({"ce": f"{CONFIGS}/flickr8k/ce.yaml"}, ["demo/ce.yaml", "flickr8k/ce.yaml", "init_config"]),

@@ -186,6 +186,17 @@ def test_other_images_replace_a_split(written, tmp_path):
     assert list(Shards(tmp_path / "shards", written).places) == [str(records["test"][0].file.relative_to(written))]
 
 
+def test_folders_of_others_are_not_replaced(written, tmp_path):
+    records, _ = read_records(settings(written))
+    (tmp_path / "images/val").mkdir(parents=True)
+    (tmp_path / "images/val/mine.jpg").write_bytes(b"photograph")
+    with pytest.raises(
+        InputError, match=r"images/val holds no shards, and is not replaced: give another data\.mindrecord"
+    ):
+        write_splits(tmp_path / "images", written, {"val": records["val"]}, shards=2, threads=2)
+    assert (tmp_path / "images/val/mine.jpg").read_bytes() == b"photograph"
+
+
 def test_a_full_disk_is_refused_before_anything_is_written(written, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 10**8))

@@ -98,7 +98,12 @@ def test_lists_replace_the_splits(tmp_path):
     splits, _ = load_records(root=tmp_path, **{**KARPATHY, "lists": "mini"})
     assert {s: [r.image_id for r in rows] for s, rows in splits.items()} == {"train": [3, 0], "val": [1], "test": [2]}
 
-    for bad, words in {"2.jpg\n9.jpg": "'9.jpg' is not in", "2.jpg\n2.jpg": "stands here twice"}.items():
+    twice = "'2.jpg' names two images, or stands in a list already"
+    for bad, words in {
+        "2.jpg\n9.jpg": "'9.jpg' is not in",
+        "2.jpg\n2.jpg": twice,
+        "0.jpg": twice.replace("2.jpg", "0.jpg"),  # of the training list
+    }.items():
         (tmp_path / "mini_test.txt").write_text(bad)
         with pytest.raises(InputError, match=rf"mini_test\.txt: .*{words}"):
             load_records(root=tmp_path, **{**KARPATHY, "lists": "mini"})

@@ -1,6 +1,10 @@
 """What a run folder refuses, and what it survives."""
 
+import subprocess
+import sys
+
 import pytest
+from tiny import ROOT
 
 from src.config_load import load_config
 from src.errors import InputError
@@ -23,6 +27,40 @@ def test_fresh_deletes_runs_alone(tmp_path):
     (tmp_path / "mine/config.yaml").write_text("stage: ce\n")
     open_run_folder(configured(tmp_path, "fresh=true"))
     assert not thesis.exists()
+
+
+OPENS = """
+import sys
+from src.config_load import load_config
+from src.environment import run_program
+from src.training import run_folder
+run_folder._WAIT = float(sys.argv[1])
+def main():
+    run_folder.open_run_folder(load_config("configs/demo/ce.yaml", sys.argv[2:]))
+    print("open", flush=True)
+    sys.stdin.readline()
+run_program(main)
+"""
+
+
+def opening(tmp_path, wait, name="mine"):
+    command = [sys.executable, "-c", OPENS, str(wait), f"output_root={tmp_path}", f"name={name}"]
+    return subprocess.Popen(command, cwd=ROOT, stdin=-1, stdout=-1, stderr=-1, text=True)
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    """One that was ended a moment ago may be saving yet: it is waited for."""
+    first = opening(tmp_path, 0)
+    assert first.stdout.readline() == "open\n"
+    refused = opening(tmp_path, 0)
+    assert "mine: another run trains there" in refused.communicate()[1] and refused.returncode == 2
+    assert opening(tmp_path, 0, "other").communicate() == ("open\n", "")
+    waiting = opening(tmp_path, 600)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(2)
+    first.kill()
+    assert waiting.communicate() == ("open\n", "")
+    first.communicate()
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "- 1"])

@@ -49,7 +49,14 @@ def _matches(pattern: str) -> list[str]:
         found = sorted(root.glob(str(Path(pattern).relative_to(root))))
     except ValueError as error:
         raise InputError(f"--images {pattern}: {error}") from None
-    return [str(path) for path in found if _hidden(path) <= _hidden(Path(pattern))]
+    kept: list[Path] = []
+    folders: set[Path] = set()
+    for path in found:  # a folder before what is in it, which is gone through with it
+        if _hidden(path) <= _hidden(Path(pattern)) and folders.isdisjoint(path.parents):
+            kept.append(path)
+            if path.is_dir():
+                folders.add(path)
+    return [str(path) for path in kept]
 
 
 def _hidden(path: Path) -> int:

@@ -18,7 +18,6 @@ import numpy as np
 from src.captioning.captions import Captions
 from src.config_rules import flatten
 from src.errors import InputError
-from src.files import whole_file
 
 _BLOCK = 65_536  # bytes that are looked through for the end of a line at once
 
@@ -36,20 +35,21 @@ class CaptionFile:
 
         Raises InputError naming what differs, or a file that cannot be written, or where another run writes it.
         """
-        if self.path.exists():
-            differing = _differing(self._made_from(), made_from)
-            if differing:
-                raise InputError(
-                    f"{self.path} holds captions made with other {', '.join(differing)}; give another --output, or "
-                    "delete the file"
-                )
         try:
-            if not self.path.exists():
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with whole_file(self.settings) as partial:
-                    partial.write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
-            self._lock = open(self.settings)  # noqa: SIM115 (held until the process ends)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.settings, "a", encoding="utf-8")  # noqa: SIM115 (held until the process ends)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self.path.exists():
+                differing = _differing(self._made_from(), made_from)
+                if differing:
+                    raise InputError(
+                        f"{self.path} holds captions made with other {', '.join(differing)}; give another --output, or "
+                        "delete the file"
+                    )
+            else:
+                self._lock.truncate(0)
+                self._lock.write(json.dumps(made_from, indent=1) + "\n")
+                self._lock.flush()
             self.bad.write_bytes(b"")  # all that has no caption is tried again
             append_lines(self.path, [])
         except BlockingIOError:

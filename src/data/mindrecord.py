@@ -57,6 +57,9 @@ def main() -> None:
 def write_splits(folder: Path, root: Path, records: dict[str, list[Record]], shards: int, threads: int) -> None:
     """Write each split that is not in `folder` yet. Errors: InputError where all together have no room on the disk."""
     missing = {split: rows for split, rows in records.items() if not _is_there(folder / split, root, rows)}
+    for split in missing:
+        if (folder / split).exists() and not (folder / split / LISTING).is_file():
+            raise InputError(f"{folder / split} holds no shards, and is not replaced: give another data.mindrecord")
     folder.mkdir(parents=True, exist_ok=True)
     sizes = [ImageFiles([record.file for record in rows]).sizes() for rows in missing.values()]
     needed = sum(map(sum, sizes)) + len(missing) * shards * _BEYOND_IMAGES

@@ -138,6 +138,7 @@ def _apply_lists(root: Path, lists: str, splits: dict[str, list[Record]]) -> dic
     by_name = {record.file.name: record for record in pool}
     shared = {name for name, count in Counter(record.file.name for record in pool).items() if count > 1}
     listed = {}
+    seen: set[str] = set()
     for split in SPLITS:
         path = root / f"{lists}_{split}.txt"
         try:
@@ -146,12 +147,11 @@ def _apply_lists(root: Path, lists: str, splits: dict[str, list[Record]]) -> dic
             raise InputError(f"{path}: no such list; data.lists={lists} needs one for train, val and test") from None
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: cannot be read ({_one_line(error)}); write one file name per line") from None
-        seen: set[str] = set()
         for name in names:
             if name not in by_name:
                 raise InputError(f"{path}: {name!r} is not in data.annotations; remove the line or set the right JSON")
             if name in seen or name in shared:
-                raise InputError(f"{path}: {name!r} names two images or stands here twice; remove the line")
+                raise InputError(f"{path}: {name!r} names two images, or stands in a list already; remove the line")
             seen.add(name)
         listed[split] = [by_name[name] for name in names]
     return listed

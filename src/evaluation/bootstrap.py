@@ -49,7 +49,7 @@ def meteor_score(totals: np.ndarray) -> np.ndarray:
 
 
 def corpus_metrics(segments: Mapping[str, np.ndarray], counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Each metric [R] of resamples: counts [R, n] says how often a resample holds an image.
+    """Each metric [R] of resamples: counts [R, n] says how often a resample holds an image; NaN without any.
 
     segments: `bleu` [n, 10], `meteor` [n, 23], and any metric that is a mean over images [n] (NaN: of the others), by
     its name.
@@ -59,7 +59,9 @@ def corpus_metrics(segments: Mapping[str, np.ndarray], counts: np.ndarray) -> di
     for name, values in segments.items():
         if values.ndim == 1:
             known = ~np.isnan(values)  # Prism's, of an image without questions
-            result[name] = counts[:, known] @ values[known] / counts[:, known].sum(1)
+            held = counts[:, known].sum(1)
+            total = counts[:, known] @ values[known]
+            result[name] = np.divide(total, held, out=np.full(len(counts), np.nan), where=held > 0)
     return result
 
 
@@ -92,6 +94,6 @@ def paired_differences(
     ours_whole, theirs_whole = whole_split(system), whole_split(other)
     result = {}
     for name in ours:
-        low, high = np.percentile(ours[name] - theirs[name], [2.5, 97.5])
+        low, high = np.nanpercentile(ours[name] - theirs[name], [2.5, 97.5])
         result[name] = {"mean": ours_whole[name] - theirs_whole[name], "low": float(low), "high": float(high)}
     return result

@@ -20,7 +20,7 @@ from src.decoding.beam import BeamDecoder
 from src.decoding.sampler import GreedyDecoder, GroupSampler
 from src.evaluation.caption_metrics import CaptionScores, compute_metrics, signature
 from src.evaluation.diversity import broken_endings, diversity
-from src.evaluation.files import decoding_name, results_name, scored_as, write_arrays, write_json
+from src.evaluation.files import decoding_name, examined_by, results_name, scored_as, write_arrays, write_json
 from src.evaluation.prism import prism
 from src.evaluation.report import owning_folder
 from src.files import file_digest
@@ -87,6 +87,7 @@ def evaluate(
         result["diversity"] = diversity(tokenize_captions(samples, None), dataset.by_image_id(split), training)
     if answerer is not None:
         result["prism"], found = prism(samples, questions, answerer, config)
+        result["prism"]["examined_by"] = examined_by(config, split)
         result["metrics"] |= {f"prism_{name}": result["prism"][name]["value"] for name in ("mean", "best")}
         segments |= found
     result |= {"checkpoint": file_digest(checkpoint), "eval": scored_as(config)}

@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from src.config import Config, EvalConfig
+from src.data.questions import questions_file
 from src.errors import InputError
-from src.files import whole_file
+from src.files import file_digest, whole_file
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -32,9 +34,24 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """What `write_arrays` wrote."""
-    with np.load(path, allow_pickle=False) as file:
+    """What `write_arrays` wrote. Errors: InputError naming the file."""
+    with _readable(path), np.load(path, allow_pickle=False) as file:
         return dict(file)
+
+
+def read_samples(folder: Path, split: str) -> list[list[str]]:
+    """The captions that eval.py has drawn for each image. Errors: InputError naming the file."""
+    path = folder / f"samples_{split}.json"
+    with _readable(path):
+        return [row["captions"] for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        raise InputError(f"{path} cannot be read ({error}): evaluate that run again") from None
 
 
 @contextlib.contextmanager
@@ -60,6 +77,13 @@ def results_name(split: str, evaluation: EvalConfig) -> str:
     """What stands behind captions_, eval_ and segments_ in a run folder: the split, and a decoding but greedy."""
     decoding = decoding_name(evaluation)
     return split if decoding == "greedy" else f"{split}_{decoding}"
+
+
+def examined_by(config: Config, split: str) -> str:
+    """Who answers which questions in Prism's evaluation."""
+    caprl = config.caprl
+    who = "the reader" if caprl.answerer == "reader" else f"{caprl.model} ({caprl.read})"
+    return f"{who} on {file_digest(questions_file(config, split))[:12]}"
 
 
 def scored_as(config: Config) -> dict[str, Any]:

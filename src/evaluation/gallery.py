@@ -4,7 +4,6 @@ A system is CE or one RL method. Letters: n images of a split, G captions of one
 T tokens, N image tokens. MindSpore is imported where models run, so that a page can be laid out without it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from src.data.ptb import ptb_tokenize
 from src.data.records import Record
 from src.errors import InputError
 from src.evaluation.caption_metrics import load_captions
-from src.evaluation.files import read_arrays
+from src.evaluation.files import read_arrays, read_samples
 from src.evaluation.report import System
 from src.rewards.cider import CiderD
 
@@ -114,8 +113,8 @@ def read_groups(system: System, records: Sequence[Record], split: str, name: str
         raise InputError(f"{path} is of other images than {system.config.data.root} holds now: evaluate that run again")
     groups = [[caption] for caption in captions.values()]
     if system.config.eval.samples:
-        rows = json.loads((system.folder / f"samples_{split}.json").read_text(encoding="utf-8"))
-        groups = [group + row["captions"] for group, row in zip(groups, rows, strict=True)]
+        drawn = read_samples(system.folder, split)
+        groups = [group + captions for group, captions in zip(groups, drawn, strict=True)]
     return groups
 
 

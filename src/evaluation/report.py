@@ -77,9 +77,12 @@ def _percent(score: Mapping[str, float]) -> dict[str, float]:
 
 def common_signature(results: Iterable[dict]) -> str:
     """The signature of results that stand in one table. Errors: InputError where they were not made alike."""
+    results = list(results)
     signatures = sorted({result["signature"] for result in results})
-    if len(signatures) > 1:
-        raise InputError(f"scores that were made differently cannot stand in one table: {' and '.join(signatures)}")
+    examiners = sorted({result["prism"].get("examined_by", "unknown") for result in results if "prism" in result})
+    for made_by in (signatures, examiners):
+        if len(made_by) > 1:
+            raise InputError(f"scores that were made differently cannot stand in one table: {' and '.join(made_by)}")
     return signatures[0]
 
 

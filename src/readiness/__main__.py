@@ -14,6 +14,7 @@ from pathlib import Path
 
 from src.config_load import load_config
 from src.environment import prepare_environment, run_program
+from src.errors import InputError
 from src.tables import markdown_table
 
 DEVICE_GB = (32, 64)  # memory of an Ascend 910 and of a 910B
@@ -26,6 +27,8 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, help="tokens; default: 30522 for word pieces, 10000 for words")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
+    if arguments.vocab is not None and arguments.vocab < 10:
+        raise InputError(f"--vocab {arguments.vocab} must be at least 10")
     overrides = [*arguments.overrides, "encoder.checkpoint=null"]
     config = load_config(arguments.config, overrides)
     if config.precision == "bfloat16":  # which a CPU cannot compile; float16's graphs hold the same and more

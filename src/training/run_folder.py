@@ -1,10 +1,13 @@
 """The folder of a run: opened, checked, and known to be complete or to have started from other weights."""
 
+import errno
+import fcntl
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -14,6 +17,8 @@ from src.errors import InputError
 from src.files import file_digest
 
 COMPLETED = "completed"  # a file of this name marks a finished run
+_WAIT = 30  # seconds for another process to leave a run folder
+_locks: dict[Path, IO] = {}
 FIRST = "first"  # the checkpoint after CE's first epoch, kept where select is original
 
 
@@ -52,12 +57,13 @@ def init_checkpoint(config: Config, config_file: Path, overrides: Sequence[str])
 
 
 def open_run_folder(config: Config) -> Path:
-    """Make the run folder, or check that the run in it had the same configuration.
+    """Make the run folder, or check that the run in it had the same configuration; it is this process's own from then.
 
-    Errors: InputError where it cannot be written, or naming the keys that differ.
+    Errors: InputError where it cannot be written, where another process trains in it, or naming the keys that differ.
     """
     folder = config.run_folder
     try:
+        _lock(folder)
         if config.fresh and folder.is_dir():
             if any(folder.iterdir()) and not (folder / "config.yaml").is_file():
                 raise InputError(f"{folder} is no run of this project, fresh=true does not delete it: choose name=...")
@@ -75,6 +81,28 @@ def open_run_folder(config: Config) -> Path:
     except OSError as error:
         raise InputError(f"cannot write the run folder {folder}: {error}; choose another output_root") from None
     return folder
+
+
+def _lock(folder: Path) -> None:
+    """Hold a lock beside `folder` until this process ends; one that was killed a moment ago may be saving yet."""
+    path = folder.with_name(f".{folder.name}.lock")
+    if path in _locks:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "w")  # noqa: SIM115 (held)
+    end = time.monotonic() + _WAIT
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+            if time.monotonic() > end:
+                raise InputError(f"{folder}: another run trains there; wait for its end, or give name=...") from None
+            time.sleep(0.2)
+        else:
+            _locks[path] = file
+            return
 
 
 def _read_config(path: Path) -> dict[str, Any]:
