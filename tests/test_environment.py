@@ -94,6 +94,15 @@ def test_a_signal_is_not_taken_for_a_broken_file(signum, signals, monkeypatch):
     assert stop.value.code == 4
 
 
+def test_a_reader_of_the_output_may_leave():
+    """As `head` does."""
+    code = "from src.environment import run_program\ndef main():\n while True: print('row')\nrun_program(main)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=-1, stderr=-1)
+    assert process.stdout.readline() == b"row\n"
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
 def test_a_second_ctrl_c_does_not_wait(signals):
     taken = []
     on_signals(lambda: taken.append(1))
