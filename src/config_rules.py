@@ -193,12 +193,11 @@ def check(config: Config) -> None:
 def check_workers(config: Config, workers: int) -> None:
     """InputError for a size that cannot be divided among workers, or a setting that only one worker can have."""
     c = config
-    sizes = [("eval.batch_images", c.eval.batch_images, 1)]
     if c.stage == "ce":
-        sizes.append(("ce.batch_images", c.ce.batch_images, c.ce.micro_batches))
+        sizes = [("ce.batch_images", c.ce.batch_images, c.ce.micro_batches)]
     else:
-        sizes.append(("grpo.sample_images", c.grpo.sample_images, 1))
-        sizes.append(("grpo.update_images", c.grpo.update_images, c.grpo.micro_batches))
+        sizes = [("grpo.sample_images", c.grpo.sample_images, 1)]
+        sizes += [("grpo.update_images", c.grpo.update_images, c.grpo.micro_batches)]
     for key, size, parts in sizes:
         if size % (workers * parts):
             times = f" times {parts} micro_batches" if parts > 1 else ""

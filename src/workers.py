@@ -25,6 +25,10 @@ class Workers:
         self.is_first = rank == 0  # the one that writes files, and talks
         self._sum: Callable[[Any], Any] | None = None
 
+    def multiple(self, size: int) -> int:
+        """`size` rounded up to a multiple of the workers."""
+        return -(-size // self.size) * self.size
+
     def share(self, batch: np.ndarray) -> np.ndarray:
         """This worker's rows of a whole batch, whose first axis `size` divides."""
         return np.split(batch, self.size)[self.rank]

@@ -102,7 +102,8 @@ def one_and_two(tmp_path_factory):
     folders = [tmp_path_factory.mktemp(f"on{devices}") for devices in (1, 2)]
     best = folders[0] / "demo-ce/checkpoints/best"
     for devices, folder in enumerate(folders, start=1):
-        settings = [*TINY, f"data.root={tiny_data()}", f"output_root={folder}"]
+        batch = f"eval.batch_images={17 - devices}"  # 15 becomes 16 on two workers
+        settings = [*TINY, f"data.root={tiny_data()}", f"output_root={folder}", batch]
         with fake_server(read_caption) as server:
             mixture = [*tiny_mixture(), f"caprl.base_url={server.url}"]
             for command in (

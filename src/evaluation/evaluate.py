@@ -133,7 +133,8 @@ def sample_captions(
 ) -> list[list[str]]:
     """`eval.samples` captions of every image of `source`."""
     group_size, tokens = config.eval.samples, config.eval.tokens
-    batches = [workers.share(batch) for batch in padded_batches(images, config.eval.batch_images)]
+    batches = padded_batches(images, workers.multiple(config.eval.batch_images))
+    batches = [workers.share(batch) for batch in batches]
     size = len(batches[0])
     sampler = build_sampler(config, captioner, tokenizer, workers)
     parts = []

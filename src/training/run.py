@@ -131,7 +131,7 @@ def decode_images(
     Also their lengths in tokens with the EOS, float [n], and whether they end in an EOS, bool [n].
     description: of the progress that is shown.
     """
-    batches = [workers.share(batch) for batch in padded_batches(images, batch_images)]
+    batches = [workers.share(batch) for batch in padded_batches(images, workers.multiple(batch_images))]
     inputs = Progress(description, len(batches), "batch").over(source.batches(batches))
     decoded = [[output.asnumpy() for output in decoder(Tensor(batch))[:2]] for batch in inputs]
     own = [np.concatenate(rows) for rows in zip(*decoded)]
