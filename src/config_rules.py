@@ -98,6 +98,11 @@ def check(config: Config) -> None:
         for stage, section in (("ce", c.ce), ("grpo", c.grpo))
     ]
     rules += [
+        (f"{stage}.optimizer.beta2", 0 < section.optimizer.beta2 < 1, "must be between 0 and 1")
+        for stage, section in (("ce", c.ce), ("grpo", c.grpo))
+    ]
+    rules += [
+        ("seed", c.seed < 2**32, "must be below 2^32"),
         ("eval.samples", c.eval.samples != 1, "must be 0 or at least 2: diversity is about several captions"),
         (
             "eval.block_trigrams",

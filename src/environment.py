@@ -100,11 +100,12 @@ def run_program(main: Callable[[], None]) -> None:
 def on_signals(action: Callable[[], object]) -> None:
     """Do `action` when SIGTERM or Ctrl-C comes; the second Ctrl-C is a KeyboardInterrupt.
 
-    It waits for the end of an import: an exception in the middle of MindSpore's ends in a dump.
+    It waits for the end of an import, and of the compilation of a graph: MindSpore calls Python from C++ in both, where
+    an exception ends in a dump.
     """
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if _is_importing(frame):
+        if _is_below_cpp(frame):
             threading.Timer(0.1, os.kill, (os.getpid(), signum)).start()
             return
         if signum == signal.SIGINT:
@@ -116,10 +117,13 @@ def on_signals(action: Callable[[], object]) -> None:
         signal.signal(signal.SIGINT, handle)
 
 
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+def _is_below_cpp(frame: FrameType | None) -> bool:
+    while frame is not None:
+        file, name = frame.f_code.co_filename, frame.f_code.co_name
+        if file.startswith("<frozen importlib") or (name == "compile" and file.endswith("mindspore/graph/api.py")):
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 def start_time() -> float:

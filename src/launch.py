@@ -185,7 +185,8 @@ def _watch(msrun: subprocess.Popen, logs: Path, names: Sequence[str], terminated
             _signal(workers, signal.SIGTERM)
             handed_on = True
         if terminated and now - terminated[0] > _GRACE:
-            os.killpg(msrun.pid, signal.SIGKILL)  # its session: all workers of this node
+            _signal(workers, signal.SIGKILL)  # each in a session of its own
+            os.killpg(msrun.pid, signal.SIGKILL)
         if len(workers) == len(names) and not any(map(_runs, workers)):
             gone_at = gone_at or now  # msrun waits for its scheduler, which may wait for workers that were killed
             if now - gone_at > _CLOSING and "scheduler" in pids:

@@ -69,6 +69,8 @@ def test_precedence_is_base_then_file_then_command_line(tmp_path):
         ("name=../x", ["name=../x"]),
         ("ce.optimizer.lr=0", ["ce.optimizer.lr=0"]),
         ("decoder.dropout=1", ["decoder.dropout=1"]),
+        ("grpo.optimizer.beta2=1", ["grpo.optimizer.beta2=1.0", "between 0 and 1"]),
+        ("seed=4294967296", ["seed=4294967296", "2^32"]),
         ("decoder.embedding_dropout=1", ["decoder.embedding_dropout=1"]),
     ],
 )

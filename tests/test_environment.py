@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import mindspore as ms
 import pytest
 from PIL import Image
 from tiny import ROOT
@@ -79,6 +80,33 @@ def test_signals_wait_for_the_end_of_an_import(signum, signals, tmp_path, monkey
         run_program(main)
     out, err = capsys.readouterr()
     assert (stop.value.code, out) == (4, "imported\n") and err.startswith("error: ended by SIGTERM or Ctrl-C")
+
+
+def test_signals_wait_for_the_end_of_a_compilation(signals, monkeypatch, capfd):
+    """MindSpore's compiler calls Python from C++, as here to parse a cell."""
+    parse, parsed = ms.graph._parse.parse_cb, []
+
+    def signalled(*arguments):
+        if not parsed:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        parsed.append(1)
+        return parse(*arguments)
+
+    class Halved(ms.nn.Cell):
+        def construct(self, x):
+            return x / 2
+
+    def main():
+        monkeypatch.setattr(ms.graph._parse, "parse_cb", signalled)
+        ms.set_context(mode=ms.GRAPH_MODE)
+        Halved()(ms.Tensor([2.0]))
+        time.sleep(30)
+
+    with pytest.raises(SystemExit) as stop:
+        run_program(main)
+    assert stop.value.code == 4 and parsed
+    assert capfd.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

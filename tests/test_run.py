@@ -25,8 +25,16 @@ def test_fresh_deletes_runs_alone(tmp_path):
         open_run_folder(configured(tmp_path, "fresh=true"))
     assert thesis.exists()
     (tmp_path / "mine/config.yaml").write_text("stage: ce\n")
+    (tmp_path / "mine/logs").mkdir()  # of the launcher, which wants to read them at the end
+    (tmp_path / "mine/logs/worker_0.json").touch()
     open_run_folder(configured(tmp_path, "fresh=true"))
     assert not thesis.exists()
+    assert (tmp_path / "mine/logs/worker_0.json").exists()
+
+
+def test_fresh_takes_a_folder_that_the_launcher_has_made(tmp_path):
+    (tmp_path / "mine/logs").mkdir(parents=True)
+    open_run_folder(configured(tmp_path, "fresh=true"))
 
 
 OPENS = """

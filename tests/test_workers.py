@@ -16,6 +16,7 @@ from fake_server import fake_server, read_caption
 from safetensors.numpy import load_file
 from tiny import ROOT, TINY, messages, run, take_ctrl_c, tiny_data, tiny_mixture
 
+import src.launch
 from src.errors import RunStopped, Terminated
 from src.launch import Cluster, launch
 from src.training.metrics import read_lines
@@ -193,6 +194,34 @@ def test_no_program_follows_one_that_was_signalled(handler, tmp_path):
     threading.Thread(target=terminate).start()
     with pytest.raises(Terminated, match="the same command goes on"):
         launch([str(program)], Cluster(1), tmp_path)
+
+
+def test_workers_that_do_not_stop_are_killed(tmp_path, monkeypatch):
+    """Each has a session of its own, out of reach of a signal to that of msrun."""
+    global PORT
+    PORT += 8
+    monkeypatch.setattr(src.launch, "_GRACE", 1)
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import pathlib, os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from src.environment import on_signals, run_program\n"
+        "def main():\n"
+        "    on_signals(lambda: None)\n"
+        f"    pathlib.Path({str(tmp_path)!r}, f'ready_{{os.getpid()}}').touch()\n"
+        "    time.sleep(100)\n"
+        "run_program(main)\n"
+    )
+
+    def terminate():
+        while len(list(tmp_path.glob("ready_*"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate).start()
+    with pytest.raises(Terminated, match="before the workers could save"):
+        launch([str(program)], Cluster(2, port=PORT), tmp_path / "logs")
+    pids = [json.loads(path.read_text())["pid"] for path in tmp_path.glob("logs/worker_*.json")]
+    assert len(pids) == 2 and not any(map(src.launch._runs, pids))
 
 
 def start(folder, *arguments):

@@ -28,7 +28,7 @@ def combined_advantages(
 def fill_missing(rewards: np.ndarray) -> np.ndarray:
     """Rewards float64 [B, G, k] of float32 ones; a missing one (NaN) becomes the mean of its kind in its group.
 
-    So it is neither a success nor a failure, and moves no other advantage. Where the group has none, NaN stays.
+    So it is neither a success nor a failure, and does not move the group's mean. Where the group has none, NaN stays.
     """
     rewards = rewards.astype(np.float64)  # in which the mean of equal float32 numbers is exact
     found = np.isfinite(rewards)

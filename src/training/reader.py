@@ -4,6 +4,8 @@ python -m src.training.reader [--config configs/demo/grpo.yaml] [key=value ...] 
 """
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -52,9 +54,12 @@ def cached_reader(folder: Path, seed: int, split_index: int) -> Reader:
         for file in sorted((_SOURCES / folder_name).glob(pattern)):
             digest.update(file.read_bytes())
     path = folder / f"reader-{digest.hexdigest()[:16]}.safetensors"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        train_reader(seed, split_index).save(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:  # another run may be training it
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.is_file():
+            train_reader(seed, split_index).save(path)
     return load_reader(path)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from src.errors import RunStopped
+from src.errors import InputError, RunStopped
 from src.models.captioner import Captioner
 from src.progress import Progress
 from src.rewards.mixture import Rewards
@@ -39,6 +39,8 @@ def run_rl(run: Run, reference: Captioner) -> None:
     """
     config = run.config
     grpo = config.grpo
+    if grpo.top_k > run.tokenizer.vocab_size:
+        raise InputError(f"grpo.top_k={grpo.top_k} must be at most {run.tokenizer.vocab_size}, the vocabulary's size")
     image_ids = [record.image_id for record in run.dataset.records["train"]]
     answerer = partial(build_answerer, config, run.workers, examiner=False)
     rewards = Rewards(config, run.dataset.ground_truths["train"], image_ids, answerer)

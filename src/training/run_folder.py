@@ -1,6 +1,5 @@
 """The folder of a run: opened, checked, and known to be complete or to have started from other weights."""
 
-import errno
 import fcntl
 import json
 import shutil
@@ -65,9 +64,11 @@ def open_run_folder(config: Config) -> Path:
     try:
         _lock(folder)
         if config.fresh and folder.is_dir():
-            if any(folder.iterdir()) and not (folder / "config.yaml").is_file():
+            held = [path for path in folder.iterdir() if path.name != "logs"]  # which src.launch is writing
+            if held and not (folder / "config.yaml").is_file():
                 raise InputError(f"{folder} is no run of this project, fresh=true does not delete it: choose name=...")
-            shutil.rmtree(folder)
+            for path in held:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         config_file = folder / "config.yaml"
         if config_file.exists():
@@ -94,12 +95,12 @@ def _lock(folder: Path) -> None:
     while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                raise
+        except BlockingIOError:
             if time.monotonic() > end:
                 raise InputError(f"{folder}: another run trains there; wait for its end, or give name=...") from None
             time.sleep(0.2)
+        except OSError:  # a file system without locks
+            return
         else:
             _locks[path] = file
             return
