@@ -33,7 +33,7 @@ class ComparedRun(NamedTuple):
 
 def main() -> None:
     """Run what is not complete, evaluate what is not evaluated, and write the report."""
-    parser = argparse.ArgumentParser(description="Compare RL methods at an equal number of sampled captions.")
+    parser = argparse.ArgumentParser(description="Compare RL methods at an equal number of decoded captions.")
     parser.add_argument("--config", type=Path, default=Path("configs/demo/comparison.yaml"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="seeds=N, or settings of every stage")
     add_cluster_arguments(parser)

@@ -131,7 +131,7 @@ def test_the_encoder_projects_patches_as_numpy_does(project, monkeypatch):
 
 
 def test_ce_trains_the_encoder(project, trained):
-    _, weights = read_checkpoint(project / "outputs/mine-ce/checkpoints/best")
+    _, weights = read_checkpoint(project / "outputs/demo-patches/checkpoints/best")
     assert weights["model.encoder.project.weight"].shape == (256, 3, 16, 16)
     assert np.ptp(weights["model.encoder.norm.gamma"]) > 0  # all 1 at first
 
@@ -145,9 +145,9 @@ def test_a_reward_is_what_its_page_says():
 
 
 def test_grpo_learns_from_the_reward(project, trained):
-    init = "init_checkpoint=outputs/mine-ce/checkpoints/best"
+    init = "init_checkpoint=outputs/demo-patches/checkpoints/best"
     run(project, "train.py", "--config", "configs/demo/grpo.yaml", *trained, init, *settings("A reward"))
-    lines = [json.loads(line) for line in (project / "outputs/mine-grpo/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (project / "outputs/demo-ending/metrics.jsonl").read_text().splitlines()]
     rollouts = [line for line in lines if "rollout/reward_mean" in line]
     assert len(rollouts) == 2
     for line in rollouts:

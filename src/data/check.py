@@ -2,8 +2,8 @@
 
 python -m src.data.check --config FILE [key=value ...]
 Prints a table of splits (images, captions, tokens per caption, captions that ce.tokens cuts, unknown tokens), and every
-image or caption that is skipped; the weights of the encoder are opened too. Exit status 0, or 2 with one line where the
-data would stop a run.
+image or caption that is skipped; the weights of the encoder and the reward's questions are read too. Exit status 0, or
+2 with one line where the data would stop a run.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from src.config import Config
 from src.config_load import load_config
 from src.data.image_check import check_by_decoding
 from src.data.image_files import in_order
+from src.data.questions import load_questions, questions_file
 from src.data.tokenizer import Tokenizer
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
@@ -53,6 +54,9 @@ def main() -> None:
     for skipped in dataset.skipped:
         print(f"skipped: {skipped.file}: {skipped.reason}")
     print(f"{len(dataset.skipped)} images or captions skipped", flush=True)
+    if config.stage != "ce" and config.rewards.caprl:
+        questions = load_questions(questions_file(config, "train"))
+        print(f"questions: {sum(map(len, questions.values())):,} on {len(questions):,} images", flush=True)
     files = [record.file for records in dataset.records.values() for record in records]
     images = find_images(config, files).stream(range(len(files)))
     reasons = in_order(broken_image, images, config.data.workers)
