@@ -17,12 +17,6 @@ from src.errors import InputError
 
 _PREFETCH = 4  # elements per MindData queue; its default of 16 batches is 300 MB at 32 x 224 x 224
 
-# (for uint8, for float32): PILCUBIC is Pillow's antialiased bicubic to one grey level, and reads floats as bytes.
-_INTERPOLATIONS = {
-    "bilinear": (vision.Inter.LINEAR, vision.Inter.LINEAR),  # not antialiased
-    "bicubic": (vision.Inter.PILCUBIC, vision.Inter.CUBIC),
-}
-
 
 class ImageSource:
     """Images by index. RGB whatever the file holds (grey, palette, alpha, CMYK); Exif rotation is ignored."""
@@ -36,7 +30,6 @@ class ImageSource:
         std: Sequence[float],
         scale: float,
         workers: int,
-        interpolation: str = "bilinear",
         resize_after_normalize: bool = False,
     ) -> None:
         """
@@ -46,19 +39,15 @@ class ImageSource:
             mean, std: 3 values each for R, G, B: a pixel p of 0..255 becomes (p * scale - mean) / std.
             scale: 1/255 for statistics of 0..1, 1 for statistics of 0..255.
             workers: threads that read and check, and as many that decode.
-            interpolation: "bilinear" or "bicubic".
             resize_after_normalize: the order of the original (with scale 1 and 0-1 statistics: its defect).
         Raises:
             InputError: names the key that is out of range.
         """
-        if interpolation not in _INTERPOLATIONS:
-            raise InputError(f"interpolation={interpolation!r} is unknown; use one of {', '.join(_INTERPOLATIONS)}")
         self._images = images
         self._workers = workers
         self._checked: set[Path] = set()
-        for_bytes, for_floats = _INTERPOLATIONS[interpolation]
         normalize = vision.Normalize(_in_pixels("mean", mean, scale), _in_pixels("std", std, scale))
-        resize = vision.Resize((image_size, image_size), for_floats if resize_after_normalize else for_bytes)
+        resize = vision.Resize((image_size, image_size), vision.Inter.LINEAR)  # not antialiased
         steps = [normalize, resize] if resize_after_normalize else [resize, normalize]
         self._operations = [*steps, vision.HWC2CHW()]
 
