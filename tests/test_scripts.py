@@ -176,7 +176,7 @@ def test_no_python_at_all(checkout):
 
 
 def test_venv_is_made_once_and_programs_find_it_on_path(checkout):
-    checkout.add_python("python3.12", "3, 12")
+    checkout.add_python("python3.12")
     status, out, err = checkout.run()
     assert (status, out) == (0, checkout.ran(checkout.venv_python, "-m", "src.pipeline", "ce"))
     assert f"setting up .venv with {checkout.bin}/python3.12 (about 3 minutes and 3.5 GB, once)" in err
