@@ -1,6 +1,7 @@
-"""Files that are written whole or not at all, and their digests."""
+"""Files that are written whole or not at all, by one process at a time, and their digests."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -13,6 +14,18 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + ".part")
     yield partial
     os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process at a time through (a killed one lets go), where the file system knows locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def file_digest(path: Path) -> str:

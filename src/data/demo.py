@@ -7,12 +7,8 @@
 The folder appears complete or not at all: it is filled under another name and renamed at the end.
 """
 
-import contextlib
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +18,7 @@ from src.data.scene_captions import write_captions
 from src.data.scene_questions import questions_of
 from src.data.scenes import describe_scene, draw_scene
 from src.errors import InputError
+from src.files import one_at_a_time
 from src.progress import Progress
 from src.rng import generator
 
@@ -55,7 +52,7 @@ def generate_demo(
     arguments = {"version": VERSION, "seed": seed, **counts, "size": size}
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(root.parent):
+        with one_at_a_time(root.parent):
             if not _is_complete(root, arguments):
                 _generate(root, arguments)
     except OSError as error:
@@ -71,18 +68,6 @@ def _check_arguments(seed: int, counts: dict[str, int], size: int) -> None:
     for split, count in counts.items():
         if not 1 <= count <= MAX_IMAGES:
             raise InputError(f"demo data: {split} is {count} images, it must be 1 to {MAX_IMAGES}")
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time through (a killed one lets go), where the file system knows locks."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _is_complete(root: Path, arguments: dict[str, int]) -> bool:

@@ -4,8 +4,6 @@ python -m src.training.reader [--config configs/demo/grpo.yaml] [key=value ...] 
 """
 
 import argparse
-import contextlib
-import fcntl
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,6 +23,7 @@ from src.config_load import load_config
 from src.data.questions import CANNOT, words_of
 from src.device import setup_device
 from src.errors import RunStopped
+from src.files import one_at_a_time
 from src.progress import Progress
 from src.rewards.reader import OPTIONS, QUESTIONS, Reader, ReaderModel, Vocabulary, load_reader
 from src.rewards.reader_examples import Example, held_out_examples, training_groups
@@ -55,9 +54,7 @@ def cached_reader(folder: Path, seed: int, split_index: int) -> Reader:
             digest.update(file.read_bytes())
     path = folder / f"reader-{digest.hexdigest()[:16]}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as lock:  # another run may be training it
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_at_a_time(folder):
         if not path.is_file():
             train_reader(seed, split_index).save(path)
     return load_reader(path)
