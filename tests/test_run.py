@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny import ROOT
+from tiny import WORLD
 
 from src.config_load import load_config
 from src.errors import InputError
@@ -53,7 +53,7 @@ run_program(main)
 
 def opening(tmp_path, wait, name="mine"):
     command = [sys.executable, "-c", OPENS, str(wait), f"output_root={tmp_path}", f"name={name}"]
-    return subprocess.Popen(command, cwd=ROOT, stdin=-1, stdout=-1, stderr=-1, text=True)
+    return subprocess.Popen(command, cwd=WORLD, stdin=-1, stdout=-1, stderr=-1, text=True)
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
