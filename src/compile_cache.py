@@ -7,11 +7,12 @@ graph is compiled that the file fits.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,35 +53,44 @@ class GraphCache:
             compiled.append(True)
             shapes = [[str(value.dtype), value.shape] for value in inputs]
             key = hashlib.sha256(json.dumps([self.made_from, name, shapes]).encode()).hexdigest()
-            folder = _claim(self.folder / key[:32], key)
-            if folder is None:
-                return cell(*inputs)
-            settings = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(folder)}
-            before = {variable: os.environ.get(variable) for variable in settings}
-            os.environ.update(settings)
-            try:
-                return cell(*inputs)
-            finally:
-                for variable, value in before.items():
-                    os.environ.pop(variable)
-                    if value is not None:
-                        os.environ[variable] = value
+            with _claimed(self.folder / key[:32], key) as folder:
+                if folder is None:
+                    return cell(*inputs)
+                settings = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(folder)}
+                before = {variable: os.environ.get(variable) for variable in settings}
+                os.environ.update(settings)
+                try:
+                    return cell(*inputs)
+                finally:
+                    for variable, value in before.items():
+                        os.environ.pop(variable)
+                        if value is not None:
+                            os.environ[variable] = value
 
         return call
 
 
-def _claim(folder: Path, key: str) -> Path | None:
-    """This process's folder, `folder` if it has none yet; None where the next graph there is another than `key`."""
+@contextlib.contextmanager
+def _claimed(folder: Path, key: str) -> Iterator[Path | None]:
+    """This process's folder, `folder` if it has none yet, which no other process writes this graph to at the same time.
+
+    None where the next graph there is another than `key`, or where another process is compiling it.
+    """
     global _folder, _graphs
-    _folder = _folder or folder
-    claim = _folder / f"graph_{os.environ.get('RANK_ID', 0)}_{_graphs}"
-    try:
-        _folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError), open(claim, "x") as file:  # another process may come to it now
-            file.write(key)
-        if claim.read_text() != key:
-            return None
-    except OSError:  # a folder that cannot be written: nothing is kept
-        return None
-    _graphs += 1
-    return _folder
+    with contextlib.ExitStack() as held:
+        taken = _folder or folder
+        try:
+            taken.mkdir(parents=True, exist_ok=True)
+            claim = held.enter_context(open(taken / f"graph_{os.environ.get('RANK_ID', 0)}_{_graphs}", "a+"))
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not waited for: workers of two runs would cross
+            claim.seek(0)
+            found = claim.read()
+            fits = found in ("", key)
+            if not found:
+                claim.write(key)
+                claim.flush()
+        except OSError:  # another process has the lock, or the folder cannot be written: nothing is kept
+            fits = False
+        if fits:
+            _folder, _graphs = taken, _graphs + 1
+        yield taken if fits else None

@@ -1,5 +1,6 @@
 """Kept graphs: found again by another process, never where anything that they hold has changed."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -84,6 +85,19 @@ def test_graphs_between_others_are_never_mistaken(start):
     for order in ("first,second,third", "first,third,second", "first,second", "second,third,first"):
         values, _ = start(order=order)
         assert values == {name: expected[name] for name in [*order.split(","), "again"]}, order
+
+
+def test_a_graph_that_another_process_is_writing_is_not_read(start, tmp_path):
+    """Two runs that differ by their seed start at the same time, and share the folder."""
+    expected, files = start(order="first")
+    (claim,) = tmp_path.rglob("graph_0_0")
+    for path in files:
+        (tmp_path / path).chmod(0o600)
+        (tmp_path / path).write_bytes(b"half written")
+    with open(claim) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert start(order="first")[0] == expected
+    assert all((tmp_path / path).read_bytes() == b"half written" for path in files)
 
 
 def test_a_damaged_graph_is_compiled_anew(start, tmp_path):

@@ -3,6 +3,7 @@
 import atexit
 import functools
 import json
+import os
 import re
 import shutil
 import signal
@@ -11,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from programs import run_forked
+
 from src.data.demo import generate_demo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,15 +21,19 @@ USED = ("data", "outputs")  # what using the product leaves in ROOT: no test rea
 
 
 def _make_world() -> Path:
+    if "CAPTIONER_TESTS" in os.environ:  # a process of pytest-xdist
+        return Path(os.environ["CAPTIONER_TESTS"])
     world = Path(tempfile.mkdtemp(prefix="captioner-tests-"))
     atexit.register(shutil.rmtree, world, ignore_errors=True)
     for path in ROOT.iterdir():
         if path.name not in USED and not path.name.startswith("."):
             (world / path.name).symlink_to(path)
+    os.environ["CAPTIONER_TESTS"] = str(world)
+    os.environ["CAPTIONER_GRAPHS"] = str(world / "graphs")  # compiled once for all programs
     return world
 
 
-WORLD = _make_world()  # a root of this process's own, where tests and the programs that they start run
+WORLD = _make_world()  # the root of one run of the tests: they, and the programs that they start, run there
 TINY = [
     *("demo.train=64", "demo.val=16", "demo.test=16", "tokenizer.min_count=2", "log_every=1", "device=CPU"),
     *("caprl.questions=null", "eval.samples=0"),
@@ -84,4 +91,6 @@ def take_ctrl_c() -> None:
 
 def run(*command: str, **options) -> subprocess.CompletedProcess:
     """Run a Python program of the project in WORLD."""
+    if options.keys() <= {"timeout"} and (command[0] == "-m" or not command[0].startswith("-")):
+        return run_forked(command, WORLD, **options)
     return subprocess.run([sys.executable, *command], cwd=WORLD, capture_output=True, text=True, **options)

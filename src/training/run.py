@@ -1,6 +1,7 @@
 """A run: its folder, its parts, what it goes on from, and how it ends."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,19 @@ from src.training.checkpoint import find_last, load_checkpoint, read_state, save
 from src.training.metrics import MetricsWriter, open_metrics
 from src.training.run_folder import COMPLETED, check_init
 from src.workers import Workers
+
+# Keys and sections that no graph holds a value of.
+NOT_IN_GRAPHS: tuple[str, ...] = (
+    "seed",
+    "output_root",
+    "name",
+    "device_id",
+    "fresh",
+    "stop_after_minutes",
+    "log_every",
+    "select",
+)
+NOT_IN_GRAPHS += ("init_config", "init_checkpoint", "data", "demo", "tokenizer", "rewards", "cider", "caprl", "length")
 
 
 @dataclass
@@ -194,21 +208,14 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
 
 
 def graph_cache(config: Config, tokenizer: Tokenizer, workers: Workers, train_images: int = 0) -> GraphCache:
-    """Where the graphs of a run are kept. train_images: the learning rate's schedule counts them."""
-    settings = resolved(config)
-    for key in (
-        "seed",
-        "output_root",
-        "name",
-        "device_id",
-        "fresh",
-        "stop_after_minutes",
-        "log_every",
-        "init_checkpoint",
-    ):
-        settings.pop(key, None)
+    """Where the graphs of a run are kept: in the cache folder, or where CAPTIONER_GRAPHS says.
+
+    train_images: the learning rate's schedule counts them.
+    """
+    settings = {key: value for key, value in resolved(config).items() if key not in NOT_IN_GRAPHS}
+    settings |= {"image_size": config.data.image_size}
     return GraphCache(
-        config.cache_folder / "graphs",
+        Path(os.environ.get("CAPTIONER_GRAPHS") or config.cache_folder / "graphs"),
         {"config": settings, "tokens": tokenizer.fingerprint, "images": train_images, "workers": workers.size},
     )
 
