@@ -88,6 +88,8 @@ class Update(nn.Cell):
         super().__init__()
         self.optimizer = optimizer
         self.loss_scale = loss_scale
+        if loss_scale is not None:  # which is no cell: a kept graph takes the values of a cell's own parameters alone
+            self.scale_state = ParameterTuple([loss_scale.scale_value, loss_scale.counter])
         self.grad_clip = grad_clip
         self.worker_sum = worker_sum
 
