@@ -8,6 +8,7 @@ import importlib.util
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,19 +18,48 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["mindspore.dataset", "mindformers.core.optim.adamw", "pycocoevalcap.cider.cider"])
 
 
+class Program:
+    """What subprocess.Popen is for `python *command` in `folder`. command: a program's file, or -m and a module."""
+
+    def __init__(self, command: tuple[str, ...], folder: Path) -> None:
+        self.args = command
+        self._outputs = tempfile.TemporaryDirectory()
+        self._files = [os.path.join(self._outputs.name, name) for name in ("stdout", "stderr")]
+        self._process = _FORKS.Process(target=_run, args=(command, folder, dict(os.environ), self._files))
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.is_alive():
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self.wait(timeout)
+        out, err = (Path(file).read_text() for file in self._files)
+        return out, err
+
+
 def run_forked(command: tuple[str, ...], folder: Path, timeout: float | None = None) -> subprocess.CompletedProcess:
-    """What subprocess.run returns for `python *command` in `folder`. command: a program's file, or -m and a module."""
-    with tempfile.TemporaryDirectory() as outputs:
-        files = [os.path.join(outputs, name) for name in ("stdout", "stderr")]
-        process = _FORKS.Process(target=_run, args=(command, folder, dict(os.environ), files))
-        process.start()
-        process.join(timeout)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            raise subprocess.TimeoutExpired(command, timeout)
-        out, err = (Path(file).read_text() for file in files)
-    return subprocess.CompletedProcess(command, process.exitcode, out, err)
+    """What subprocess.run returns."""
+    program = Program(command, folder)
+    try:
+        out, err = program.communicate(timeout)
+    except subprocess.TimeoutExpired:
+        program.send_signal(signal.SIGKILL)
+        raise
+    return subprocess.CompletedProcess(command, program.returncode, out, err)
 
 
 def _run(command: tuple[str, ...], folder: Path, environment: dict[str, str], files: list[str]) -> None:
