@@ -1,10 +1,13 @@
 """Fixtures: a tiny model and both execution modes. The environment is prepared before MindSpore is imported."""
 
+import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    del os.environ[name]  # the tests talk with servers of their own on this machine
 
 from src.environment import prepare_environment  # noqa: E402
 
