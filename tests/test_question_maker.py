@@ -185,15 +185,17 @@ def test_replies_are_read_strictly(reply, entries):
     assert read_list(reply) == entries
 
 
-def test_nonsense_is_given_one_more_try_that_is_not_the_same():
+def test_nonsense_is_given_one_more_try_that_is_not_the_same(capsys):
     replies = ["Sure! Here are five questions.", json.dumps(about("seen"))]
     with fake_server(sees(lambda url: replies.pop(0), of_table)) as server:
         kept, counts = maker(server).make(7, picture)
         assert [body["temperature"] for body in server.requests[:3]] == [0, 0.7, 0]
     assert len(kept) == 1 and counts == Counter(kept=1)
     with fake_server(sees(lambda url: "Sure!", of_table)) as server:
-        assert maker(server).make(7, picture) == ([], Counter(unreadable=1))
-        assert len(server.requests) == 2
+        made = maker(server)
+        assert [made.make(image_id, picture) for image_id in (7, 8)] == [([], Counter(unreadable=1))] * 2
+        assert len(server.requests) == 4
+    assert capsys.readouterr().out.count('shown: "Sure!"') == 1
 
 
 THOUGHT = "<think>\nA list [1, 2]?\n</think>\n\n"

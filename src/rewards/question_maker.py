@@ -24,6 +24,7 @@ from src.config import CapRLConfig
 from src.data.image_url import image_url
 from src.data.questions import UNTYPED, Question, parse_question
 from src.errors import InputError
+from src.progress import say
 from src.rewards.client import FAILURES, THINKS, Client
 from src.rewards.proxy import masked
 from src.rewards.reply import NoOption
@@ -60,6 +61,7 @@ class QuestionMaker:
         self.questions = questions
         self.stop = Event()
         self._client = Client(config)
+        self._shown = False
         server = f"caprl.base_url={masked(config.base_url)}: model {config.model}"
         try:
             self._choose(_picture(), "What color is this?", ("red", "blue"))
@@ -116,6 +118,9 @@ class QuestionMaker:
                 return entries
         if reply.cut:
             raise ImageFailed(f"no questions, but {reply.shown}; {THINKS}", down=True)
+        if not self._shown:
+            self._shown = True
+            say(f"a reply is no JSON list of questions, and the first such one is shown: {reply.shown}")
         return None
 
     def _accuracy(self, question: Question, url: str | None) -> float:
