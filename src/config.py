@@ -148,11 +148,18 @@ class CapRLConfig:
     answerer: Literal["reader", "server"]
     base_url: str
     model: str | None
+    max_tokens: int
+    extra_body: str | None
     timeout: float
     retries: int
     concurrency: int
     read: Literal["letter", "likelihood"]
     template: str
+
+    @property
+    def asked_for(self) -> str:
+        """What a server's answers depend on beside its model, for signatures."""
+        return self.read + (f", {self.extra_body}" if self.extra_body else "")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ NOT_COMPARED: tuple[str, ...] = (
     "data.mindrecord",
 )
 NOT_COMPARED += ("eval.beams", "eval.length_penalty", "eval.block_trigrams", "eval.samples")
+# These decide which questions get no answer, never what an answer is.
 NOT_COMPARED += ("caprl.max_failed", "caprl.base_url", "caprl.timeout", "caprl.retries", "caprl.concurrency")
+NOT_COMPARED += ("caprl.max_tokens",)
 # Sections that a stage does not read are left out of its resolved configuration.
 RL_SECTIONS: tuple[str, ...] = ("grpo", "advantage", "kl", "loss", "rewards", "cider", "caprl", "length")
 RL_SECTIONS += ("init_config", "init_checkpoint")

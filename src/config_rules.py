@@ -1,8 +1,10 @@
 """What a configuration must fulfil beyond the types of its values."""
 
 import dataclasses
+import json
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 from src.config import Config
 from src.errors import InputError
@@ -18,6 +20,35 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+# Parameters of a request that are set elsewhere, or by the program; of these caprl.extra_body must hold none.
+_OWN_PARAMETERS = {"model": "caprl.model"}
+_OWN_PARAMETERS |= dict.fromkeys(("max_tokens", "max_completion_tokens"), "caprl.max_tokens")
+_OWN_PARAMETERS |= dict.fromkeys(("messages", "prompt", "stream", "n", "echo", "logprobs"), "the program")
+
+
+def _is_url(text: str) -> bool:
+    """Whether a text is the http:// or https:// address of a server."""
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return usable and text.isprintable() and " " not in text and not (parts.query or parts.fragment)
+
+
+def _extra_body_fault(text: str | None) -> str | None:
+    """Why a text cannot join the body of a request."""
+    try:
+        extra = {} if text is None else json.loads(text)
+        json.dumps(extra, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        return f"must be a JSON object in quotes, as '{{\"top_k\": 1}}' ({error})"
+    if not isinstance(extra, dict):
+        return "must be a JSON object, as '{\"top_k\": 1}'"
+    own = next((name for name in _OWN_PARAMETERS if name in extra), None)
+    return own and f"must not hold {own}, which {_OWN_PARAMETERS[own]} sets"
 
 
 def check(config: Config) -> None:
@@ -59,6 +90,7 @@ def check(config: Config) -> None:
         "caprl.presentations",
         "caprl.timeout",
         "caprl.concurrency",
+        "caprl.max_tokens",
     ]
     shares = [
         "decoder.dropout",
@@ -118,6 +150,11 @@ def check(config: Config) -> None:
             c.encoder.variant in variants,
             f"must be one of {', '.join(variants)} where encoder.kind is {c.encoder.kind}",
         ),
+    ]
+    extra_body_fault = _extra_body_fault(c.caprl.extra_body)
+    rules += [
+        ("caprl.base_url", _is_url(c.caprl.base_url), "must be a server's address, as http://127.0.0.1:8000/v1"),
+        ("caprl.extra_body", extra_body_fault is None, extra_body_fault or ""),
     ]
     longest = max(c.ce.tokens, c.grpo.tokens, c.eval.tokens)
     rules += [

@@ -10,6 +10,7 @@ class FakeServer(ThreadingHTTPServer):
     """behave(body of the request, its number) -> (status, what to send as JSON, or bytes).
 
     requests: bodies so far, with the Authorization header as `key`; most: most requests that were under way at once.
+    As a proxy it answers for every host itself, and opens no tunnels: tunnels are those that were asked for.
     """
 
     daemon_threads = True
@@ -18,6 +19,7 @@ class FakeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.behave = behave
         self.requests = []
+        self.tunnels = []
         self.under_way = self.most = 0
         self.lock = threading.Lock()
 
@@ -53,6 +55,10 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(BrokenPipeError):  # a client that waits no longer
             self.wfile.write(reply)
 
+    def do_CONNECT(self):
+        self.server.tunnels.append(self.path)
+        self.send_error(502)
+
     def log_message(self, *arguments):
         pass
 
@@ -71,10 +77,10 @@ def fake_server(behave):
         thread.join()
 
 
-def says(text):
-    """A chat reply."""
+def says(text, finish="stop", **more):
+    """A chat reply. more: what the message holds beside."""
     return 200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [
-        {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}]}  # fmt: skip
+        {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **more}}]}  # fmt: skip
 
 
 def asked(body):

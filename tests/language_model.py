@@ -95,6 +95,7 @@ def main() -> None:
         asked = [present(q, caption, rng.permutation(len(q.options))) for q, caption in answerable(root, QUESTIONS)]
         with language_model(port, Path(folder) / "server.log"):
             common = {"questions": None, "presentations": 4, "max_failed": 0.2, "timeout": 60.0, "retries": 0}
+            common |= {"max_tokens": 32, "extra_body": None}
             rates: dict[int, list[float]] = {1: [], 2: [], 4: [], 8: []}
             for _ in range(ROUNDS):
                 for concurrency, found in rates.items():

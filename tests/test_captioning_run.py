@@ -292,7 +292,9 @@ def test_the_page_is_served_and_leaves_nothing(runs, photographs, tmp_path):
     begin, settings = words(runs)
     port = PORT + 3
     command = [sys.executable, "-m", "src.captioning.serve", *begin, "--port", str(port), *settings]
-    environment = os.environ | {"TMPDIR": str(tmp_path), "GRADIO_SHARE": "True"}
+    environment = os.environ | {"TMPDIR": str(tmp_path), "GRADIO_SHARE": "True", "SSL_CERT_FILE": "/gone.pem"}
+    environment |= {"http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9", "https_proxy": "ftp://x"}
+    environment |= {"no_proxy": "[::1"}  # none of these is of use to a page that talks with nobody else
     process = subprocess.Popen(command, cwd=WORLD, env=environment, stdout=-1, text=True)
     assert process.stdout.readline() == f"the page is http://127.0.0.1:{port} (Ctrl-C ends it)\n"
     assert [path.name.startswith("captions-page-") for path in tmp_path.glob("captions-page-*")] == [True]

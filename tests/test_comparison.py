@@ -175,6 +175,11 @@ def test_only_the_evaluation_of_these_weights_with_these_settings_counts(tmp_pat
     assert is_evaluated(examined)
     by_other = load_config("configs/demo/ce.yaml", [*settings, "caprl.answerer=server", "caprl.model=m"])
     assert not is_evaluated(by_other)
+    write_json(config.run_folder / "eval_test.json", result | {"prism": {"examined_by": examined_by(by_other, "test")}})
+    assert is_evaluated(by_other)
+    thinking = ["caprl.answerer=server", "caprl.model=m", 'caprl.extra_body={"top_k": 1}']
+    assert not is_evaluated(load_config("configs/demo/ce.yaml", [*settings, *thinking]))
+    write_json(config.run_folder / "eval_test.json", result | {"prism": prism})
     (tmp_path / "questions.jsonl").write_text("{ }")
     assert not is_evaluated(examined)
     write_json(config.run_folder / "eval_test.json", result)

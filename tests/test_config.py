@@ -72,6 +72,27 @@ def test_precedence_is_base_then_file_then_command_line(tmp_path):
         ("grpo.optimizer.beta2=1", ["grpo.optimizer.beta2=1.0", "between 0 and 1"]),
         ("seed=4294967296", ["seed=4294967296", "2^32"]),
         ("decoder.embedding_dropout=1", ["decoder.embedding_dropout=1"]),
+        ("caprl.max_tokens=0", ["caprl.max_tokens=0", "above 0"]),
+        *[
+            (f"caprl.base_url={url}", [f"caprl.base_url={url}", "http://127.0.0.1:8000/v1"])
+            for url in (
+                "127.0.0.1:8000/v1",
+                "localhost/v1",
+                "ftp://h/v1",
+                "http://",
+                "http://h:port/v1",
+                "http://h:0/v1",
+            )
+        ],
+        *[(f"caprl.base_url={url}", ["caprl.base_url="]) for url in ("http://[::1/v1", "http://h/v1?x=1", "''", "")],
+        ("caprl.extra_body={top_k:1}", ["caprl.extra_body={top_k:1}", "JSON object in quotes", "'{\"top_k\": 1}'"]),
+        ('caprl.extra_body=["top_k"]', ["caprl.extra_body=", "JSON object"]),
+        ("caprl.extra_body=1", ["caprl.extra_body=1", "JSON object"]),
+        ('caprl.extra_body={"top_p":NaN}', ["caprl.extra_body=", "JSON"]),
+        ('caprl.extra_body={"model":"m"}', ["must not hold model, which caprl.model sets"]),
+        ('caprl.extra_body={"messages":[]}', ["must not hold messages"]),
+        ('caprl.extra_body={"max_tokens":9}', ["must not hold max_tokens, which caprl.max_tokens sets"]),
+        ('caprl.extra_body={"max_completion_tokens":9}', ["caprl.max_tokens"]),
     ],
 )
 def test_bad_overrides_name_the_key(override, words):
@@ -117,6 +138,24 @@ def test_bad_files_name_the_file_or_key(tmp_path, text, words):
     with pytest.raises(InputError) as error:
         load_config(path)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_what_a_request_may_be_given():
+    text = '{"chat_template_kwargs": {"enable_thinking": false}, "top_k": 1}'
+    urls = ("http://h", "https://user:pw@h.example:8443/v1/", "http://[::1]:8000/v1", "HTTP://127.1/v1")
+    for url in urls:
+        caprl = load_config(CONFIGS / "demo" / "grpo.yaml", [f"caprl.base_url={url}", f"caprl.extra_body={text}"]).caprl
+        assert (caprl.base_url, caprl.extra_body) == (url, text)
+
+
+def test_a_run_goes_on_with_another_bound_of_replies_but_not_with_other_replies():
+    def changed(*overrides):
+        common = ["rewards.caprl=1", "caprl.questions=q"]
+        old, new = (resolved(load_config(CONFIGS / "demo" / "grpo.yaml", [*common, *more])) for more in ((), overrides))
+        return differing_keys(old, new)
+
+    assert changed("caprl.max_tokens=4096") == []
+    assert changed('caprl.extra_body={"top_k": 1}') == ["caprl.extra_body"]
 
 
 def test_a_resolved_file_has_only_what_its_stage_reads():

@@ -30,6 +30,7 @@ def test_it_answers_from_captions(tmp_path):
     others = [caption for _, caption in pairs[12:] + pairs[:12]]
     other = [present(q, caption, rng.permutation(len(q.options))) for (q, _), caption in zip(pairs, others)]
     settings = dict(questions=None, presentations=4, max_failed=0.2, timeout=120.0, retries=0, concurrency=2)
+    settings |= dict(max_tokens=32, extra_body=None)
     with language_model(PORT, tmp_path / "log"):
         answerer = ServerAnswerer(CapRLConfig(**settings, **connect_settings(PORT)))
         answers = answerer.answer([presentation for presentation, _ in own + other])

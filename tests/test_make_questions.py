@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from collections import Counter
 from functools import partial
 
 import pytest
-from fake_server import fake_server, put, sees, shown
+from fake_server import fake_server, put, says, sees, shown
 from tiny import TINY, WORLD, messages, run, tiny_data
 
 from src.data.questions import load_questions
@@ -192,6 +193,19 @@ def test_bad_settings_are_one_line_and_status_2(folder, more, words):
     assert done.returncode == 2 and len(messages(done.stderr)) == 1, done.stderr
     assert all(word in done.stderr for word in words), done.stderr
     assert not list(folder.glob("questions*"))
+
+
+def test_a_model_that_is_cut_off_while_it_thinks_is_one_line_and_status_2(folder):
+    """And no variable about proxies, nor certificates, is in the way of a server on this machine."""
+    environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9"}
+    environment |= {"https_proxy": "ftp://x:y", "SSL_CERT_FILE": "/gone.pem"}
+    with fake_server(lambda body, number: says("<think>\nOkay, the image is", "length")) as server:
+        done = run(*command(folder, server.url), env=environment)
+    assert done.returncode == 2 and len(messages(done.stderr)) == 1, done.stderr
+    line = f"error: caprl.base_url={server.url}: model m names no option: it replied"
+    line += ' "<think> Okay, the image is" (cut off after 32 tokens); if the model thinks first, raise caprl.max_tokens'
+    assert messages(done.stderr)[0].startswith(line), done.stderr
+    assert not list(folder.glob("questions*.jsonl")) and len(server.requests) == 1
 
 
 def test_without_mindspore():

@@ -121,5 +121,7 @@ def test_signatures_name_the_mixture():
     assert reward_signature(without) == "sum(1*repetition[n3])+group[nspi5]"
     asked = grpo("rewards.cider=0", "rewards.caprl=1", "caprl.questions=q", "caprl.answerer=server", "caprl.model=m")
     assert reward_signature(asked) == "sum(1*CapRL[n4,m:letter])+group[nspi5]"
+    asked = dataclasses.replace(asked, caprl=dataclasses.replace(asked.caprl, extra_body='{"top_k": 1}'))
+    assert reward_signature(asked) == 'sum(1*CapRL[n4,m:letter, {"top_k": 1}])+group[nspi5]'
     everything = grpo(*(f"rewards.{field.name}=1" for field in dataclasses.fields(RewardsConfig)), "caprl.questions=q")
     assert reward_signature(everything).count("1*") == len(dataclasses.fields(RewardsConfig))

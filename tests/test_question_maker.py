@@ -72,7 +72,8 @@ TABLE = {
 def maker(server, questions=5, **settings):
     """Connected to the fake server, which then forgets the first question."""
     defaults = dict(questions=None, presentations=1, max_failed=0.2, answerer="server", base_url=server.url, model="m")
-    defaults |= dict(timeout=10.0, retries=0, concurrency=2, read="letter", template="{prompt}")
+    defaults |= dict(max_tokens=32, extra_body=None, timeout=10.0, retries=0, concurrency=2)
+    defaults |= dict(read="letter", template="{prompt}")
     made = QuestionMaker(CapRLConfig(**(defaults | settings)), questions)
     server.requests.clear()
     return made
@@ -184,15 +185,46 @@ def test_replies_are_read_strictly(reply, entries):
     assert read_list(reply) == entries
 
 
-def test_nonsense_is_given_one_more_try_that_is_not_the_same():
+def test_nonsense_is_given_one_more_try_that_is_not_the_same(capsys):
     replies = ["Sure! Here are five questions.", json.dumps(about("seen"))]
     with fake_server(sees(lambda url: replies.pop(0), of_table)) as server:
         kept, counts = maker(server).make(7, picture)
         assert [body["temperature"] for body in server.requests[:3]] == [0, 0.7, 0]
     assert len(kept) == 1 and counts == Counter(kept=1)
     with fake_server(sees(lambda url: "Sure!", of_table)) as server:
-        assert maker(server).make(7, picture) == ([], Counter(unreadable=1))
-        assert len(server.requests) == 2
+        made = maker(server)
+        assert [made.make(image_id, picture) for image_id in (7, 8)] == [([], Counter(unreadable=1))] * 2
+        assert len(server.requests) == 4
+    assert capsys.readouterr().out.count('shown: "Sure!"') == 1
+
+
+THOUGHT = "<think>\nA list [1, 2]?\n</think>\n\n"
+
+
+def test_what_a_model_writes_stands_behind_its_thinking():
+    def thinks(model):
+        def behave(body, number):
+            reply = model(body, number)[1]["choices"][0]["message"]["content"]
+            return says(THOUGHT + reply)
+
+        return behave
+
+    with fake_server(thinks(sees(writes(*about(*TABLE)), of_table))) as server:
+        kept, counts = maker(server, questions=20, max_tokens=4096).make(7, picture)
+        assert server.requests[0]["max_tokens"] == 4096 + 20 * 150 and server.requests[1]["max_tokens"] == 4096
+    assert counts == Counter(fate for _, _, fate in TABLE.values()) and len(kept) == counts["kept"]
+
+
+def test_writing_that_is_cut_off_decides_nothing():
+    """The image is done another time, with another caprl.max_tokens."""
+    cut = says("<think>\nThere is a " + "red " * 99, "length")
+    model = sees(writes(), of_table)
+    with fake_server(model) as server:
+        made = maker(server)
+        server.behave = lambda body, number: cut if put(shown(body)[1]) is None else model(body, number)
+        with pytest.raises(ImageFailed, match=r"cut off after 782 tokens.*raise caprl.max_tokens") as error:
+            made.make(7, picture)
+        assert error.value.down and len(server.requests) == 2
 
 
 def fails_at(number, status):
@@ -237,3 +269,11 @@ def test_a_model_without_eyes_is_told_at_the_start():
         maker(server)
     assert f"caprl.base_url={server.url}: model m does not answer about an image (BadRequestError" in str(error.value)
     assert "start the server with a vision-language model" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_model_that_names_no_option_is_told_at_the_start():
+    model = fake_server(lambda body, number: says("<think>\nThe image is", "length"))
+    with model as server, pytest.raises(InputError) as error:
+        maker(server)
+    words = 'model m names no option: it replied "<think> The image is" (cut off after 32 tokens); if the model thinks'
+    assert words in str(error.value) and "caprl.extra_body=" in str(error.value) and "\n" not in str(error.value)

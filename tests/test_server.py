@@ -1,5 +1,6 @@
 """The answering model behind an OpenAI-compatible server, against a server of the test's own. No network."""
 
+import re
 import threading
 import time
 
@@ -9,7 +10,7 @@ from fake_server import asked, fake_server, read_caption, says
 from src.config import CapRLConfig
 from src.data.questions import CANNOT, Presentation
 from src.errors import InputError
-from src.rewards.server import ServerAnswerer, prompt, read_letter
+from src.rewards.server import ServerAnswerer, prompt
 
 OPTIONS = ("red", "blue", CANNOT)
 
@@ -27,6 +28,8 @@ def answerer(server, **settings):
         answerer="server",
         base_url=server.url,
         model="m",
+        max_tokens=32,
+        extra_body=None,
         timeout=10.0,
         retries=0,
         concurrency=4,
@@ -149,19 +152,50 @@ def test_a_bad_start_is_one_clear_line():
         answerer(server)  # which has ended
 
 
+THINKS = says("<think>\nOkay, the user wants one letter. " + "Is it A? " * 50, "length")
+
+
 @pytest.mark.parametrize(
-    "reply, place",
+    "reply, words",
     [
-        *[(reply, 1) for reply in ("B", " b\n", "B.", "(B)", "B)", "B: blue", "B. blue.", "(B) blue")],
-        ("C. " + CANNOT, 2),
-        *[
-            (reply, None)
-            for reply in ("D", "blue", "A blue ball", "B. red", "AB", "B or C", "", "?", "The answer is B")
-        ],
+        (THINKS, r'it replied "<think> Okay, .* Is it A\?" \(cut off after 32 tokens\)'),
+        (says(None, "length", reasoning_content="Okay,\nso"), 'only thinking "Okay, so" .cut off after 32 tokens'),
+        (says("", "length", reasoning="Okay"), "only thinking"),
+        (says("I think that the ball is red."), "I think that the ball is red."),
+        (says(None, "content_filter"), "it replied nothing"),
+        (says(None), "nothing"),
+        (says("D"), '"D"'),
     ],
 )
-def test_letters_are_read_strictly(reply, place):
-    assert read_letter(reply, OPTIONS) == place
+def test_a_model_whose_first_reply_names_no_option_is_told_at_the_start(reply, words):
+    with fake_server(lambda body, number: reply) as server, pytest.raises(InputError) as error:
+        answerer(server)
+    message = str(error.value)
+    assert re.search(words, message) and message.isprintable() and len(message) < 500
+    assert message.startswith(f"caprl.base_url={server.url}: model m names no option: it replied ")
+    assert "raise caprl.max_tokens" in message and """caprl.extra_body='{"chat_template_kwargs": {"enab""" in message
+
+
+def test_any_option_will_do_at_the_start():
+    with fake_server(lambda body, number: says("C")) as server:
+        assert answerer(server).answer(presentations(1)) == [2]
+
+
+def test_models_that_think_are_read_behind_their_thinking(capsys):
+    def behave(body, number):
+        """The third is cut off while it thinks; the fourth, whose server takes the thinking out, too."""
+        letter = read_caption(body)[1]["choices"][0]["message"]["content"]
+        if body["messages"][0]["content"].startswith("Caption of an image: caption 2"):
+            return THINKS
+        if body["messages"][0]["content"].startswith("Caption of an image: caption 3"):
+            return says(None, "length", reasoning_content="Is it A?")
+        return says(f"<think>\nA? B? C?\n</think>\n\n**{letter}**", reasoning_content=None)
+
+    with fake_server(behave) as server:
+        assert answerer(server).answer(presentations(5)) == [1, 1, None, None, 1]
+    said = capsys.readouterr().out
+    assert said.startswith("2 of 5 questions got no answer; the last one: the model names no option: it replied ")
+    assert "(cut off after 32 tokens)" in said and said.count("\n") == 1
 
 
 def echo(body, shift=0, first=1):

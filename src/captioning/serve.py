@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _DEFAULTS = ["eval.beams=3", "eval.samples=5"]  # a page is for looking at captions; key=value sets others
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# Of no use to a page that asks no other machine; gradio would ask the page itself through a proxy.
+_OF_OTHER_MACHINES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir")
 
 
 class PageModel:
@@ -82,6 +84,8 @@ def main() -> None:
     config = load_config(arguments.config, [*_DEFAULTS, *arguments.overrides])
     with tempfile.TemporaryDirectory(prefix="captions-page-") as folder:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}  # read at its import
+        for name in [name for name in os.environ if name.lower() in _OF_OTHER_MACHINES]:
+            del os.environ[name]
         prepare_environment(convolutions=True)
         try:
             from src.captioning.gradio_page import serve_page

@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from threading import Event
 from typing import Any, TypeVar
@@ -23,7 +24,11 @@ from src.config import CapRLConfig
 from src.data.image_url import image_url
 from src.data.questions import UNTYPED, Question, parse_question
 from src.errors import InputError
-from src.rewards.server import FAILURES, choose, connect, lettered, one_line
+from src.progress import say
+from src.rewards.client import FAILURES, THINKS, Client
+from src.rewards.proxy import masked
+from src.rewards.reply import NoOption
+from src.rewards.server import choose, lettered
 
 Reply = TypeVar("Reply")
 
@@ -32,7 +37,7 @@ OPTIONS = 4  # of each question
 TYPES = ("object", "attribute", "count", "position", "action", "text", "scene")
 UNSEEN = "this cannot be answered"
 _TEMPERATURES = (0.0, 0.7)  # of the first try, and of the second, which is not to say the same again
-_TOKENS = 150  # of a question, in a reply
+_TOKENS = 150  # of a question, in a reply; what the model thinks before has caprl.max_tokens
 _REFUSED = (400, 413, 422)  # of a server that lives, and cannot take this image
 _LETTERED = re.compile(r"\(?[A-Da-d][).:]\s")  # "A. red" would get a second letter
 
@@ -55,12 +60,16 @@ class QuestionMaker:
         self.config = config
         self.questions = questions
         self.stop = Event()
-        self._client = connect(config)
+        self._client = Client(config)
+        self._shown = False
+        server = f"caprl.base_url={masked(config.base_url)}: model {config.model}"
         try:
             self._choose(_picture(), "What color is this?", ("red", "blue"))
+        except NoOption as error:
+            raise InputError(f"{server} {error}; {THINKS}; else name another caprl.model") from None
         except ImageFailed as error:
             raise InputError(
-                f"caprl.base_url={config.base_url}: model {config.model} does not answer about an image ({error}); "
+                f"{server} does not answer about an image ({error}); "
                 "start the server with a vision-language model, or correct caprl.base_url, caprl.model or "
                 "OPENAI_API_KEY"
             ) from None
@@ -96,21 +105,23 @@ class QuestionMaker:
         return kept, counts
 
     def _write(self, url: str) -> list | None:
-        """What the model writes about an image; None where it is no list, the second time too."""
+        """What the model writes about an image; None where it is no list, the second time too.
+
+        Errors: ImageFailed where the reply was cut off then, which another caprl.max_tokens would change.
+        """
+        content = _parts(url, writing_prompt(self.questions))
         for temperature in _TEMPERATURES:
-            entries = read_list(self._request(partial(self._draft, url, temperature)))
+            ask = partial(self._client.chat, content, temperature=temperature, more_tokens=_TOKENS * self.questions)
+            reply = self._request(ask)
+            entries = read_list(reply.text)
             if entries is not None:
                 return entries
+        if reply.cut:
+            raise ImageFailed(f"no questions, but {reply.shown}; {THINKS}", down=True)
+        if not self._shown:
+            self._shown = True
+            say(f"a reply is no JSON list of questions, and the first such one is shown: {reply.shown}")
         return None
-
-    def _draft(self, url: str, temperature: float) -> str | None:
-        reply = self._client.chat.completions.create(
-            model=self.config.model,
-            messages=[{"role": "user", "content": _parts(url, writing_prompt(self.questions))}],
-            temperature=temperature,
-            max_tokens=_TOKENS * self.questions,
-        )
-        return reply.choices[0].message.content
 
     def _accuracy(self, question: Question, url: str | None) -> float:
         """The share of the rotations in which the right option is chosen.
@@ -120,12 +131,15 @@ class QuestionMaker:
         """
         options = question.options
         rotations = [options[turn:] + options[:turn] for turn in range(len(options))]
-        right = [self._choose(url, question.question, turned) == turned.index(question.answer) for turned in rotations]
-        return sum(right) / len(right)
+        right = 0
+        for turned in rotations:
+            with suppress(NoOption):
+                right += self._choose(url, question.question, turned) == turned.index(question.answer)
+        return right / len(rotations)
 
-    def _choose(self, url: str | None, question: str, options: tuple[str, ...]) -> int | None:
+    def _choose(self, url: str | None, question: str, options: tuple[str, ...]) -> int:
         content = _parts(url, answering_prompt(question, (*options, UNSEEN)))
-        return self._request(lambda: choose(self._client, self.config.model, content, (*options, UNSEEN)))
+        return self._request(lambda: choose(self._client, content, (*options, UNSEEN)))
 
     def _request(self, send: Callable[[], Reply]) -> Reply:
         if self.stop.is_set():
@@ -134,7 +148,7 @@ class QuestionMaker:
             return send()
         except FAILURES as error:
             refused = isinstance(error, APIStatusError) and error.status_code in _REFUSED
-            raise ImageFailed(one_line(error), down=not refused) from None
+            raise ImageFailed(self._client.explain(error), down=not refused) from None
 
 
 def writing_prompt(questions: int) -> str:

@@ -4,24 +4,20 @@ It is asked for the letter of an option through chat completions, the one interf
 model's own chat template; or for the likelihood of every option (src/rewards/likelihood.py).
 """
 
-import os
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from string import ascii_uppercase
-
-from openai import OpenAI, OpenAIError
 
 from src.config import CapRLConfig
 from src.data.questions import CANNOT, Presentation
 from src.errors import InputError
 from src.progress import Progress, say
+from src.rewards.client import FAILURES, THINKS, Client
 from src.rewards.likelihood import check_log_probs, most_likely
+from src.rewards.proxy import masked
+from src.rewards.reply import NoOption, read_letter
 
-REPLY_TOKENS = 32  # a letter and its option, if the model repeats it
 _PROBE = Presentation("a red ball on green grass", "what color is the ball", ("green", "red", CANNOT))
-# What a request may end in: an error of the client, or a reply of another shape than the interface has.
-FAILURES = (OpenAIError, AttributeError, IndexError, TypeError, ValueError)
 
 
 class ServerAnswerer:
@@ -32,15 +28,18 @@ class ServerAnswerer:
 
     def __init__(self, config: CapRLConfig) -> None:
         self.config = config
-        self.client = connect(config)
+        self.client = Client(config)
         self._row_of_failures = 0
+        server = f"caprl.base_url={masked(config.base_url)}: model {config.model}"
         try:
             self._request(_PROBE)
             if config.read == "likelihood":
-                check_log_probs(self.client, config)
+                check_log_probs(self.client)
+        except NoOption as error:
+            raise InputError(f"{server} {error}; {THINKS}; else name another caprl.model") from None
         except FAILURES as error:
             raise InputError(
-                f"caprl.base_url={config.base_url}: model {config.model} does not answer ({one_line(error)}); "
+                f"{server} does not answer ({self.client.explain(error)}); "
                 "start the server, or correct caprl.base_url, caprl.model, caprl.read or OPENAI_API_KEY"
             ) from None
 
@@ -55,8 +54,7 @@ class ServerAnswerer:
             replies = pool.map(lambda presentation: self._ask(presentation, errors), presentations)
             answers = list(Progress("questions", len(presentations), "question").over(replies))
         if None in answers:
-            reason = f"the last error was: {errors[-1]}" if errors else "replies named no option"
-            say(f"{answers.count(None)} of {len(answers)} questions got no answer; {reason}")
+            say(f"{answers.count(None)} of {len(answers)} questions got no answer; the last one: {errors[-1]}")
         return answers
 
     def _ask(self, presentation: Presentation, errors: list[str]) -> int | None:
@@ -64,38 +62,32 @@ class ServerAnswerer:
             return None
         try:
             answer = self._request(presentation)
+        except NoOption as error:  # the server lives
+            errors.append(f"the model {error}")
+            answer = None
         except FAILURES as error:
             self._row_of_failures += 1
-            errors.append(one_line(error))
+            errors.append(self.client.explain(error))
             return None
         self._row_of_failures = 0
         return answer
 
-    def _request(self, presentation: Presentation) -> int | None:
+    def _request(self, presentation: Presentation) -> int:
         if self.config.read == "likelihood":
-            return most_likely(self.client, self.config, presentation)
-        return choose(self.client, self.config.model, prompt(presentation), presentation.options)
+            return most_likely(self.client, presentation)
+        return choose(self.client, prompt(presentation), presentation.options)
 
 
-def connect(config: CapRLConfig) -> OpenAI:
-    """A client of the server; OPENAI_API_KEY is the key. Asks nothing yet."""
-    return OpenAI(
-        base_url=config.base_url,
-        api_key=os.environ.get("OPENAI_API_KEY") or "none",  # a local server wants none, the client does
-        timeout=config.timeout,
-        max_retries=config.retries,
-    )
-
-
-def choose(client: OpenAI, model: str | None, content: str | list, options: Sequence[str]) -> int | None:
-    """The index of the option whose letter the model replies; None for a reply without. Raises one of FAILURES.
+def choose(client: Client, content: str | list, options: Sequence[str]) -> int:
+    """The index of the option whose letter the model replies. Raises NoOption, or one of FAILURES.
 
     content: of the message that asks: text, or the interface's list of parts.
     """
-    reply = client.chat.completions.create(
-        model=model, messages=[{"role": "user", "content": content}], temperature=0.0, max_tokens=REPLY_TOKENS
-    )
-    return read_letter(reply.choices[0].message.content, options)
+    reply = client.chat(content)
+    place = read_letter(reply.text or "", options)
+    if place is None:
+        raise NoOption(f"names no option: it replied {reply.shown}")
+    return place
 
 
 def prompt(presentation: Presentation) -> str:
@@ -110,22 +102,3 @@ def prompt(presentation: Presentation) -> str:
 def lettered(options: Sequence[str]) -> str:
     """The options in lines of their own, behind A., B., C. ..."""
     return "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options))
-
-
-def read_letter(reply: str, options: Sequence[str]) -> int | None:
-    """The option that a reply names: "B", "(b)", "B.", or "B. " and the option's own words; None for anything else.
-
-    No more is guessed at: "A red ball" does not choose the first option.
-    """
-    match = re.fullmatch(r"\(?([A-Za-z])[).:]*(?:\s+(.*?))?\.?", reply.strip(), re.DOTALL)
-    if match is None:
-        return None
-    place = ascii_uppercase.index(match[1].upper())
-    if place >= len(options) or match[2] not in (None, options[place]):
-        return None
-    return place
-
-
-def one_line(error: Exception) -> str:
-    """Name and text of an error, shortened."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,109 @@
+"""What a model's reply says once its thinking is left out, and which option it names."""
+
+import re
+from collections.abc import Sequence
+from string import ascii_uppercase
+from typing import Any, NamedTuple
+from unicodedata import normalize
+
+_SHOWN = 120  # characters of a reply in a message
+_WORDS = r"(?:think|thinking|thought|thoughts|reason|reasoning|reflection|scratchpad)"
+# How models begin and end their thinking: <think>, <seed:think>, [THINK], <|begin_of_thought|>, <|START_THINKING|>,
+# Kimi's triangles, the channels of gpt-oss and Gemma. Chat templates may hold the beginning: the end counts alone.
+_BEGIN = re.compile(
+    rf"<(?:\w+:)?{_WORDS}>|\[{_WORDS}\]|<\|(?:begin_of_|start_)?{_WORDS}\|>|◁{_WORDS}▷"
+    r"|<\|channel\|>(?:analysis|commentary)\b|<\|channel>thought\b|<unused94>|\Aanalysis(?=[A-Z]\w)",
+    re.IGNORECASE,
+)
+_END = re.compile(
+    rf"</(?:\w+:)?{_WORDS}>|\[/{_WORDS}\]|<\|(?:end_of_|end_|/){_WORDS}\|>|◁/{_WORDS}▷"
+    r"|<\|channel\|>final\b[^<]*(?:<\|constrain\|>\w*)?<\|message\|>|<channel\|>|<unused95>",
+    re.IGNORECASE,
+)
+_PLAIN_CHANNELS = re.compile(r"\Aanalysis(?=[A-Z]).*assistantfinal", re.DOTALL)  # of gpt-oss, special tokens left out
+_LAST_TOKEN = re.compile(r"(?:<\|\w+\|>|</s>)\Z")  # a special token that ends a reply
+_MARKS = re.compile(r"__|[*`$\"']")  # of emphasis, code, formulas and quotations
+_WRAPPERS = re.compile(
+    r"<(?P<tag>answer|solution)>(?P<a>.+)</(?P=tag)>"
+    r"|<\|begin_of_(?P<token>box|solution|answer)\|>(?P<b>.+)<\|end_of_(?P=token)\|>"
+    r"|\\(?:boxed|text|textbf|mathrm)\{(?P<c>.+)\}\.?",
+    re.DOTALL | re.IGNORECASE,
+)
+_INTRODUCTION = re.compile(
+    r"(?:(?:the|my)\s+)?(?:(?:final|correct|right|best)\s+)*(?:answer|option|choice)(?:\s+is\b)?(?:\s*:\s*|\s+)"
+    r"|答案\s*(?:是|为|:)+\s*",
+    re.IGNORECASE,
+)
+_LETTER = re.compile(r"[\[(]?([A-Za-z])\s*[\]).:、。–—-]*(?:\s+(.*))?", re.DOTALL)
+
+
+class Reply(NamedTuple):
+    """text: behind the thinking; None if there is none. shown: the reply as messages quote it; cut: by its bound."""
+
+    text: str | None
+    shown: str
+    cut: bool
+
+
+class NoOption(Exception):
+    """A reply that names no option; the message quotes it."""
+
+
+def read_reply(choice: Any, max_tokens: int) -> Reply:
+    """A choice of a chat completion. Raises AttributeError or TypeError for another shape than the interface has."""
+    message = choice.message
+    content = message.content or ""
+    if isinstance(content, list):  # Mistral's parts: what it thinks, and the text
+        content = "".join(part.get("text", "") for part in content if part.get("type") == "text")
+    thinking = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
+    quotes = {"": content.strip(), "only thinking ": thinking, "a refusal ": getattr(message, "refusal", None)}
+    shown = next((f'{kind}"{shortened(str(text))}"' for kind, text in quotes.items() if text), "nothing")
+    cut = choice.finish_reason == "length"
+    return Reply(after_thinking(content), shown + (f" (cut off after {max_tokens} tokens)" if cut else ""), cut)
+
+
+def after_thinking(text: str) -> str | None:
+    """What a model says when it has thought; None where it has not come to an end. Text without tags stays whole."""
+    plain = _PLAIN_CHANNELS.match(text)
+    ends = [plain.end()] if plain else [match.end() for match in _END.finditer(text)]
+    said = text[ends[-1] if ends else 0 :]
+    if _BEGIN.search(said):
+        return None
+    said = said.strip()
+    while token := _LAST_TOKEN.search(said):
+        said = said[: token.start()].rstrip()
+    return said or None
+
+
+def read_letter(reply: str, options: Sequence[str]) -> int | None:
+    """The option that a reply names, and nothing beside: "B", "(b)", "B. blue", "**B**", "The answer is B."; or None.
+
+    The words behind a letter must be its option's. No more is guessed at: "A red ball" does not choose the first
+    option, nor does "the answer is a", which may have been cut off.
+    """
+    text, introduced = _plain(reply), False
+    while match := _WRAPPERS.fullmatch(text) or _INTRODUCTION.match(text):
+        introduced |= match.re is _INTRODUCTION
+        wrapped = match.re is _WRAPPERS
+        text = (match["a"] or match["b"] or match["c"] if wrapped else text[match.end() :]).strip()
+    named = _LETTER.fullmatch(text)
+    if named is None or (introduced and text[0].islower()):
+        return None
+    place = ascii_uppercase.index(named[1].upper())
+    if place >= len(options) or (named[2] and _words(named[2]) != _words(_plain(options[place]))):
+        return None
+    return place
+
+
+def _plain(text: str) -> str:
+    return _MARKS.sub("", normalize("NFKC", text)).strip()
+
+
+def _words(text: str) -> str:
+    return text.rstrip(".。 ").casefold()
+
+
+def shortened(text: str, most: int = _SHOWN) -> str:
+    """A text in one printable line: its beginning and its end, if it is long."""
+    line = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+    return line if len(line) <= most else f"{line[: most // 2]} ... {line[-most // 2 :]}"
