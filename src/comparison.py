@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from src.config import Config
-from src.config_load import load_config
+from src.config_load import load_config, stage_overrides
 from src.config_plan import Plan, load_plan
 from src.environment import run_program
 from src.errors import InputError
@@ -98,7 +98,7 @@ def plan_runs(plan: Plan) -> list[ComparedRun]:
     runs = []
     for seed in plan.seeds:
         overrides = [*plan.overrides, f"seed={seed}", f"eval.samples={plan.samples}"]
-        runs.append(ComparedRun("ce", seed, _stage(plan.ce, overrides)))
+        runs.append(ComparedRun("ce", seed, _stage(plan.ce, stage_overrides(overrides))))  # fresh=true keeps CE
         for system, file in plan.systems.items():
             config = load_config(file, overrides)
             budgets = {system: -(-plan.captions // config.captions_per_rollout)}
