@@ -54,6 +54,8 @@ def main() -> None:
         if arguments.goal != "eval" or shown_system(ce).checkpoint.is_file():
             stages.insert(0, ce)
 
+    for stage in stages:  # all of them before the first is trained
+        check_workers(stage.config, cluster.size)
     for stage in stages:
         if arguments.goal != "eval" and stage.checkpoint is None:
             run_program_of(stage, cluster, "train.py")
