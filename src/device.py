@@ -2,12 +2,12 @@
 
 import ctypes
 import logging
-import sys
 
 import mindspore as ms
 from mindspore.communication import GlobalComm
 
 from src.config import Config
+from src.environment import say_once
 from src.errors import InputError
 
 TARGETS = ("Ascend", "GPU", "CPU")
@@ -35,7 +35,7 @@ def setup_device(config: Config) -> str:
         raise InputError(f"precision=bfloat16: MindSpore has no such products on {target}; take float16 or float32")
     if missing:
         reasons = "; ".join(f"no {name}: {reason}" for name, reason in missing.items())
-        print(f"environment: device=auto takes {target} ({reasons})", file=sys.stderr)
+        say_once(f"environment: device=auto takes {target} ({reasons})")
     ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
     if config.jit_level is not None:
         ms.set_context(jit_config={"jit_level": config.jit_level})

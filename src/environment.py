@@ -19,6 +19,7 @@ from types import FrameType
 from src.errors import InputError, ProgramError, Terminated
 
 _START = "CAPTIONER_START"  # environment variable: when the first program of a command was started
+_SAID = "CAPTIONER_SAID"  # environment variable: a file of the lines that a command's programs print once
 _REPORT_BYTES = 4096  # of a worker's report from its start, so that its last words need no room on a full disk
 WORKER_FOLDER = "CAPTIONER_WORKER_FOLDER"  # environment variable of workers: where they leave what src.launch reads
 
@@ -30,7 +31,7 @@ def prepare_environment(*, convolutions: bool) -> None:
     """
     if convolutions and convolutions_are_slow():
         os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"
-        print("environment: ONEDNN_MAX_CPU_ISA=AVX2 (fast convolutions on CPU)", file=sys.stderr)
+        say_once("environment: ONEDNN_MAX_CPU_ISA=AVX2 (fast convolutions on CPU)")
     os.environ.setdefault("GLOG_v", "3")  # MindSpore: errors only
     # MindFormers makes a log folder in the working directory unless it is told where.
     os.environ.setdefault("LOG_MF_PATH", os.path.join(tempfile.gettempdir(), f"mindformers-log-{os.getuid()}"))
@@ -47,6 +48,30 @@ def convolutions_are_slow() -> bool:
     products are 1.5 times as fast as with AVX2.
     """
     return platform.machine() in ("x86_64", "AMD64") and "ONEDNN_MAX_CPU_ISA" not in os.environ
+
+
+def say_once(line: str) -> None:
+    """Print a line on stderr, once per command: not again where another of its programs has printed it."""
+    if not is_first_worker():
+        return
+    said = os.environ.get(_SAID, os.devnull)
+    with contextlib.suppress(OSError), open(said, "a+", encoding="utf-8") as file:
+        file.seek(0)
+        if line in file.read().split("\n"):
+            return
+        file.write(f"{line}\n")
+    print(line, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _lines_said() -> Iterator[None]:
+    """Have the programs that a command starts share what `say_once` has printed; the file goes with the command."""
+    with contextlib.ExitStack() as ending:
+        with contextlib.suppress(OSError):  # a full disk: the lines come more than once
+            if _SAID not in os.environ:
+                os.environ[_SAID] = ending.enter_context(tempfile.NamedTemporaryFile(prefix="captioner-said-")).name
+                ending.callback(os.environ.pop, _SAID)
+        yield
 
 
 def run_program(main: Callable[[], None]) -> None:
@@ -75,7 +100,8 @@ def run_program(main: Callable[[], None]) -> None:
         end_with_parent()
     _report_worker()
     try:
-        main()
+        with _lines_said():
+            main()
     except (ProgramError, Terminated) as error:
         end(error.exit_status, f"error: {error}")
     except BrokenPipeError:  # who read it, such as head, has seen enough

@@ -1,12 +1,28 @@
 """Fixtures: a tiny model and both execution modes. The environment is prepared before MindSpore is imported."""
 
+import os
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src.environment import prepare_environment  # noqa: E402
+from tiny import ROOT, USED, WORLD
+
+from src.environment import prepare_environment
+
+os.chdir(WORLD)
+_USED = tuple(str(ROOT / name) for name in USED)
+
+
+def _refuse_used(event: str, arguments: tuple) -> None:
+    """Python calls this before it opens or lists a file."""
+    if event in ("open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove"):
+        path = arguments[0]
+        if isinstance(path, (str, os.PathLike)) and os.path.abspath(path).startswith(_USED):
+            raise AssertionError(f"a test reads or writes {path}, which using the product leaves in the tree")
+
+
+sys.addaudithook(_refuse_used)
 
 prepare_environment(convolutions=True)
 

@@ -16,7 +16,7 @@ import pytest
 from hostile import BAD, GOOD, make_hostile
 from mindspore import Tensor
 from PIL import Image
-from tiny import ROOT, TINY, run
+from tiny import ROOT, TINY, WORLD, run
 
 import src.device
 from src.captioning.captioners import Captioners
@@ -202,7 +202,7 @@ def test_a_killed_run_goes_on(runs, photographs, whole, tmp_path):
     output = tmp_path / "captions.jsonl"
     (tmp_path / "bad.jpg").touch()
     images = ["--images", str(photographs), str(tmp_path / "bad.jpg"), "--output", str(output)]
-    process = subprocess.Popen([sys.executable, "-c", HALTS, *begin, *images, *settings], cwd=ROOT, stderr=-3)
+    process = subprocess.Popen([sys.executable, "-c", HALTS, *begin, *images, *settings], cwd=WORLD, stderr=-3)
     while process.poll() is None and not (output.exists() and output.read_bytes()):
         time.sleep(0.05)
     process.kill()
@@ -293,7 +293,7 @@ def test_the_page_is_served_and_leaves_nothing(runs, photographs, tmp_path):
     port = PORT + 3
     command = [sys.executable, "-m", "src.captioning.serve", *begin, "--port", str(port), *settings]
     environment = os.environ | {"TMPDIR": str(tmp_path), "GRADIO_SHARE": "True"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, text=True)
+    process = subprocess.Popen(command, cwd=WORLD, env=environment, stdout=-1, text=True)
     assert process.stdout.readline() == f"the page is http://127.0.0.1:{port} (Ctrl-C ends it)\n"
     assert [path.name.startswith("captions-page-") for path in tmp_path.glob("captions-page-*")] == [True]
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60) as answer:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from tiny import ROOT
 
 PROGRAM = """
 import json, sys, time

@@ -12,10 +12,10 @@ from pathlib import Path
 import mindspore as ms
 import pytest
 from PIL import Image
-from tiny import ROOT
+from tiny import WORLD
 
 from src.data.image_check import load_image
-from src.environment import on_signals, run_program
+from src.environment import on_signals, run_program, say_once
 from src.errors import InputError, RunStopped, Terminated
 
 
@@ -125,7 +125,7 @@ def test_a_signal_is_not_taken_for_a_broken_file(signum, signals, monkeypatch):
 def test_a_reader_of_the_output_may_leave():
     """As `head` does."""
     code = "from src.environment import run_program\ndef main():\n while True: print('row')\nrun_program(main)"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=-1, stderr=-1)
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=WORLD, stdout=-1, stderr=-1)
     assert process.stdout.readline() == b"row\n"
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == (b"", 141)
@@ -158,7 +158,7 @@ def test_a_child_ends_with_its_killed_parent():
         "import subprocess, time; from src.environment import end_with_parent; "
         "print(subprocess.Popen(['sleep', '60'], preexec_fn=end_with_parent).pid, flush=True); time.sleep(60)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=WORLD, stdout=subprocess.PIPE, text=True)
     child = Path(f"/proc/{int(parent.stdout.readline())}/cmdline")
 
     def runs():
@@ -174,3 +174,18 @@ def test_a_child_ends_with_its_killed_parent():
     while runs() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not runs()
+
+
+SAYS = "from src.environment import say_once; say_once('once'); say_once('more'); say_once('once')"
+
+
+def test_a_line_is_said_once_by_all_programs_of_a_command(capfd):
+    def main():
+        say_once("once")
+        for rank in ("0", "1"):  # the others' logs are not shown
+            worker = {"MS_ROLE": "MS_WORKER", "RANK_ID": rank} if rank == "1" else {}
+            subprocess.run([sys.executable, "-c", SAYS], cwd=WORLD, env=os.environ | worker, check=True)
+
+    for _ in range(2):
+        run_program(main)
+        assert capfd.readouterr().err == "once\nmore\n"

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from tiny import ROOT, TINY, messages, run, take_ctrl_c, tiny_data
+from tiny import TINY, WORLD, messages, run, take_ctrl_c, tiny_data
 
 
 @pytest.mark.parametrize("by", ["SIGTERM", "Ctrl-C"])
@@ -23,7 +23,7 @@ def test_a_signal_saves_and_ends_with_status_4(by, tmp_path):
         f"data.root={tiny_data()}",
     ]
     process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, stderr=-1, text=True, preexec_fn=take_ctrl_c, start_new_session=True
+        [sys.executable, *command], cwd=WORLD, stderr=-1, text=True, preexec_fn=take_ctrl_c, start_new_session=True
     )
     metrics = tmp_path / "demo-ce/metrics.jsonl"
     while process.poll() is None and (not metrics.exists() or not metrics.read_text()):
@@ -74,7 +74,7 @@ def test_a_worker_whose_log_is_on_a_full_disk_still_tells_why_it_ended(tmp_path)
     script = f"{program}\n    raise InputError('no room')\nrun_program(main)"
     environment = os.environ | {"CAPTIONER_WORKER_FOLDER": str(tmp_path), "RANK_ID": "1"}
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, stderr=full, env=environment)
+        done = subprocess.run([sys.executable, "-c", script], cwd=WORLD, stderr=full, env=environment)
     report = json.loads((tmp_path / "worker_1.json").read_text())
     assert done.returncode == report["status"] == 2 and report["message"] == "error: no room"
 

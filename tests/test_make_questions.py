@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 from fake_server import fake_server, put, sees, shown
-from tiny import ROOT, TINY, messages, run, tiny_data
+from tiny import TINY, WORLD, messages, run, tiny_data
 
 from src.data.questions import load_questions
 
@@ -158,7 +158,7 @@ def test_single_failures_are_no_reason_to_stop(folder):
 def test_what_was_made_outlives_a_kill(folder, kill):
     with fake_server(slowly) as server:
         process = subprocess.Popen(
-            [sys.executable, *command(folder, server.url)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+            [sys.executable, *command(folder, server.url)], cwd=WORLD, stderr=subprocess.PIPE, text=True
         )
         path = folder / "questions_val.jsonl"
         while process.poll() is None and not (path.exists() and path.read_bytes()):  # opened, then written

@@ -10,7 +10,7 @@ import sys
 import termios
 
 import pytest
-from tiny import ROOT
+from tiny import WORLD
 
 from src import progress
 from src.progress import Progress
@@ -88,7 +88,7 @@ def test_one_process_shows_it(hidden, clock, capsys, monkeypatch):
 def test_a_terminal_has_bars_one_below_the_other():
     terminal, side = os.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # rows, columns
-    child = subprocess.Popen([sys.executable, "-c", NESTED], cwd=ROOT, stdout=subprocess.PIPE, stderr=side)
+    child = subprocess.Popen([sys.executable, "-c", NESTED], cwd=WORLD, stdout=subprocess.PIPE, stderr=side)
     os.close(side)
     shown = b""
     with contextlib.suppress(OSError):  # when the child has closed its side

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from event_reader import logged_scalars, read_pictures, read_scalars
 from safetensors.numpy import load_file
-from tiny import ROOT, TINY, tiny_data
+from tiny import TINY, WORLD, tiny_data
 
 from src.training.metrics import read_lines
 
@@ -24,7 +24,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 def train(stage: str, root: Path, *extra: str) -> subprocess.Popen:
     command = [sys.executable, "train.py", "--config", f"configs/demo/{stage}.yaml", *TINY, *extra]
     command += [f"output_root={root}", f"data.root={tiny_data()}"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=WORLD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process: subprocess.Popen) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from mindspore import nn
-from tiny import ROOT, tiny_data
+from tiny import WORLD, tiny_data
 
 from src.config_load import load_config
 from src.data.locate import read_records
@@ -194,7 +194,7 @@ run_program(main)
 
 def opening(tmp_path, wait, name="mine"):
     command = [sys.executable, "-c", OPENS, str(wait), f"output_root={tmp_path}", f"name={name}"]
-    return subprocess.Popen(command, cwd=ROOT, stdin=-1, stdout=-1, stderr=-1, text=True)
+    return subprocess.Popen(command, cwd=WORLD, stdin=-1, stdout=-1, stderr=-1, text=True)
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):

@@ -313,12 +313,21 @@ def test_a_page_that_cannot_be_installed_is_one_line(checkout):
     assert "ERROR: No matching distribution found for gradio (log: " in one_error(err)
 
 
-def test_ci_runs_the_test_script_and_passes_its_status_on(checkout):
-    python = checkout.add_python("python", site=checkout.good_site)
+@pytest.mark.parametrize("root", [True, False])
+def test_ci_runs_both_commands_in_order_with_all_that_tests_can_use(checkout, root):
+    checkout.add_python("python3.11")
     (checkout.root / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/run", checkout.root / ".ci/run")
+    for name, text in (("id", f"echo {0 if root else 1000}"), ("apt-get", f'echo "apt-get $*" >>"{checkout.calls}"')):
+        (checkout.bin / name).write_text(f"#!{shutil.which('bash')}\n{text}\n")
+        (checkout.bin / name).chmod(0o755)
     status, out, _ = checkout.run("../.ci/run", PROGRAM_STATUS="1")
-    assert (status, out) == (1, checkout.ran(python, "-m", "pytest"))
+    assert (status, out) == (1, checkout.ran(checkout.venv_python, "-m", "src.pipeline", "grpo"))  # and ends there
+    status, out, _ = checkout.run("../.ci/run")
+    commands = [("-m", "src.pipeline", "grpo"), ("-m", "pytest")]
+    assert (status, out) == (0, "".join(checkout.ran(checkout.venv_python, *command) for command in commands))
+    assert checkout.count("page installed") == 1
+    assert checkout.count("install -qq -y --no-install-recommends chromium chromium-driver") == (2 if root else 0)
 
 
 def wait_for(condition, seconds: float = 30):

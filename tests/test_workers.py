@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fake_server import fake_server, read_caption
 from safetensors.numpy import load_file
-from tiny import ROOT, TINY, messages, run, take_ctrl_c, tiny_data, tiny_mixture
+from tiny import ROOT, TINY, WORLD, messages, run, take_ctrl_c, tiny_data, tiny_mixture
 
 import src.launch
 from src.errors import RunStopped, Terminated
@@ -230,7 +230,7 @@ def start(folder, *arguments):
     PORT += 8
     command = [sys.executable, "-m", "src.pipeline", "ce", "--devices", "2", "--master", f"127.0.0.1:{PORT}", *TINY]
     command += [f"data.root={tiny_data()}", f"output_root={folder}", "ce.epochs=2000", *arguments]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=take_ctrl_c)
+    process = subprocess.Popen(command, cwd=WORLD, stderr=subprocess.PIPE, text=True, preexec_fn=take_ctrl_c)
     metrics = folder / "demo-ce/metrics.jsonl"
     for _ in range(3000):
         if process.poll() is not None or (metrics.exists() and len(read_lines(metrics)) > 3):
@@ -271,7 +271,7 @@ def test_sigterm_ends_workers_that_wait_for_each_other(tmp_path):
     PORT += 8
     command = [sys.executable, "-m", "src.pipeline", "ce", "--devices", "1", "--nodes", "2", "--master"]
     command += [f"0.0.0.0:{PORT}", *TINY, f"data.root={tiny_data()}", f"output_root={tmp_path}"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=WORLD, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (tmp_path / "demo-ce/logs/train/worker_0.json").exists():
         time.sleep(0.1)
     time.sleep(10)  # until the worker is in MindSpore's hands; no file tells

@@ -1,8 +1,10 @@
-"""A tiny configuration that the tests of whole programs share: 64 scenes, seconds per stage."""
+"""The world of the tests, and a tiny configuration that those of whole programs share: 64 scenes, seconds per stage."""
 
+import atexit
 import functools
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,19 @@ from pathlib import Path
 from src.data.demo import generate_demo
 
 ROOT = Path(__file__).resolve().parent.parent
+USED = ("data", "outputs")  # what using the product leaves in ROOT: no test reads or writes it
+
+
+def _make_world() -> Path:
+    world = Path(tempfile.mkdtemp(prefix="captioner-tests-"))
+    atexit.register(shutil.rmtree, world, ignore_errors=True)
+    for path in ROOT.iterdir():
+        if path.name not in USED and not path.name.startswith("."):
+            (world / path.name).symlink_to(path)
+    return world
+
+
+WORLD = _make_world()  # a root of this process's own, where tests and the programs that they start run
 TINY = [
     *("demo.train=64", "demo.val=16", "demo.test=16", "tokenizer.min_count=2", "log_every=1", "device=CPU"),
     *("caprl.questions=null", "eval.samples=0"),
@@ -68,5 +83,5 @@ def take_ctrl_c() -> None:
 
 
 def run(*command: str, **options) -> subprocess.CompletedProcess:
-    """Run a Python program of the project from its root."""
-    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, **options)
+    """Run a Python program of the project in WORLD."""
+    return subprocess.run([sys.executable, *command], cwd=WORLD, capture_output=True, text=True, **options)
