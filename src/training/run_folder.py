@@ -117,7 +117,7 @@ def saved_state(folder: Path) -> dict[str, Any] | None:
         except InputError:
             unreadable = True
             continue
-        if state["step"] > 0:
+        if state.get("step", 1) > 0:
             return state
     return {} if unreadable else None
 
