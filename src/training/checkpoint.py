@@ -114,7 +114,9 @@ def load_checkpoint(path: Path, captioner: Captioner, optimizer_state: dict | No
 def load_run_tokenizer(checkpoint: Path) -> Tokenizer:
     """The tokenizer.json of a checkpoint's own folder, or of the run that owns it."""
     own = checkpoint.resolve().parent / "tokenizer.json"
-    return load_tokenizer(own if own.is_file() else own.parent.parent / own.name)
+    above = own.parent.parent / own.name
+    alone = own.parent.name != "checkpoints" and not above.is_file()  # then it is missed beside the file
+    return load_tokenizer(own if own.is_file() or alone else above)
 
 
 def check_tokenizer(path: Path, state: dict[str, Any], tokenizer: Tokenizer) -> None:

@@ -62,8 +62,8 @@ class Watch:
         """
         tokens = self._config.eval.tokens
         if self._again("truncated validation", truncated == 1, self._validations):
-            text = f"no validation caption ends within eval.tokens={tokens}: raise eval.tokens"
-            self._once("eval.tokens", f"{text}, or ce.tokens if that cuts the training captions")
+            text = f"no validation caption ends within eval.tokens={tokens}"
+            self._once("eval.tokens", f"{text}: raise eval.tokens, ce.tokens if it cuts captions, or ce.epochs")
         if self._again("zero CIDEr", score == 0, self._validations) and "eval.tokens" not in self._warned:
             text = f"validation CIDEr is 0.0, {self._streaks['zero CIDEr']} times in a row: "
             if images == 1:
@@ -77,8 +77,8 @@ class Watch:
         """Warn of samples that are nearly all cut off (truncated: their share), and of groups without any spread."""
         config, most = self._config.grpo, self._config.grpo.rollouts
         if self._again("truncated samples", truncated > _NEARLY_ALL, most):
-            text = f"{truncated:.0%} of the samples are cut off at grpo.tokens={config.tokens}: raise grpo.tokens"
-            self._once("grpo.tokens", f"{text}, or ce.tokens if that cut the captions of CE")
+            text = f"{truncated:.0%} of the samples are cut off at grpo.tokens={config.tokens}"
+            self._once("grpo.tokens", f"{text}: raise grpo.tokens, ce.tokens if it cut captions, or ce.epochs")
         flat = self._again("no spread", not rollout.advantages.any(), most)
         if flat and "grpo.tokens" not in self._warned:
             in_a_row = f"{self._streaks['no spread']} rollouts in a row have taught nothing"
