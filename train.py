@@ -22,20 +22,20 @@ def main() -> None:
 
     from src.device import setup_device
     from src.training.run import describe, start_run
-    from src.training.run_folder import init_checkpoint, is_complete, open_run_folder
+    from src.training.run_folder import claim_run_folder, init_checkpoint, is_complete
 
-    init = init_checkpoint(config, Path(arguments.config), arguments.overrides) if config.stage != "ce" else None
+    init = init_checkpoint(config, Path(arguments.config), arguments.overrides)
     if workers.is_first:
-        open_run_folder(config)
+        claim_run_folder(config, init)
     workers.wait()
     folder = config.run_folder
-    if is_complete(folder, init):
-        print(f"{folder} is complete; fresh=true starts over")
+    if is_complete(folder) and not config.fresh:
+        print(f"{folder} is complete; to train it again, delete it")
         return
     target = setup_device(config)
     run = start_run(config, folder, init, workers)
     run.say(describe(run, target))
-    if init is None:  # cross-entropy
+    if config.stage == "ce":
         from src.training.ce import run_ce
 
         run_ce(run)
@@ -44,6 +44,7 @@ def main() -> None:
         from src.training.checkpoint import load_checkpoint
         from src.training.rl import run_rl
 
+        assert init is not None  # RL always starts from a checkpoint
         reference = build_captioner(config, run.tokenizer.allowed, cached=run.captioner.cached)
         load_checkpoint(init, reference)
         run_rl(run, reference)

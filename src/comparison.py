@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from src.config import Config
-from src.config_load import load_config
+from src.config_load import load_config, stage_overrides
 from src.config_plan import Plan, load_plan
+from src.config_rules import check_workers
 from src.environment import run_program
 from src.errors import InputError
 from src.evaluation.comparison import EQUAL_UPDATES, published_figures, write_comparison
@@ -43,6 +44,8 @@ def main() -> None:
     runs = plan_runs(plan)
     published_figures(runs[0].stage.config.data.dataset)  # a mistake in them is told now, not after the last run
     stages = distinct(runs)
+    for stage in stages.values():
+        check_workers(stage.config, cluster.size)
     for number, (folder, stage) in enumerate(stages.items(), start=1):
         print(f"run {number} of {len(stages)}: {folder}", flush=True)
         run_program_of(stage, cluster, "train.py")
@@ -98,7 +101,7 @@ def plan_runs(plan: Plan) -> list[ComparedRun]:
     runs = []
     for seed in plan.seeds:
         overrides = [*plan.overrides, f"seed={seed}", f"eval.samples={plan.samples}"]
-        runs.append(ComparedRun("ce", seed, _stage(plan.ce, overrides)))
+        runs.append(ComparedRun("ce", seed, _stage(plan.ce, stage_overrides(overrides))))  # fresh=true keeps CE
         for system, file in plan.systems.items():
             config = load_config(file, overrides)
             budgets = {system: -(-plan.captions // config.captions_per_rollout)}

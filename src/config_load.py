@@ -31,6 +31,7 @@ NOT_COMPARED: tuple[str, ...] = (
     "log_every",
     "data.workers",
     "data.mindrecord",
+    "init_checkpoint",  # a digest of its weights is compared instead
 )
 NOT_COMPARED += ("eval.beams", "eval.length_penalty", "eval.block_trigrams", "eval.samples")
 # These decide which questions get no answer, never what an answer is.
@@ -38,7 +39,8 @@ NOT_COMPARED += ("caprl.max_failed", "caprl.base_url", "caprl.timeout", "caprl.r
 NOT_COMPARED += ("caprl.max_tokens",)
 # Sections that a stage does not read are left out of its resolved configuration.
 RL_SECTIONS: tuple[str, ...] = ("grpo", "advantage", "kl", "loss", "rewards", "cider", "caprl", "length")
-RL_SECTIONS += ("init_config", "init_checkpoint")
+RL_SECTIONS += ("init_config",)
+_BASE = Path(__file__).resolve().parent.parent / "configs/base.yaml"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -72,7 +74,7 @@ def is_setting(word: str) -> bool:
 
 
 def stage_overrides(overrides: Sequence[str]) -> list[str]:
-    """Overrides for the stage that comes before: all but those that are about one run alone."""
+    """Overrides for the stage that comes before: all but those that are about the last one alone."""
     return [
         override for override in overrides if override.partition("=")[0] not in ("name", "fresh", "init_checkpoint")
     ]
@@ -88,24 +90,25 @@ def resolved(config: Config) -> dict[str, Any]:
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Dotted keys whose values differ between two resolved configurations, but for NOT_COMPARED."""
-    old, new = flatten(old), flatten(new)
+    """Dotted keys whose values differ between two resolved configurations, but for NOT_COMPARED.
+
+    A key that one of them lacks has the value of configs/base.yaml: an older version wrote it, or its stage does not
+    read that section.
+    """
+    defaults = flatten(_load_tree(_BASE, seen=()))
+    old, new = defaults | flatten(old), defaults | flatten(new)
     keys = sorted((old.keys() | new.keys()) - set(NOT_COMPARED))
     missing = object()
     return [key for key in keys if old.get(key, missing) != new.get(key, missing)]
 
 
-def write_config(config: Config, path: Path) -> None:
-    """Write the resolved configuration as YAML."""
-    _write_yaml(resolved(config), path)
-
-
 def write_whole_config(config: Config, path: Path) -> None:
     """Write every key, also of sections that the stage does not read: `load_config` takes the file without a base."""
-    _write_yaml(dataclasses.asdict(config), path)
+    write_tree(dataclasses.asdict(config), path)
 
 
-def _write_yaml(tree: dict[str, Any], path: Path) -> None:
+def write_tree(tree: dict[str, Any], path: Path) -> None:
+    """Write a configuration, such as the resolved one, as YAML."""
     with whole_file(path) as partial:
         partial.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
 

@@ -248,3 +248,13 @@ def check_workers(config: Config, workers: int) -> None:
         raise InputError(f"device_id={c.device_id} is for one worker: leave it out, each of {workers} takes its own")
     if c.stage != "ce" and workers > 1 and c.cider.document_frequency == "batch":
         raise InputError("cider.document_frequency=batch is of a whole rollout; several workers need train")
+
+
+def check_sizes(config: Config, images: int, vocab_size: int) -> None:
+    """InputError naming a size of RL that is larger than the training images, or the vocabulary, allow."""
+    for key, size, most, what in (
+        ("grpo.rollout_images", config.grpo.rollout_images, images, "the training images"),
+        ("grpo.top_k", config.grpo.top_k, vocab_size, "the vocabulary's size"),
+    ):
+        if size > most:
+            raise InputError(f"{key}={size} must be at most {most}, {what}")

@@ -19,6 +19,7 @@ from src.environment import run_program
 from src.errors import InputError
 from src.evaluation.files import results_name
 from src.evaluation.report import System, owning_folder, write_report
+from src.export.folder import init_file
 from src.launch import Cluster, add_cluster_arguments, launch, read_cluster
 
 
@@ -47,13 +48,14 @@ def main() -> None:
         caption_images(stages[0], cluster, arguments)
         return
     if config.stage != "ce" and not checkpoints:
-        overrides = stage_overrides(arguments.overrides) + (["fresh=true"] if config.fresh else [])
+        overrides = stage_overrides(arguments.overrides)
         ce_file = file.parent / config.init_config
-        init = None if config.init_checkpoint is None else Path(config.init_checkpoint)
-        ce = Stage(ce_file, load_config(ce_file, overrides), overrides, init)
+        ce = Stage(ce_file, load_config(ce_file, overrides), overrides, init_file(config))
         if arguments.goal != "eval" or shown_system(ce).checkpoint.is_file():
             stages.insert(0, ce)
 
+    for stage in stages:  # all of them before the first is trained
+        check_workers(stage.config, cluster.size)
     for stage in stages:
         if arguments.goal != "eval" and stage.checkpoint is None:
             run_program_of(stage, cluster, "train.py")

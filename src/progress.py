@@ -95,3 +95,9 @@ def say(text: str) -> None:
     """Print a line on stdout, above the bars."""
     tqdm.write(text)
     sys.stdout.flush()
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr, above the bars."""
+    tqdm.write(f"warning: {text}", file=sys.stderr)
+    sys.stderr.flush()

@@ -67,11 +67,8 @@ def follow(folder: Path, size: int) -> None:
     from src.training import rl
     from src.training.checkpoint import load_checkpoint
     from src.training.run import start_run
-    from src.training.run_folder import open_run_folder
 
     setup_device(config)
-    with workers.first_alone():
-        open_run_folder(config)
     run = start_run(config, config.run_folder, init, workers)
     reference = build_captioner(config, run.tokenizer.allowed, cached=run.captioner.cached)
     load_checkpoint(init, reference)

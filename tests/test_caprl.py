@@ -173,7 +173,7 @@ def test_questions_must_be_about_training_images(tmp_path, capsys):
     config = load_config(
         ROOT / "configs/demo/grpo.yaml", [f"data.root={tmp_path}", "rewards.caprl=1", "caprl.questions=q_{split}.jsonl"]
     )
-    assert [len(questions) for questions in build_caprl(config, [8, 7, 9], None).questions] == [0, 1, 0]
+    assert [len(questions) for questions in build_caprl(config, [8, 7, 9], lambda: None).questions] == [0, 1, 0]
     assert "2 of 3 training images have no question" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"q_train.jsonl: no question is about a training image"):
-        build_caprl(config, [8, 9], None)
+        build_caprl(config, [8, 9], lambda: None)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tiny import ROOT, TINY, WORLD, documented, run, tiny_data
 
-from src.comparison import is_evaluated
+from src.comparison import is_evaluated, plan_runs
 from src.config_load import load_config
 from src.config_plan import load_plan
 from src.errors import InputError
@@ -185,6 +185,13 @@ def test_only_the_evaluation_of_these_weights_with_these_settings_counts(tmp_pat
     write_json(config.run_folder / "eval_test.json", result)
     checkpoint.write_bytes(b"other weights")
     assert not is_evaluated(config)
+
+
+def test_fresh_restarts_the_systems_of_a_comparison():
+    runs = plan_runs(load_plan(ROOT / "configs/demo/comparison.yaml", ["seeds=2", "fresh=true"]))
+    assert {run.system for run in runs if not run.stage.config.fresh} == {"ce"}
+    assert all(run.stage.config.fresh == (run.system != "ce") for run in runs)
+    assert all(load_config(run.stage.file, run.stage.overrides) == run.stage.config for run in runs)
 
 
 @pytest.fixture(scope="module")

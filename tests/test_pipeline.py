@@ -119,7 +119,10 @@ def test_a_completed_run_is_not_run_again_and_another_configuration_is_refused(o
     again = run("train.py", "--config", "configs/demo/ce.yaml", *settings)
     assert again.returncode == 0 and "complete" in again.stdout
     other = run("train.py", "--config", "configs/demo/ce.yaml", *settings, "ce.epochs=4", "decoder.dropout=0.2")
-    assert other.returncode == 2 and "ce.epochs, decoder.dropout" in other.stderr and "fresh=true" in other.stderr
+    words = (
+        f"ce.epochs, decoder.dropout; give output_root=NEW (for scripts/run_ce.sh, name=NEW), or delete {root}/demo-ce"
+    )
+    assert other.returncode == 2 and words in other.stderr
 
 
 def test_scoring_a_file_of_captions_gives_the_same_numbers(outputs):
@@ -203,8 +206,44 @@ def test_evaluation_again_is_of_the_same_stages(outputs, split, monkeypatch, cap
 
 
 @pytest.mark.parametrize(
+    "words, trained",
+    [
+        (["ce", "fresh=true"], {"ce": True}),
+        (["grpo", "fresh=true"], {"ce": False, "grpo": True}),
+        (["scst", "fresh=true", "name=mine"], {"ce": False, "scst": True}),
+        (["grpo", "fresh=true", "init_checkpoint=INIT"], {"grpo": True}),
+    ],
+)
+def test_fresh_restarts_only_what_the_script_is_about(words, trained, tmp_path, monkeypatch):
+    init = tmp_path / "best"
+    init.touch()
+    runs = {}
+
+    def record(stage, cluster, program, *rest):
+        if program == "train.py":
+            given = load_config(stage.file, stage.overrides)
+            assert given == stage.config
+            runs[given.stage] = given.fresh
+
+    monkeypatch.setattr("sys.argv", ["pipeline", *[word.replace("INIT", str(init)) for word in words]])
+    monkeypatch.setattr(src.pipeline, "run_program_of", record)
+    monkeypatch.setattr(src.pipeline, "write_report", lambda folders, path, name: "")
+    monkeypatch.setattr("src.evaluation.report_page.write_stages_page", lambda *page: None)
+    main()
+    assert runs == trained
+
+
+def test_no_stage_is_trained_that_a_later_one_of_the_command_cannot_follow(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pipeline", "grpo", "--devices", "3", "ce.batch_images=30", "ce.micro_batches=1"])
+    monkeypatch.setattr(src.pipeline, "run_program_of", lambda *words: pytest.fail("trained"))
+    with pytest.raises(InputError, match=r"grpo\.sample_images"):
+        main()
+
+
+@pytest.mark.parametrize(
     "words, message",
     [
+        (["grpo", "init_checkpoint=absent/best"], "init_checkpoint=absent/best: no such checkpoint"),
         (["grpo", "--images", "x.jpg"], "are for scripts/run_eval.sh"),
         (["eval", "output_root=nowhere"], "nowhere/demo-grpo holds no result: train it first"),
     ],

@@ -15,6 +15,7 @@ import numpy as np
 
 from src.config import Config
 from src.config_load import load_config
+from src.config_rules import check_sizes
 from src.data.image_check import check_by_decoding
 from src.data.image_files import in_order
 from src.data.questions import load_questions, questions_file
@@ -54,6 +55,8 @@ def main() -> None:
     for skipped in dataset.skipped:
         print(f"skipped: {skipped.file}: {skipped.reason}")
     print(f"{len(dataset.skipped)} images or captions skipped", flush=True)
+    if config.stage != "ce":
+        check_sizes(config, len(dataset.records["train"]), tokenizer.vocab_size)
     if config.stage != "ce" and config.rewards.caprl:
         questions = load_questions(questions_file(config, "train"))
         print(f"questions: {sum(map(len, questions.values())):,} on {len(questions):,} images", flush=True)

@@ -28,8 +28,8 @@ from src.models.captioner import Captioner, build_captioner
 from src.progress import Progress
 from src.rng import uniforms
 from src.training.answerer import build_answerer
-from src.training.checkpoint import load_checkpoint
-from src.training.run import check_tokenizer, decode_images, graph_cache, load_run_tokenizer
+from src.training.checkpoint import check_tokenizer, load_checkpoint, load_run_tokenizer
+from src.training.run import decode_images, graph_cache
 from src.workers import Workers
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from src.config import Config
 from src.errors import InputError
 
 MODEL = "model.safetensors"  # a checkpoint as src/training/checkpoint.py writes it, without the optimiser
@@ -30,3 +31,16 @@ def given_checkpoint(path: Path, config: Path | str | None) -> tuple[Path, Path]
                 "checkpoints/best"
             )
     return path / MODEL, Path(config or path / CONFIG)
+
+
+def init_file(config: Config) -> Path | None:
+    """The file of weights that `init_checkpoint` names, a checkpoint or an exported folder; None where it is null.
+
+    Errors: InputError where it is not there.
+    """
+    if config.init_checkpoint is None:
+        return None
+    path, _ = given_checkpoint(Path(config.init_checkpoint), "")
+    if not path.is_file():
+        raise InputError(f"init_checkpoint={path}: no such checkpoint to start from; correct the path")
+    return path

@@ -6,7 +6,7 @@ Each presentation is a question of the caption's image, drawn with replacement, 
 and CANNOT as the last. A presentation that got no answer is left out of the mean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -73,8 +73,12 @@ class CapRL:
         return answers
 
 
-def build_caprl(config: Config, image_ids: Sequence[int], answerer: Answerer) -> CapRL:
-    """The reward for training images, as `caprl` says. Errors: InputError naming the file."""
+def build_caprl(config: Config, image_ids: Sequence[int], answerer: Callable[[], Answerer]) -> CapRL:
+    """The reward for training images, as `caprl` says.
+
+    answerer: builds the answering model, which may take minutes: after the questions were read.
+    Errors: InputError naming the file, or of the answering model.
+    """
     path = questions_file(config, "train")
     of_image = load_questions(path)
     questions = [of_image.get(image_id, []) for image_id in image_ids]
@@ -85,7 +89,7 @@ def build_caprl(config: Config, image_ids: Sequence[int], answerer: Answerer) ->
         print(f"caprl: {without:,} of {len(questions):,} training images have no question, and no reward by caprl")
     return CapRL(
         questions,
-        answerer,
+        answerer(),
         presentations=config.caprl.presentations,
         seed=config.seed,
     )

@@ -34,7 +34,7 @@ class Rewards:
     ) -> None:
         build: dict[str, Callable[[], Reward]] = {
             "cider": lambda: CiderReward(ground_truths, config.cider),
-            "caprl": lambda: build_caprl(config, image_ids, answerer()),
+            "caprl": lambda: build_caprl(config, image_ids, answerer),
             "length": lambda: partial(shape.length, config=config.length),
             "repetition": lambda: shape.repetition,
         }

@@ -17,6 +17,7 @@ from mindspore import Parameter, Tensor
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from src.data.tokenizer import Tokenizer, load_tokenizer
 from src.errors import InputError
 from src.files import whole_file
 from src.models.captioner import Captioner
@@ -71,7 +72,9 @@ def find_last(folder: Path) -> Path | None:
             try:
                 read_checkpoint(previous)
             except InputError:
-                raise InputError(f"{error}, and there is no whole earlier one: fresh=true starts over") from None
+                raise InputError(
+                    f"{error}. No intact earlier checkpoint exists; delete {folder} to start this stage over"
+                ) from None
             os.replace(last, last.with_name("damaged"))  # else the next save would make it `previous`
             print(f"warning: {error}; going on from {previous}", file=sys.stderr)
     return previous if previous.is_file() else None
@@ -106,6 +109,22 @@ def load_checkpoint(path: Path, captioner: Captioner, optimizer_state: dict | No
     for name, parameter in targets.items():
         parameter.set_data(Tensor(arrays[name], parameter.dtype))
     return state
+
+
+def load_run_tokenizer(checkpoint: Path) -> Tokenizer:
+    """The tokenizer.json of a checkpoint's own folder, or of the run that owns it."""
+    own = checkpoint.resolve().parent / "tokenizer.json"
+    above = own.parent.parent / own.name
+    alone = own.parent.name != "checkpoints" and not above.is_file()  # then it is missed beside the file
+    return load_tokenizer(own if own.is_file() or alone else above)
+
+
+def check_tokenizer(path: Path, state: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """InputError if the checkpoint's vocabulary is not the tokenizer's."""
+    if state.get("tokenizer") != tokenizer.fingerprint:
+        raise InputError(
+            f"{path} was trained with another vocabulary than its tokenizer.json or this data has: restore that file"
+        )
 
 
 def optimizer_parameters(optimizer: Any, captioner: Captioner, loss_scale: Any) -> dict[str, Parameter]:

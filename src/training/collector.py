@@ -13,7 +13,6 @@ from src.errors import RunStopped
 from src.models.captioner import Captioner
 from src.progress import Progress
 from src.rewards.completions import decode_completions
-from src.rewards.mixture import Rewards
 from src.rl.advantage import combined_advantages, total_rewards, zero_advantage_groups
 from src.rl.cells import LogprobCell
 from src.rl.rollout import Rollout, moments
@@ -24,10 +23,11 @@ from src.training.run import Run
 class RolloutCollector:
     """Samples, rewards and scores a rollout of `rollout_images` images in batches of `sample_images`."""
 
-    def __init__(self, run: Run, reference: Captioner, rewards: Rewards) -> None:
+    def __init__(self, run: Run, reference: Captioner) -> None:
+        assert run.rewards is not None
         self.run = run
         self.config = run.config
-        self.rewards = rewards
+        self.rewards = run.rewards
         grpo, tokenizer = run.config.grpo, run.tokenizer
         greedy = run.config.advantage.baseline == "greedy"
         sampler = GroupSampler(

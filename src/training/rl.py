@@ -4,19 +4,16 @@ Letters: B images, G group size, M = B*G rows (row = b*G + g), T tokens.
 """
 
 import time
-from functools import partial
 
 import numpy as np
 
-from src.errors import InputError, RunStopped
+from src.errors import RunStopped
 from src.models.captioner import Captioner
 from src.progress import Progress
-from src.rewards.mixture import Rewards
 from src.rl.cells import GRPOLossCell
 from src.rl.losses import token_weights
 from src.rl.rollout import Rollout
 from src.rng import permutation
-from src.training.answerer import build_answerer
 from src.training.checkpoint import load_checkpoint, optimizer_parameters
 from src.training.collector import RolloutCollector
 from src.training.optim import build_optimizer, learning_rates
@@ -39,11 +36,6 @@ def run_rl(run: Run, reference: Captioner) -> None:
     """
     config = run.config
     grpo = config.grpo
-    if grpo.top_k > run.tokenizer.vocab_size:
-        raise InputError(f"grpo.top_k={grpo.top_k} must be at most {run.tokenizer.vocab_size}, the vocabulary's size")
-    image_ids = [record.image_id for record in run.dataset.records["train"]]
-    answerer = partial(build_answerer, config, run.workers, examiner=False)
-    rewards = Rewards(config, run.dataset.ground_truths["train"], image_ids, answerer)
     total_steps = grpo.rollouts * config.updates_per_rollout
     rates = learning_rates(grpo.optimizer, total_steps)
     optimizer = build_optimizer(run.captioner.trained_parameters(), grpo.optimizer, rates)
@@ -55,7 +47,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
     if run.resumed is None:
         run.log(run.validate())  # the CE model is the first candidate for `best`
         run.save("last", optimizer_state)
-    collector = RolloutCollector(run, reference, rewards)
+    collector = RolloutCollector(run, reference)
     loss_cell = GRPOLossCell(run.captioner, run.tokenizer.bos_id, config)
     take_step = build_step(
         loss_cell,
@@ -75,6 +67,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
             run.save("last", optimizer_state)
             run.workers.wait()  # msrun kills the others when one has ended
             raise
+        run.watch.rollout(rollout, rollout_stats["rollout/truncated"])
         if run.must_stop():  # nothing has been updated since the rollout before
             run.save("last", optimizer_state)
             run.stop()

@@ -1,10 +1,12 @@
 """A run: its folder, its parts, what it goes on from, and how it ends."""
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,31 @@ from src import __version__
 from src.compile_cache import GraphCache
 from src.config import Config
 from src.config_load import resolved
+from src.config_rules import check_sizes
 from src.data.dataset import Dataset, build_sources, build_tokenizer, load_dataset, padded_batches
 from src.data.features import FeatureSource
 from src.data.images import ImageSource
-from src.data.tokenizer import Tokenizer, load_tokenizer
+from src.data.tokenizer import Tokenizer
 from src.decoding.sampler import GreedyDecoder
 from src.environment import on_signals, start_time
-from src.errors import InputError, RunStopped, Terminated, TimeLimit
+from src.errors import RunStopped, Terminated, TimeLimit
 from src.files import file_digest, whole_file
 from src.models.captioner import Captioner, build_captioner
-from src.progress import Progress, say
+from src.progress import Progress, say, warn
 from src.rewards.cider import corpus_cider
-from src.training.checkpoint import find_last, load_checkpoint, read_state, save_checkpoint
+from src.rewards.mixture import Rewards
+from src.training.answerer import build_answerer
+from src.training.checkpoint import (
+    check_tokenizer,
+    find_last,
+    load_checkpoint,
+    load_run_tokenizer,
+    read_state,
+    save_checkpoint,
+)
 from src.training.metrics import MetricsWriter, open_metrics
-from src.training.run_folder import COMPLETED, check_init
+from src.training.run_folder import COMPLETED, check_data, data_state, open_run_folder, saved_state
+from src.training.watch import Watch
 from src.workers import Workers
 
 # Keys and sections that no graph holds a value of.
@@ -58,12 +71,15 @@ class Run:
     train_source: ImageSource | FeatureSource
     val_source: ImageSource | FeatureSource
     state: dict[str, Any]
+    rewards: Rewards | None  # of RL
     metrics: MetricsWriter | None
     graphs: GraphCache
     greedy: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
     workers: Workers
+    watch: Watch
     resumed: Path | None
     terminated: list[bool] = field(default_factory=list)
+    began: tuple[int, str] = (0, "")  # step, and digest of the trained weights, where this process begins
 
     def save(self, name: str, optimizer_state: dict | None = None) -> None:
         """Write checkpoints/<name> with the present parameters and state; the first worker does."""
@@ -85,12 +101,13 @@ class Run:
         """Score greedy captions of the validation split by CIDEr; a better score than any before is kept as `best`."""
         image_ids = [record.image_id for record in self.dataset.records["val"]]
         size = self.config.eval.batch_images
-        captions, lengths, _ = decode_images(
+        captions, lengths, ended = decode_images(
             self.greedy, self.tokenizer, self.val_source, len(image_ids), size, self.workers, "validation"
         )
         if self.metrics is not None:
             self.metrics.write_captions(self.state["step"], captions)
         score = corpus_cider(dict(zip(image_ids, captions)), self.dataset.by_image_id("val"))
+        self.watch.validation(score, truncated=1 - ended.mean(), images=len(image_ids))
         if score > self.state["best_score"]:
             self.state.update(best_score=score, best_step=self.state["step"])
             self.save("best")
@@ -123,9 +140,19 @@ class Run:
             raise Terminated(f"ended by SIGTERM or Ctrl-C {rest}")
         raise TimeLimit(f"stop_after_minutes={self.config.stop_after_minutes:g} is reached {rest}")
 
+    def digest(self) -> str:
+        """SHA-256 of the trained weights, hexadecimal."""
+        digest = hashlib.sha256()
+        for parameter in self.captioner.trained_parameters():
+            digest.update(parameter.asnumpy().tobytes())
+        return digest.hexdigest()
+
     def complete(self) -> None:
         """Mark the run as finished."""
+        step, weights = self.began
         if self.workers.is_first:
+            if self.state["step"] > step:
+                self.watch.finished(weights, self.digest())
             with whole_file(self.folder / COMPLETED) as partial:
                 partial.write_text(json.dumps(self.state) + "\n")
         self.workers.wait()
@@ -154,39 +181,44 @@ def decode_images(
 
 
 def start_run(config: Config, folder: Path, init: Path | None, workers: Workers) -> Run:
-    """Build all parts and load what the run goes on from: its own last checkpoint, or `init` (parameters only)."""
+    """Build all parts and load what the run goes on from: its own last checkpoint, or `init` (parameters only).
+
+    What can be wrong with the input is found before the run folder is opened, and so before fresh=true deletes a run.
+    """
     with workers.first_alone():
         dataset = load_dataset(config)
-    if dataset.skipped and workers.is_first:
-        listing = folder / "skipped.txt"
-        listing.write_text("".join(f"{skipped.file}\t{skipped.reason}\n" for skipped in dataset.skipped))
-        print(f"{len(dataset.skipped)} images or captions skipped, listed in {listing}")
     with workers.first_alone():
-        last = find_last(folder)
+        last = None if config.fresh or saved_state(folder) is None else find_last(folder)
+    saved = {} if last is None else read_state(last)
+    check_data(config, dataset.records, saved)
+    # CE that began from a checkpoint has its vocabulary, also where init_checkpoint is not given again.
+    start = init or (last if "init" in saved else None)
+    tokenizer = build_tokenizer(config, dataset) if start is None else load_run_tokenizer(start)
     images = len(dataset.records["train"])
-    if config.stage != "ce" and config.grpo.rollout_images > images:
-        raise InputError(
-            f"grpo.rollout_images={config.grpo.rollout_images} must be at most {images}, the training images"
-        )
-    tokenizer = load_run_tokenizer(init) if init is not None else build_tokenizer(config, dataset)
+    rewards = None
+    if config.stage != "ce":
+        check_sizes(config, images, tokenizer.vocab_size)
+        answerer = partial(build_answerer, config, workers, examiner=False)
+        image_ids = [record.image_id for record in dataset.records["train"]]
+        rewards = Rewards(config, dataset.ground_truths["train"], image_ids, answerer)
     cached = not config.encoder.trainable
-    checkpoint = None if init or last else config.encoder.checkpoint
+    weights = last or init
+    checkpoint = None if weights is not None else config.encoder.checkpoint
     captioner = build_captioner(config, tokenizer.allowed, cached=cached, checkpoint=checkpoint)
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best_score": -1.0, "best_step": 0}
+    state["data"] = data_state(dataset.records)
     if init is not None:
         state["init"] = file_digest(init)
-    if last is not None:
-        saved = read_state(last)
-        check_init(folder, init, saved)
-        state |= saved
-        check_tokenizer(last, state, tokenizer)
-        load_checkpoint(last, captioner)
-    elif init is not None:
-        check_tokenizer(init, load_checkpoint(init, captioner), tokenizer)
-    if workers.is_first:
-        tokenizer.save(folder / "tokenizer.json")
+    state |= saved
+    if weights is not None:
+        check_tokenizer(weights, read_state(weights), tokenizer)
+        load_checkpoint(weights, captioner)
     graphs = graph_cache(config, tokenizer, workers, images)
     train_source, val_source = build_sources(config, dataset.records, ("train", "val"), captioner.encoder, workers)
+    if workers.is_first:
+        open_run_folder(config)
+        list_skipped(folder, dataset)
+        tokenizer.save(folder / "tokenizer.json")
     first_step = 0 if last is None else state["step"] + 1
     run = Run(
         config=config,
@@ -196,15 +228,28 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
         captioner=captioner,
         train_source=train_source,
         val_source=val_source,
+        rewards=rewards,
         state=state,
         metrics=open_metrics(config, dataset.records["val"], first_step) if workers.is_first else None,
         graphs=graphs,
         greedy=graphs.keep("greedy", GreedyDecoder(captioner, tokenizer.specials, config.eval.tokens)),
         workers=workers,
+        watch=Watch(config, warn if workers.is_first else None),
         resumed=last,
     )
+    run.began = (state["step"], run.digest())
+    flat = [caption for captions in dataset.ground_truths["train"] for caption in captions]
+    run.watch.captions([tokenizer.encode(caption) for caption in flat[:: -(-len(flat) // 10_000)]], tokenizer.unk_id)
     on_signals(lambda: run.terminated.append(True))
     return run
+
+
+def list_skipped(folder: Path, dataset: Dataset) -> None:
+    """Write skipped.txt, and say so, where images or captions were left out."""
+    if dataset.skipped:
+        listing = folder / "skipped.txt"
+        listing.write_text("".join(f"{skipped.file}\t{skipped.reason}\n" for skipped in dataset.skipped))
+        print(f"{len(dataset.skipped)} images or captions skipped, listed in {listing}")
 
 
 def graph_cache(config: Config, tokenizer: Tokenizer, workers: Workers, train_images: int = 0) -> GraphCache:
@@ -220,20 +265,6 @@ def graph_cache(config: Config, tokenizer: Tokenizer, workers: Workers, train_im
     )
 
 
-def load_run_tokenizer(checkpoint: Path) -> Tokenizer:
-    """The tokenizer.json of a checkpoint's own folder, or of the run that owns it."""
-    own = checkpoint.resolve().parent / "tokenizer.json"
-    return load_tokenizer(own if own.is_file() else own.parent.parent / own.name)
-
-
-def check_tokenizer(path: Path, state: dict[str, Any], tokenizer: Tokenizer) -> None:
-    """InputError if the checkpoint's vocabulary is not the tokenizer's."""
-    if state.get("tokenizer") != tokenizer.fingerprint:
-        raise InputError(
-            f"{path} was trained with another vocabulary than its tokenizer.json or this data has: restore it"
-        )
-
-
 def describe(run: Run, target: str) -> str:
     """One line for the start of a run."""
     config = run.config
@@ -241,7 +272,8 @@ def describe(run: Run, target: str) -> str:
     images = ", ".join(f"{len(rows)} {split}" for split, rows in run.dataset.records.items())
     devices = target if run.workers.size == 1 else f"{run.workers.size} x {target}"
     encoder = "trained" if config.encoder.trainable else "frozen"
+    init = f", weights and vocabulary of {config.init_checkpoint}" if config.init_checkpoint is not None else ""
     return (
         f"{config.stage} in {run.folder} on {devices}: {images} images, encoder {encoder}, "
-        f"{trained / 1e6:.1f} M trained parameters"
+        f"{trained / 1e6:.1f} M trained parameters{init}"
     )

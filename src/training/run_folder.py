@@ -1,87 +1,199 @@
-"""The folder of a run: opened, checked, and known to be complete or to have started from other weights."""
+"""The folder of a run: claimed, checked against what its run was started with, and opened."""
 
+import contextlib
 import fcntl
+import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
 from src.config import Config
-from src.config_load import differing_keys, load_config, resolved, stage_overrides, write_config
+from src.config_load import differing_keys, load_config, resolved, stage_overrides, write_tree
 from src.errors import InputError
+from src.export.folder import init_file
 from src.files import file_digest
+
+if TYPE_CHECKING:
+    from src.data.records import Record
 
 COMPLETED = "completed"  # a file of this name marks a finished run
 _WAIT = 30  # seconds for another process to leave a run folder
 _locks: dict[Path, IO] = {}
 FIRST = "first"  # the checkpoint after CE's first epoch, kept where select is original
+_CHECKPOINTS = ("last", "previous", "best", FIRST, "damaged")
+_OF_A_START = (
+    *(f"checkpoints/{name}" for name in _CHECKPOINTS),
+    "metrics.jsonl",
+    "events.out.tfevents.*",
+    "skipped.txt",
+)
 
 
-def is_complete(folder: Path, init: Path | None) -> bool:
-    """Whether the run in `folder` has finished. Errors: InputError where it started from another file than `init`."""
-    if not (folder / COMPLETED).is_file():
-        return False
-    check_init(folder, init, json.loads((folder / COMPLETED).read_text()))
-    return True
+def init_checkpoint(config: Config, config_file: Path, overrides: Sequence[str]) -> Path | None:
+    """The checkpoint that a run starts from: `init_checkpoint`; else None for CE, and for RL one of the run of
+    `init_config`, as `select` says.
 
-
-def check_init(folder: Path, init: Path | None, state: dict[str, Any]) -> None:
-    """InputError where the run in `folder` started from another file than `init`."""
-    if init is not None and state.get("init", "") != file_digest(init):
-        raise InputError(
-            f"the run in {folder} started from other weights than {init} holds now: fresh=true starts over"
-        )
-
-
-def init_checkpoint(config: Config, config_file: Path, overrides: Sequence[str]) -> Path:
-    """The CE checkpoint that RL starts from: `init_checkpoint`, or one of the run of `init_config`, as `select` says.
-
-    Errors: InputError where there is none.
+    Errors: InputError where it is not there, or in the run's own folder.
     """
-    if config.init_checkpoint is not None:
-        path = Path(config.init_checkpoint)
-        mend = "check init_checkpoint"
-    else:
+    path = init_file(config)
+    if path is None and config.stage != "ce":
         ce_file = config_file.parent / config.init_config
         name = FIRST if config.select == "original" else "best"
         path = load_config(ce_file, stage_overrides(overrides)).run_folder / "checkpoints" / name
-        mend = f"train with {ce_file} first, or set init_checkpoint"
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {path} to start from: {mend}")
+        if not path.is_file():
+            raise InputError(
+                f"there is no checkpoint {path} to start from: train with {ce_file} first, or set init_checkpoint"
+            )
+    if path is not None and config.run_folder.resolve() in path.resolve().parents:
+        raise InputError(f"{path} to start from is in the folder of the new run; give name=NEW, so that it is kept")
     return path
 
 
-def open_run_folder(config: Config) -> Path:
-    """Make the run folder, or check that the run in it had the same configuration; it is this process's own from then.
+def claim_run_folder(config: Config, init: Path | None) -> None:
+    """Lock the run folder for this process, and check that the run in it was started with the same configuration and
+    weights, and if it is complete with the same data. Changes no file of it.
 
-    Errors: InputError where it cannot be written, where another process trains in it, or naming the keys that differ.
+    A run that has saved no update takes whatever it is given. Errors: InputError where the folder cannot be written,
+    where another process trains in it, or naming what differs.
     """
     folder = config.run_folder
-    try:
+    with _writable(folder):
         _lock(folder)
-        if config.fresh and folder.is_dir():
-            held = [path for path in folder.iterdir() if path.name != "logs"]  # which src.launch is writing
-            if held and not (folder / "config.yaml").is_file():
-                raise InputError(f"{folder} is no run of this project, fresh=true does not delete it: choose name=...")
-            for path in held:
+    if config.fresh:
+        if _held(folder) and not (folder / "config.yaml").is_file():
+            raise InputError(
+                f"{folder} was not created by this project, so fresh=true will not delete it: give name=NEW"
+            )
+        return
+    state = saved_state(folder)
+    if state is None:
+        return
+    if (folder / "config.yaml").exists():
+        held = _read_config(folder / "config.yaml")
+        differing = differing_keys(held, resolved(config))
+        if "data" in state and "data.root" in differing:  # the data may have moved: their digest is compared
+            differing.remove("data.root")
+        if differing:
+            raise InputError(f"{folder} holds a run with other values of {', '.join(differing)}; {_ways_on(config)}")
+        if init is None and "init" in state:
+            print(f"{folder} started from init_checkpoint={held.get('init_checkpoint')}, and keeps it")
+    if state:
+        check_init(config, init, state)
+    if is_complete(folder) and "data" in state:
+        from src.data.locate import read_records
+
+        check_data(config, read_records(config)[0], state)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the run in `folder` has finished."""
+    return (folder / COMPLETED).is_file()
+
+
+def saved_state(folder: Path) -> dict[str, Any] | None:
+    """The state that the run in `folder` has saved: at its end, or with an update.
+
+    None where it has saved no update; empty where what it has saved cannot be read. Errors: InputError.
+    """
+    if is_complete(folder):
+        try:
+            return dict(json.loads((folder / COMPLETED).read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise InputError(f"{folder / COMPLETED} is damaged: delete this file, and the run resumes") from None
+    paths = [path for name in _CHECKPOINTS if (path := folder / "checkpoints" / name).is_file()]
+    if not paths:
+        return None
+    from src.training.checkpoint import read_state  # and with it MindSpore
+
+    unreadable = False
+    for path in paths:
+        try:
+            state = read_state(path)
+        except InputError:
+            unreadable = True
+            continue
+        if state.get("step", 1) > 0:
+            return state
+    return {} if unreadable else None
+
+
+def check_init(config: Config, init: Path | None, state: dict[str, Any]) -> None:
+    """InputError where the run whose `state` this is started from other weights than `init` holds."""
+    if init is not None and state.get("init", "") != file_digest(init):
+        raise InputError(
+            f"the run in {config.run_folder} started from other weights than {init} holds now; restore that file, or "
+            f"{_ways_on(config)}"
+        )
+
+
+def data_state(records: Mapping[str, Sequence["Record"]]) -> dict[str, dict[str, Any]]:
+    """What identifies the images and captions of the splits that training reads, in their order, wherever they are."""
+    state = {}
+    for split in ("train", "val"):
+        digest = hashlib.sha256()
+        for record in records[split]:
+            digest.update(json.dumps([record.image_id, *record.captions]).encode())
+        state[split] = {"images": len(records[split]), "sha256": digest.hexdigest()}
+    return state
+
+
+def check_data(config: Config, records: Mapping[str, Sequence["Record"]], state: dict[str, Any]) -> None:
+    """InputError where the run whose `state` this is was trained on other data; an older version kept no digest."""
+    held, now = state.get("data"), data_state(records)
+    if held is None or held == now:
+        return
+    images = [", ".join(f"{part['images']} {split}" for split, part in data.items()) for data in (held, now)]
+    if images[0] == images[1]:
+        changed = f"{images[0]} images with other captions, ids or order than"
+    else:
+        changed = f"{images[0]} images, not the {images[1]} images"
+    raise InputError(
+        f"{config.run_folder} was trained on {changed} that data.root={config.data.root} holds now; restore them, or "
+        f"{_ways_on(config)}"
+    )
+
+
+def open_run_folder(config: Config) -> None:
+    """Make the claimed run folder ready for the run: with fresh=true all of an earlier one is deleted, and what a start
+    has left that saved no update always. Errors: InputError where it cannot be written.
+    """
+    folder, file = config.run_folder, config.run_folder / "config.yaml"
+    tree = resolved(config)
+    with _writable(folder):
+        if config.fresh:
+            for path in _held(folder):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        elif file.is_file() and saved_state(folder) is None:
+            for path in (path for pattern in _OF_A_START for path in folder.glob(pattern)):
+                path.unlink()
+        elif file.is_file() and tree["init_checkpoint"] is None:
+            tree["init_checkpoint"] = _read_config(file).get("init_checkpoint")
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        config_file = folder / "config.yaml"
-        if config_file.exists():
-            differing = differing_keys(_read_config(config_file), resolved(config))
-            if differing:
-                raise InputError(
-                    f"{folder} holds a run with other values of {', '.join(differing)}; "
-                    "give another name=..., or fresh=true to start over"
-                )
-        write_config(config, config_file)
+        write_tree(tree, file)
+
+
+def _ways_on(config: Config) -> str:
+    """What to do where a run cannot resume; no other stage of the same command loses anything by it."""
+    name = "output_root=NEW (for scripts/run_ce.sh, name=NEW)" if config.stage == "ce" else "name=NEW"
+    return f"give {name}, or delete {config.run_folder} to start this stage over"
+
+
+def _held(folder: Path) -> list[Path]:
+    """What is in a run folder, but for the logs that src.launch is writing."""
+    return [path for path in folder.iterdir() if path.name != "logs"] if folder.is_dir() else []
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise InputError(f"cannot write the run folder {folder}: {error}; choose another output_root") from None
-    return folder
 
 
 def _lock(folder: Path) -> None:
@@ -112,5 +224,5 @@ def _read_config(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, yaml.YAMLError):
         tree = None
     if not isinstance(tree, dict):
-        raise InputError(f"{path} is damaged: delete it to go on with this configuration, or fresh=true starts over")
+        raise InputError(f"{path} is damaged: delete this file, and the run resumes with this configuration")
     return tree
