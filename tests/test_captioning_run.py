@@ -25,9 +25,8 @@ from src.captioning.run import caption_photographs
 from src.captioning.serve import PageModel
 from src.config_load import load_config
 from src.data.dataset import build_image_source
-from src.data.image_check import UnusableImage
 from src.data.image_files import ImageFiles
-from src.data.photographs import read_photograph
+from src.data.photographs import UnusableImage, read_photograph
 from src.data.tokenizer import build_word_tokenizer
 from src.errors import InputError
 from src.evaluation.evaluate import load_captioner

@@ -18,13 +18,12 @@ from src.captioning.inputs import Found, find_photographs
 from src.captioning.output import CaptionFile, DonePaths, path_digest
 from src.captioning.table import Table, one_line
 from src.config import Config
-from src.data.image_check import UnusableImage
-from src.data.image_files import in_order
-from src.data.photographs import read_photograph
+from src.data.photographs import UnusableImage, read_photograph
 from src.environment import start_time
 from src.errors import InputError, TimeLimit
 from src.files import file_digest
 from src.progress import Progress
+from src.threads import in_order
 from src.workers import Workers
 
 
