@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from src.captioning.captioners import Captioners, Inputs
 from src.captioning.captions import Captions
-from src.captioning.inputs import Found, find_photographs
+from src.captioning.inputs import Found, find_photographs, skipped_note
 from src.captioning.output import CaptionFile, DonePaths, path_digest
 from src.captioning.table import Table, one_line
 from src.config import Config
@@ -50,7 +51,8 @@ def caption_photographs(
         sink, done = Table(list(checkpoints)), DonePaths([])
     else:
         sink, done = open_output(output, config, checkpoints, workers)
-    own = sum(1 for _ in share(items, done, workers))
+    skipped: Counter[str] = Counter()
+    own = sum(1 for _ in share(items, done, workers, skipped))
     (total,) = workers.sum(np.array([own]))
     prepared = in_order(partial(prepare, captioners), share(items, done, workers), config.data.workers)
     batch = max(1, min(own, config.eval.batch_images // workers.size))
@@ -72,7 +74,8 @@ def caption_photographs(
                 minutes = config.stop_after_minutes
                 raise TimeLimit(f"stop_after_minutes={minutes:g} is reached; the same command goes on")
     if workers.is_first:
-        print(sink.summary(int(counts[0]), int(counts[1]), time.monotonic() - start, len(done)), file=sys.stderr)
+        summary = sink.summary(int(counts[0]), int(counts[1]), time.monotonic() - start, len(done))
+        print(summary + skipped_note(skipped), file=sys.stderr)
     if counts[0] == 0 and len(done) == 0:
         raise InputError("no photograph could be captioned")
 
@@ -101,9 +104,14 @@ def made_from(config: Config, checkpoints: Mapping[str, Path]) -> dict[str, Any]
     }
 
 
-def share(items: Sequence[str], done: DonePaths, workers: Workers) -> Iterator[Found]:
-    """What this worker has to caption: its paths, whatever their order, but for those that are done."""
-    for found in find_photographs(items):
+def share(
+    items: Sequence[str], done: DonePaths, workers: Workers, skipped: Counter[str] | None = None
+) -> Iterator[Found]:
+    """What this worker has to caption: its paths, whatever their order, but for those that are done.
+
+    skipped: as of `find_photographs`, of all workers.
+    """
+    for found in find_photographs(items, skipped):
         if path_digest(found.path) % workers.size == workers.rank and found.path not in done:
             yield found
 

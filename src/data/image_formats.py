@@ -28,16 +28,18 @@ class UnusableImage(ValueError):
 
 
 class _Extra(NamedTuple):
-    """suffixes and brands (of ISO media files) by which a format is known; what to do where it cannot be read."""
+    """What a format is called, the suffixes and brands (of ISO media files) that tell it, and how it is installed."""
 
+    name: str
     suffixes: tuple[str, ...]
     brands: tuple[bytes, ...]
     install: str
 
 
 _EXTRAS = {
-    "AVIF": _Extra((".avif", ".avifs"), (b"avif", b"avis"), "pip install 'pillow>=11.3'"),
+    "AVIF": _Extra("AVIF", (".avif", ".avifs"), (b"avif", b"avis"), "pip install 'pillow>=11.3'"),
     "HEIF": _Extra(
+        "HEIC",
         (".heic", ".heif", ".hif", ".heics", ".heifs"),
         (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
         "pip install pillow-heif",
@@ -53,11 +55,11 @@ def formats_of(data: bytes) -> tuple[str, ...]:
         return ALWAYS
     box = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
     brands = {box[place : place + 4] for place in range(0, len(box), 4)}
-    for name, extra in _EXTRAS.items():  # AVIF files may name mif1 too
+    for format, extra in _EXTRAS.items():  # AVIF files may name mif1 too
         if not brands.isdisjoint(extra.brands):
-            if not _is_installed(name):
-                raise UnusableImage(f"{name} needs {extra.install}")
-            return (name,)
+            if not _is_installed(format):
+                raise UnusableImage(f"{extra.name} needs {extra.install}")
+            return (format,)
     return ALWAYS
 
 
@@ -69,7 +71,7 @@ def unidentified(data: bytes) -> str:
 
 def is_read(suffix: str) -> bool:
     """Whether files of a suffix, in lower case with its dot, are images that can be read here."""
-    extras = [name for name, extra in _EXTRAS.items() if suffix in extra.suffixes]
+    extras = [format for format, extra in _EXTRAS.items() if suffix in extra.suffixes]
     return suffix in SUFFIXES or any(map(_is_installed, extras))
 
 
@@ -82,9 +84,9 @@ def needs(suffix: str) -> str | None:
 
 
 @functools.cache
-def _is_installed(name: str) -> bool:
+def _is_installed(format: str) -> bool:
     try:
-        if name == "AVIF":
+        if format == "AVIF":
             from PIL import AvifImagePlugin
 
             return AvifImagePlugin.SUPPORTED
