@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import zlib
 
@@ -10,7 +11,10 @@ import pytest
 from hostile import BAD, GOOD, _exif, chunk, picture, png, tiff
 from PIL import Image
 
+from src.data import image_formats
+from src.data.image_check import check_image
 from src.data.image_files import ImageFiles
+from src.data.image_formats import _is_installed
 from src.data.images import ImageSource
 from src.data.photographs import UnusableImage, decode, read_photograph
 
@@ -65,12 +69,10 @@ UPRIGHT = {
     9: lambda rgb: rgb,  # there is none
 }
 KINDS = {"JPEG": {}, "PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}}
-try:
-    from PIL.AvifImagePlugin import SUPPORTED as AVIF
-except ImportError:
-    AVIF = False
-if AVIF:
+if _is_installed("AVIF"):
     KINDS["AVIF"] = {"quality": 100, "subsampling": "4:4:4"}
+if _is_installed("HEIF"):
+    KINDS["HEIF"] = {"quality": -1}  # lossless
 
 
 def saved(image: Image.Image, kind: str, **settings) -> bytes:
@@ -84,7 +86,7 @@ def saved(image: Image.Image, kind: str, **settings) -> bytes:
 def test_exif_orientations(kind, orientation):
     lying, got = (
         np.asarray(decode(saved(picture(), kind, **KINDS[kind], **exif))).astype(int)
-        for exif in ({}, {"exif": _exif(orientation)})
+        for exif in ({}, {"exif": _exif(orientation).tobytes()})
     )
     np.testing.assert_array_equal(got, UPRIGHT[orientation](lying))
     assert np.abs(lying - RGB).max() < 40  # JPEG loses most
@@ -224,6 +226,27 @@ def test_what_cannot_be_read_right_is_refused(reason):
     for data in REFUSED[reason]:
         with pytest.raises(UnusableImage, match=reason):
             decode(data)
+
+
+@pytest.mark.parametrize(
+    "brands, reason",
+    [
+        (b"heic\0\0\0\0mif1heic", "HEIC needs pip install pillow-heif"),
+        (b"mif1\0\0\0\0mif1heixmiaf", "HEIC needs pip install pillow-heif"),
+        (b"avif\0\0\0\0avifmif1miaf", r"AVIF needs pip install 'pillow>=11\.3'"),
+        (b"mif1\0\0\0\0mif1avif", r"AVIF needs pip install 'pillow>=11\.3'"),
+        (b"crx \0\0\0\1crx isom", "a raw photograph: save it as JPEG"),
+        (b"mp42\0\0\0\0isommp42", "not an image"),
+    ],
+)
+def test_what_a_format_needs_is_named(brands, reason, monkeypatch, tmp_path):
+    """In photographs and, by the scan, in training data."""
+    monkeypatch.setattr(image_formats, "_is_installed", lambda format: False)
+    data = struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(100)
+    with pytest.raises(UnusableImage, match=reason):
+        decode(data)
+    (tmp_path / "x.jpg").write_bytes(data)
+    assert re.fullmatch(reason, check_image(tmp_path / "x.jpg"))
 
 
 def test_colours_of_lossy_files():

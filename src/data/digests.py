@@ -57,6 +57,14 @@ def content_digests(files: Sequence[Path], memory: Path) -> np.ndarray:
     return entries["digest"]
 
 
+def state_key(found: os.stat_result) -> int:
+    """64 bits of a file's size, times and inode; 0 where it may change and keep them."""
+    state = _state(found)
+    if max(state[1:3]) >= time.time_ns() - _RACY:
+        return 0
+    return int.from_bytes(hashlib.blake2b(repr(state).encode(), digest_size=8).digest(), "big")
+
+
 def _read(path: str) -> tuple[tuple, bool]:
     """The entry of a file, and whether it may be trusted as long as the file's state stays."""
     started = time.time_ns()

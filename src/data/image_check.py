@@ -21,9 +21,9 @@ _THREADS = 8
 def check_image(file: Path) -> str | None:
     """Why the file cannot be used ("missing", "empty", "truncated or broken", ...), or None if it can."""
     try:
-        with regular_file(file) as (stream, size):
+        with regular_file(file) as (stream, found):
             head = os.pread(stream.fileno(), _HEAD, 0)
-            tail = os.pread(stream.fileno(), _TAIL, max(0, size - _TAIL))
+            tail = os.pread(stream.fileno(), _TAIL, max(0, found.st_size - _TAIL))
         width_height = _quick_size(head, tail)
         if width_height is None:
             decode(read_image_file(file))

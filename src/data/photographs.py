@@ -16,6 +16,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from src.data.digests import state_key
 from src.data.image_formats import RAW, UnusableImage, formats_of, unidentified
 
 READER = 2  # part of the feature cache's key: raise it whenever the pixels of any file change
@@ -39,31 +40,34 @@ _PNG_DEPTH = 24  # where a PNG file has its bits per sample
 
 
 class Photograph(NamedTuple):
-    """pixels: uint8 [H, W, 3]. key: 64 bits of the file's SHA-256, the same wherever the file lies."""
+    """pixels: uint8 [H, W, 3]. key: 64 bits of the file's SHA-256, the same wherever it lies. state: `state_key`."""
 
     pixels: np.ndarray
     key: int
+    state: int = 0
 
 
 def read_photograph(path: str) -> Photograph:
     """A photograph from its file. Raises UnusableImage that says why the file cannot be used."""
+    with regular_file(path) as (_, found):
+        state = state_key(found)  # before its bytes are read
     data = read_image_file(path)
     key = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
-    return Photograph(np.asarray(decode(data)), key)
+    return Photograph(np.asarray(decode(data)), key, state)
 
 
 def read_image_file(path: str | Path) -> bytes:
     """The bytes of a regular file of at most MAX_BYTES. Raises UnusableImage."""
-    with regular_file(path) as (file, size):
-        data = b"" if size > MAX_BYTES else file.read(MAX_BYTES + 1)
-    if size > MAX_BYTES or len(data) > MAX_BYTES:
+    with regular_file(path) as (file, found):
+        data = b"" if found.st_size > MAX_BYTES else file.read(MAX_BYTES + 1)
+    if found.st_size > MAX_BYTES or len(data) > MAX_BYTES:
         raise UnusableImage(f"more than {MAX_BYTES:,} bytes")
     return data
 
 
 @contextlib.contextmanager
-def regular_file(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A file opened for reading, and its size, not 0 bytes. A pipe would wait forever. Raises UnusableImage."""
+def regular_file(path: str | Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+    """A file opened for reading, and its state; it is not empty. A pipe would wait forever. Raises UnusableImage."""
     if "\0" in str(path):
         raise UnusableImage("not a path: it holds a null byte")
     try:
@@ -73,7 +77,7 @@ def regular_file(path: str | Path) -> Iterator[tuple[BinaryIO, int]]:
                 raise UnusableImage("not a regular file")
             if found.st_size == 0:
                 raise UnusableImage("empty")
-            yield file, found.st_size
+            yield file, found
     except FileNotFoundError:
         raise UnusableImage("missing") from None
     except IsADirectoryError:
