@@ -322,7 +322,8 @@ def test_skipped_files_are_counted_by_format(collection, monkeypatch):
     assert [one.path for one in find_photographs(["photos"], skipped)] == found("photos")
     assert skipped_note(skipped) == (
         ", skipped 8 (3 .heic, 1 without suffix, 1 .avif, 1 .dng, 1 .mp4, 1 .txt): "
-        ".heic needs pip install pillow-heif; .avif needs pip install 'pillow>=11.3'; .dng is a raw photograph: save it as JPEG"
+        ".heic needs pip install pillow-heif; .avif needs pip install 'pillow>=11.3'; "
+        ".dng is a raw photograph: save it as JPEG"
     )
     monkeypatch.setattr(image_formats, "_is_installed", lambda format: True)
     skipped.clear()
