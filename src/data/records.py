@@ -201,7 +201,9 @@ def _with_files(
     if count > _tolerated(len(records)):
         file, reason = next(iter(bad.items()))
         mend = (
-            f"probably data.root={root} or data.images is wrong" if reason == "missing" else "restore or convert them"
+            f"probably data.root={root} or data.images is wrong"
+            if reason.startswith(("missing", "not in"))
+            else "restore or convert them"
         )
         raise InputError(f"{file}: {reason}, like {count} of the {len(records)} images of split {split!r}; {mend}")
     skipped += [Skipped(file, reason) for file, reason in bad.items()]
