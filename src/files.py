@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,4 +31,13 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb", buffering=0) as file:
+        return stream_digest(file).hex()
+
+
+def stream_digest(file: io.RawIOBase) -> bytes:
+    """SHA-256 of what is left to read of an open file. Threads do this at the same time."""
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.digest()

@@ -8,9 +8,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
     del os.environ[name]  # the tests talk with servers of their own on this machine
 
-from tiny import ROOT, USED, WORLD
+from tiny import ROOT, USED, WORLD  # noqa: E402
 
-from src.environment import prepare_environment
+from src.environment import prepare_environment  # noqa: E402
 
 os.chdir(WORLD)
 _USED = tuple(str(ROOT / name) for name in USED)

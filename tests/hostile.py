@@ -26,6 +26,33 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+def tiff(
+    order: str, width: int, height: int, bits: list[int], photometric: int, data: bytes, more: dict | None = None
+) -> bytes:
+    """A TIFF file of any kind, in one strip. order: II or MM; photometric: as the standard counts them; more: tags."""
+    shorts = {256: [width], 257: [height], 258: bits, 259: [1], 262: [photometric], 277: [len(bits)], 278: [height]}
+    shorts |= {273: [0], 279: [len(data)]} | (more or {})
+    sign = {"II": "<", "MM": ">"}[order]
+    behind = 8 + 2 + 12 * len(shorts) + 4
+    shorts[273] = [behind + sum(2 * len(values) for values in shorts.values() if len(values) > 2)]
+    entries, long = b"", b""
+    for tag, values in sorted(shorts.items()):
+        packed = struct.pack(f"{sign}{len(values)}H", *values)
+        if len(values) > 2:
+            entries += struct.pack(sign + "HHII", tag, 3, len(values), behind + len(long))
+            long += packed
+        else:
+            entries += struct.pack(sign + "HHI", tag, 3, len(values)) + packed.ljust(4, b"\0")
+    head = order.encode() + struct.pack(sign + "HIH", 42, 8, len(shorts))
+    return head + entries + bytes(4) + long + data
+
+
+def _twelve_bits(data: bytes) -> bytes:
+    """A JPEG file that says that it has 12 bits per sample."""
+    place = data.index(b"\xff\xc0") + 4
+    return data[:place] + b"\x0c" + data[place + 1 :]
+
+
 def _save(path: Path, image: Image.Image | None = None, **settings) -> None:
     (image or picture()).save(path, **settings)
 
@@ -53,7 +80,7 @@ def _frames() -> dict:
 
 
 def _broken_table(data: bytes) -> bytes:
-    """Good ends and a bad Huffman table, at which MindData's decoder ends the process."""
+    """Good ends and a bad Huffman table."""
     place = data.index(b"\xff\xc4") + 5
     return data[:place] + b"\xff" * 16 + data[place + 16 :]
 
@@ -73,6 +100,7 @@ GOOD = {
     "cmyk.jpg": lambda p: _save(p, picture().convert("CMYK")),
     "png named.jpg": lambda p: _save(p, format="PNG"),
     "grey16.png": lambda p: _save(p, Image.fromarray(np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30))),
+    "grey16.tiff": lambda p: _save(p, Image.fromarray(np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30))),
     "rgb16.png": lambda p: p.write_bytes(png(2, 2, 16, 2, (b"\0" + struct.pack(">6H", *[40000] * 6)) * 2)),
     "grey and alpha.png": lambda p: _save(p, _translucent().convert("LA")),
     "alpha.webp": lambda p: _save(p, _translucent()),
@@ -116,6 +144,10 @@ BAD = {
         lambda p: _save(p, Image.fromarray(np.ones((4, 4), np.float32))),
         "32-bit floating-point pixels",
     ),
+    "signed.tiff": (lambda p: p.write_bytes(tiff("II", 1, 1, [16], 1, b"\1\1", {339: [2]})), "signed pixels"),
+    "raw.tif": (lambda p: p.write_bytes(tiff("II", 1, 1, [8], 1, b"\1", {254: [1]})), "a raw photograph"),
+    "camera.raf": (lambda p: p.write_bytes(b"FUJIFILMCCD-RAW 0201"), "a raw photograph"),
+    "jpeg12.jpg": (lambda p: _changed(p, _twelve_bits), "a JPEG file that is broken, or of a kind that is not read"),
     "folder.jpg": (lambda p: p.mkdir(), "a folder without images"),
     "dangling.jpg": (lambda p: p.symlink_to("nowhere.jpg"), "missing"),
     "loop.jpg": (lambda p: p.symlink_to("loop.jpg"), "cannot be read"),

@@ -5,17 +5,21 @@ import json
 import multiprocessing
 import os
 import tracemalloc
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from src.captioning.arguments import name_checkpoints, read_image_arguments
 from src.captioning.captions import Caption
-from src.captioning.inputs import Found, find_photographs
+from src.captioning.inputs import Found, find_photographs, skipped_note
 from src.captioning.output import CaptionFile, DonePaths, append_lines
-from src.captioning.run import share
+from src.captioning.run import prepare, share
 from src.captioning.table import Table, one_line
+from src.data import digests, image_formats
+from src.data.digests import state_key
 from src.errors import InputError
 from src.workers import Workers
 
@@ -80,7 +84,9 @@ def test_a_long_list_is_not_held_in_memory(collection):
 def test_workers_share_every_photograph_once(collection):
     with open("list.txt", "w") as file:
         file.writelines(f"{number}.jpg\n" for number in range(300))
-    shares = [[one.path for one in share(["@list.txt"], DonePaths(["7.jpg"]), Workers(rank, 3))] for rank in range(3)]
+    shares = [
+        [one.path for one in share(["@list.txt"], DonePaths([("7.jpg", 1, 1)]), Workers(rank, 3))] for rank in range(3)
+    ]
     assert sorted(chain(*shares)) == sorted(f"{number}.jpg" for number in range(300) if number != 7)
     assert min(map(len, shares)) > 70
 
@@ -184,7 +190,7 @@ def again(file: CaptionFile, made_from=MADE_FROM) -> CaptionFile:
 
 def test_lines_hold_all_captions(file):
     odd = "two\nlines \udce9.png"
-    file.write({"a.png": CAPTIONS, odd: CAPTIONS}, {"b\nad.jpg": "empty"})
+    file.write({"a.png": CAPTIONS, odd: CAPTIONS}, {"b\nad.jpg": "empty"}, {"a.png": (10, 11), odd: (2**64 - 1, 0)})
     first, second = map(json.loads, file.path.read_text("ascii").splitlines())
     assert first == {
         "image": "a.png",
@@ -192,17 +198,19 @@ def test_lines_hold_all_captions(file):
             "CE": [{"decoding": "greedy", "caption": "a dog", "logprob": -1.5}],
             "GRPO": [{"decoding": "greedy", "caption": "a brown dog", "logprob": -2.25}],
         },
+        "file": ["000000000000000a", "000000000000000b"],
     }
     assert second["image"] == odd
     assert [json.loads(line) for line in file.bad.open()] == [{"image": "b\nad.jpg", "reason": "empty"}]
     done = again(file).done()
-    assert len(done) == 2 and "a.png" in done and odd in done and "b\nad.jpg" not in done and "" not in done
+    keys = [done.key(name) for name in ("a.png", odd, "b\nad.jpg", "")]
+    assert len(done) == 2 and keys == [10, 2**64 - 1, None, None]
     assert file.bad.read_bytes() == b""  # is tried again
 
 
 @pytest.mark.parametrize("tail", [b'{"image": "b', b"x" * 200_000])
 def test_a_torn_line_is_cut_off_when_the_file_is_opened_and_when_it_is_appended_to(file, tail):
-    file.write({"a.png": CAPTIONS}, {})
+    file.write({"a.png": CAPTIONS}, {}, {"a.png": (5, 0)})
     whole = file.path.read_bytes()
     for repair in (lambda: again(file), lambda: append_lines(file.path, [])):
         file.path.write_bytes(whole + tail)
@@ -231,7 +239,7 @@ def test_processes_append_whole_lines(tmp_path):
 
 
 def test_captions_of_other_settings_are_not_mixed(file):
-    file.write({"a.png": CAPTIONS}, {})
+    file.write({"a.png": CAPTIONS}, {}, {"a.png": (5, 0)})
     other = {**MADE_FROM, "eval": {"beams": 3}, "checkpoints": {"CE": "1", "GRPO": "2"}}
     with pytest.raises(InputError, match=r"made with other checkpoints\.GRPO, eval\.beams; give another --output"):
         again(file, other)
@@ -246,7 +254,7 @@ def test_two_runs_do_not_write_one_file(file):
 
 
 def test_a_line_that_is_none_of_captions_is_named(file):
-    file.path.write_text('{"image": "a.png"}\n{"imag": 1}\n')
+    file.path.write_text('{"image": "a.png", "file": ["1", "2"]}\n{"imag": 1}\n')
     with pytest.raises(InputError, match="line 2 is no line of captions"):
         file.done()
 
@@ -258,17 +266,82 @@ def test_a_file_that_cannot_be_written(tmp_path):
 
 
 def test_a_million_digests():
-    done = DonePaths(f"photos/{number}.jpg" for number in range(100_000))
-    assert "photos/99999.jpg" in done and "photos/100000.jpg" not in done and "" not in DonePaths([])
-    assert done._digests.nbytes == 800_000
+    done = DonePaths((f"photos/{number}.jpg", number, 0) for number in range(100_000))
+    assert done.key("photos/99999.jpg") == 99_999 and done.key("photos/100000.jpg") is None
+    assert DonePaths([]).key("") is None and not DonePaths([]).is_settled("")
+    assert done._rows.nbytes == 2_400_000 and len(done) == 100_000
+    assert DonePaths([("a", 1, 0), ("b", 2, 0), ("a", 3, 0)]).key("a") == 3  # the last line counts
+
+
+def test_only_a_file_in_its_old_state_is_settled(tmp_path, monkeypatch):
+    """Another one is read: by its bytes it is captioned again, or not."""
+    file = tmp_path / "x.jpg"
+    file.write_bytes(b"1")
+    assert state_key(file.stat()) == 0  # it may change again within one tick of the clock
+    monkeypatch.setattr(digests, "_RACY", -(10**18))
+    done = DonePaths([(str(file), 1, state_key(file.stat())), ("unsettled", 1, 0), ("gone", 1, 2)])
+    (tmp_path / "unsettled").touch()
+    monkeypatch.chdir(tmp_path)
+    assert done.is_settled(str(file)) and done.is_settled("gone") and not done.is_settled("unsettled")
+    before = file.stat()
+    file.write_bytes(b"2")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not done.is_settled(str(file))
+
+
+def test_a_photograph_that_was_replaced_is_captioned_again(tmp_path, monkeypatch):
+    """By another of the same size; one with the bytes that it had is not, whatever its times."""
+    monkeypatch.setattr(digests, "_RACY", -(10**18))
+
+    class Model:
+        def prepare(self, photograph):
+            return photograph
+
+    def looked_at(done) -> dict:
+        rows = {one.path: prepare(Model(), done, *one) for one in share([str(tmp_path)], done, Workers())}
+        return {os.path.basename(path): row and row.found for path, row in rows.items()}
+
+    for name in ("same.bmp", "touched.bmp", "replaced.bmp"):
+        Image.new("RGB", (8, 8), "black").save(tmp_path / name)
+    first = looked_at(DonePaths([]))
+    assert len(first) == 3 and None not in first.values()
+    done = DonePaths([(str(tmp_path / name), one.key, one.state) for name, one in first.items()])
+    assert looked_at(done) == {}
+    os.utime(tmp_path / "touched.bmp", (1, 1))
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "replaced.bmp")
+    again = looked_at(done)
+    assert again.keys() == {"touched.bmp", "replaced.bmp"} and again["touched.bmp"] is None
+    assert again["replaced.bmp"].pixels[0, 0].tolist() == [255, 0, 0]
+
+
+def test_skipped_files_are_counted_by_format(collection, monkeypatch):
+    monkeypatch.setattr(image_formats, "_is_installed", lambda format: False)
+    for name in ("1.heic", "2.HEIC", "3.heic", "x.dng", "y.avif", "clip.mp4", "deep/README"):
+        (collection / "photos" / name).touch()
+    skipped: Counter[str] = Counter()
+    assert [one.path for one in find_photographs(["photos"], skipped)] == found("photos")
+    assert skipped_note(skipped) == (
+        ", skipped 8 (3 .heic, 1 without suffix, 1 .avif, 1 .dng, 1 .mp4, 1 .txt): "
+        ".heic needs pip install pillow-heif; .avif needs pip install 'pillow>=11.3'; "
+        ".dng is a raw photograph: save it as JPEG"
+    )
+    monkeypatch.setattr(image_formats, "_is_installed", lambda format: True)
+    skipped.clear()
+    assert [one.path for one in find_photographs(["photos/"], skipped)][:3] == [
+        f"photos/{name}" for name in ("1.heic", "2.HEIC", "3.heic")
+    ]
+    assert skipped_note(skipped).startswith(", skipped 4 (1 without suffix, 1 .dng")
+    assert skipped_note(Counter()) == ""
+    many = skipped_note(Counter({f".{number}": 1 for number in range(12)} | {".\n": 2}))
+    assert many.startswith(", skipped 14 (2 .\\n, 1 .0, ") and many.endswith(", 5 more kinds)")
 
 
 def test_the_table(capsys):
     table = Table(["CE", "GRPO"])
     two = {name: [*rows, Caption("sample", "a|b", -3.0)] for name, rows in CAPTIONS.items()}
-    table.write({"a.png": two}, {})
-    table.write({}, {"x": "empty"})
-    table.write({"two\nlines": CAPTIONS}, {})
+    table.write({"a.png": two}, {}, {})
+    table.write({}, {"x": "empty"}, {})
+    table.write({"two\nlines": CAPTIONS}, {}, {})
     assert capsys.readouterr().out.splitlines() == [
         "| photograph | decoding | CE           | GRPO               |",
         "| ---------- | -------- | ------------ | ------------------ |",

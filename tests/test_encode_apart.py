@@ -46,13 +46,17 @@ def test_what_the_other_process_refuses_is_raised_here(tmp_path):
     shutil.copytree(tiny_data(), root)
     config = load_config("configs/demo/grpo.yaml", [*TINY, f"output_root={tmp_path}", f"data.root={root}"])
     images = find_images(config, [record.file for record in load_dataset(config).records["val"]])
-    cache = plan_features(tmp_path, key={}, images=images, tokens=16, channels=128, batch=8)
-    cache.prepare()
     image = images.files[9]
     image.write_bytes(image.read_bytes()[:-200] + bytes(200))
+    digests = images.digests(tmp_path)
+    cache = plan_features(tmp_path, key={}, files=images.files, digests=digests, tokens=16, channels=128, batch=8)
+    cache.prepare()
     encoder = build_encoder("cnn", variant="cnn", checkpoint=None, image_size=64)
     weights = {name: value.asnumpy() for name, value in encoder.parameters_and_names()}
     with pytest.raises(InputError, match=f"{image}: .*restore the file"):
+        encode_apart(config, cache, weights, 0, 1)
+    image.write_bytes(bytes(200))
+    with pytest.raises(InputError, match=f"{image}: has changed since this run started"):
         encode_apart(config, cache, weights, 0, 1)
     cache.done.unlink()
     with pytest.raises(FileNotFoundError, match="done"):

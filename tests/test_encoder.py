@@ -1,5 +1,7 @@
 """Encoder: ResNet-50 against an independent NumPy float64 version, its weight files, and the small CNN."""
 
+import json
+import struct
 from pathlib import Path
 
 import mindspore as ms
@@ -270,6 +272,52 @@ def test_bad_weights_are_refused(case, encoders, weights, tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file(change(weights), path)
     refused(encoders["v1"], path, message)
+
+
+def write_safetensors(path, weights, dtype, convert):
+    """By hand: NumPy has no bfloat16. convert: float32 array -> bytes."""
+    header, body = {}, b""
+    for name, array in weights.items():
+        data = convert(np.ascontiguousarray(array, np.float32))
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def loaded(variant, path) -> dict[str, np.ndarray]:
+    encoder = build_encoder("resnet50", variant=variant, checkpoint=str(path), image_size=SIZE)
+    return {name: value.asnumpy() for name, value in encoder.parameters_and_names()}
+
+
+def upper_halves(array) -> bytes:
+    return array.view(np.uint16).reshape(-1, 2)[:, 1].astype("<u2").tobytes()
+
+
+def test_bfloat16_weights_are_read_exactly(weights, tmp_path):
+    cut = {name: np.ascontiguousarray(array, np.float32).copy() for name, array in weights.items()}
+    for array in cut.values():
+        array.view(np.uint16)[..., ::2] = 0  # the lower halves: what bfloat16 has not
+    write_safetensors(tmp_path / "b.safetensors", weights, "BF16", upper_halves)
+    save_file(cut, tmp_path / "f.safetensors")
+    found, want = (loaded("v1", tmp_path / f"{name}.safetensors") for name in "bf")
+    assert all(np.array_equal(found[name], want[name]) for name in want)
+    np.testing.assert_array_equal(found["conv1.weight"], cut["conv1.weight"])
+    assert np.abs(found["conv1.weight"]).max() > 0
+
+
+def test_bfloat16_of_a_ckpt_is_read(encoders, tmp_path):
+    rows = [
+        {"name": name, "data": ms.Tensor(np.full(value.shape, 1.5, np.float32)).astype(ms.bfloat16)}
+        for name, value in encoders["mindspore"].parameters_and_names()
+    ]
+    ms.save_checkpoint(rows, str(tmp_path / "b.ckpt"))
+    assert all((value == 1.5).all() for value in loaded("mindspore", tmp_path / "b.ckpt").values())
+
+
+def test_quantised_weights_are_refused(encoders, weights, tmp_path):
+    write_safetensors(tmp_path / "q.safetensors", weights, "F8_E4M3", lambda array: bytes(array.size))
+    refused(encoders["v1"], tmp_path / "q.safetensors", "has type F8_E4M3; use unquantised weights")
 
 
 def test_prefixed_ckpt_is_refused(encoders, tmp_path):

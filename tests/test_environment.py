@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from tiny import WORLD
 
-from src.data.image_check import load_image
+from src.data.photographs import decode
 from src.environment import on_signals, run_program, say_once
 from src.errors import InputError, RunStopped, Terminated
 
@@ -115,7 +115,7 @@ def test_a_signal_is_not_taken_for_a_broken_file(signum, signals, monkeypatch):
 
     def main():
         monkeypatch.setattr(Image, "open", lambda *arguments, **options: os.kill(os.getpid(), signum))
-        load_image(Path("any.png"))
+        decode(b"any")
 
     with pytest.raises(SystemExit) as stop:
         run_program(main)

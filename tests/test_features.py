@@ -1,5 +1,6 @@
 """The feature cache with an encoder of NumPy that counts its calls, filled by one worker or by several threads."""
 
+import os
 import resource
 import shutil
 import threading
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from src.data import feature_cache, features
+from src.data.digests import content_digests
 from src.data.feature_cache import FeatureCache
 from src.data.features import FeatureSource, check_space, load_features, plan_features
 from src.data.image_files import ImageFiles
@@ -68,7 +70,8 @@ def threads(size: int) -> list[Workers]:
 
 def plan(folder, files, key=None, **sizes):
     sizes = {"tokens": TOKENS, "channels": CHANNELS, "batch": BATCH, **sizes}
-    return plan_features(folder, key=key or {"weights": "a"}, images=ImageFiles(files), **sizes)
+    digests = content_digests(files, folder / "memory")
+    return plan_features(folder, key=key or {"weights": "a"}, files=files, digests=digests, **sizes)
 
 
 def source_of(files) -> ImageSource:
@@ -110,7 +113,7 @@ def test_rows_belong_to_their_files(tmp_path, files):
     got = list(cache.batches(order))
     assert [(batch.shape, batch.dtype) for batch in got] == [((3, TOKENS, CHANNELS), np.float16)] * 2
     np.testing.assert_allclose(np.stack(got), expected(files)[order], atol=5e-4)
-    assert sorted(p.suffix for p in (tmp_path / "cache").iterdir()) == [".lock", ".npy"]
+    assert sorted(p.suffix for p in (tmp_path / "cache").glob("f*")) == [".lock", ".npy"]
 
 
 def test_the_second_time_it_is_read(tmp_path, files):
@@ -120,17 +123,35 @@ def test_the_second_time_it_is_read(tmp_path, files):
     assert encode.calls == 0 and again.path == first.path
 
 
-def test_key_files_and_sizes_name_the_cache(tmp_path, files):
-    paths = {build(tmp_path / "c", files, Encoder()).path}
-    paths.add(build(tmp_path / "c", files, Encoder(), key={"weights": "b"}).path)
+def test_key_and_bytes_name_the_cache_and_no_paths(tmp_path, files):
+    first = build(tmp_path / "c", files, Encoder()).path
+    paths = {first, build(tmp_path / "c", files, Encoder(), key={"weights": "b"}).path}
     paths.add(build(tmp_path / "c", files[::-1], Encoder()).path)
+    shutil.copytree(files[0].parent, tmp_path / "a" / "other disk", ignore=shutil.ignore_patterns("a", "c"))
+    moved = Encoder()
+    assert build(tmp_path / "c", [tmp_path / "a/other disk" / file.name for file in files], moved).path == first
+    assert moved.calls == 0  # read once, not encoded
     files[2].write_bytes(files[2].read_bytes() + b"\0")
     paths.add(build(tmp_path / "c", files, Encoder()).path)
     assert len(paths) == 4
-    shutil.copytree(files[0].parent, tmp_path / "moved" / files[0].parent.name)
     key = {"a": "1", "b": "2"}
     here = build(tmp_path / "c", files, Encoder(), key=key).path
     assert here == build(tmp_path / "c", files, Encoder(), key=dict(reversed(key.items()))).path
+
+
+def test_another_picture_of_the_same_name_and_size_is_encoded(tmp_path):
+    """Uncompressed files have equal sizes; the time of the last change may be put back too."""
+    files = [tmp_path / "set/images/0000.bmp"]
+    files[0].parent.mkdir(parents=True)
+    rows = []
+    for colour in ("black", "red"):
+        Image.new("RGB", (8, 8), colour).save(files[0])
+        os.utime(files[0], (1e9, 1e9))
+        encode = Encoder()
+        rows.append(next(build(tmp_path / "cache", files, encode, batch=BATCH).batches([np.array([0])])))
+        assert encode.calls == 1
+    np.testing.assert_array_equal(rows[0], np.zeros((1, TOKENS, CHANNELS)))
+    np.testing.assert_array_equal(rows[1], np.broadcast_to([1.0, 0, 0], (1, TOKENS, CHANNELS)))
 
 
 def marked(folder) -> list[int]:
@@ -244,7 +265,7 @@ def test_all_caches_together_must_fit(tmp_path, monkeypatch):
     """COCO's splits at 224 x 224: 196 tokens x 2048 channels x 2 bytes x 123,287 images = 98.98 GB."""
     sizes = {"train": 113_287, "val": 5_000, "test": 5_000}
     caches = [
-        FeatureCache(tmp_path / "new" / f"{split}.npy", (tmp_path,) * images, (images, 196, 2048), 32)
+        FeatureCache(tmp_path / "new" / f"{split}.npy", (tmp_path,) * images, b"", (images, 196, 2048), 32)
         for split, images in sizes.items()
     ]
     set_free(monkeypatch, 98_970_000_000)

@@ -5,10 +5,11 @@ import io
 
 import numpy as np
 import pytest
+from hostile import png
 from PIL import Image
 
-from src.data.image_check import MAX_PIXELS
 from src.data.image_url import LONG_SIDE, image_url, thumbnail_url
+from src.data.photographs import MAX_PIXELS
 
 
 def picture(size=(60, 40)) -> Image.Image:
@@ -43,6 +44,20 @@ def with_alpha() -> Image.Image:
     return image
 
 
+def on_white() -> Image.Image:
+    """`with_alpha`, by hand."""
+    pixels = np.asarray(with_alpha(), float)
+    share = pixels[..., 3:] / 255
+    return Image.fromarray((pixels[..., :3] * share + 255 * (1 - share)).astype(np.uint8))
+
+
+def turned() -> Image.Exif:
+    """To be shown turned by 90 degrees clockwise."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
 ODD = {
     "PNG with alpha": saved(with_alpha(), "PNG"),
     "PNG with palette": saved(picture().quantize(256), "PNG"),
@@ -61,7 +76,8 @@ def test_other_files_become_jpeg_and_look_the_same(data):
     head, sent, image = opened(image_url(data))
     assert head == "data:image/jpeg;base64" and len(sent) < 10_000
     assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (60, 40))
-    error = np.abs(np.asarray(image, float) - np.asarray(picture(), float))
+    want = on_white() if data in (ODD["PNG with alpha"], ODD["WebP with alpha"]) else picture()
+    error = np.abs(np.asarray(image, float) - np.asarray(want, float))
     assert error.mean() < 6  # of 255; channels that are swapped or inverted are off by 50 and more
 
 
@@ -89,12 +105,31 @@ def test_what_cannot_be_used_is_refused(data, reason):
         image_url(data)
 
 
-def test_thumbnails_are_small_upright_jpeg():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees
-    head, data, image = opened(thumbnail_url(saved(picture((300, 600)), "JPEG", exif=exif), 100))
+def transparent_corner() -> bytes:
+    """An RGB file of which one colour is transparent."""
+    return saved(Image.new("RGB", (2, 2), (9, 9, 9)), "PNG", transparency=(9, 9, 9))
+
+
+@pytest.mark.parametrize("url", [image_url, lambda data: thumbnail_url(data, 100)], ids=["question", "thumbnail"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_turned_photograph_is_sent_upright(url, kind):
+    """As the model sees it: some readers follow Exif data, others do not."""
+    _, _, image = opened(url(saved(picture((80, 40)), kind, exif=turned())))
+    assert (image.format, image.size, dict(image.getexif())) == ("JPEG", (40, 80), {})
+    want = np.asarray(picture((80, 40)), float).transpose(1, 0, 2)[:, ::-1]  # what was at the left is at the top
+    assert np.abs(np.asarray(image, float) - want).mean() < 3
+
+
+def test_a_transparent_colour_and_sixteen_bits_are_not_left_to_the_server():
+    for data in (transparent_corner(), png(2, 1, 16, 2, b"\0" + b"\xff\xff" * 6)):
+        head, _, image = opened(image_url(data))
+        assert head == "data:image/jpeg;base64" and np.asarray(image).min() == 255
+
+
+def test_thumbnails_are_small_jpeg():
+    head, data, image = opened(thumbnail_url(saved(picture((300, 600)), "JPEG"), 100))
     assert head == "data:image/jpeg;base64" and len(data) < 5_000
-    assert (image.format, image.mode, image.size, dict(image.getexif())) == ("JPEG", "RGB", (50, 100), {})
+    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (50, 100))
     error = np.abs(np.asarray(image, float) - np.asarray(picture((50, 100)), float))
     assert error.mean() < 3
     head, _, image = opened(thumbnail_url(ODD["PNG with palette"], 100))

@@ -1,4 +1,4 @@
-"""MindData's batches against Pillow and NumPy, file by file, in the order asked for."""
+"""Batches of images against Pillow and NumPy, file by file, in the order asked for."""
 
 import gc
 import io
@@ -6,10 +6,12 @@ import os
 
 import numpy as np
 import pytest
+from hostile import GOOD
 from PIL import Image
 
 from src.data.image_files import ImageFiles
 from src.data.images import ImageSource
+from src.data.photographs import read_photograph
 from src.errors import InputError
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "scale": 1 / 255}
@@ -102,7 +104,7 @@ def test_as_released(tmp_path):
 ODD = {
     "grey.jpg": lambda p, f: p.convert("L").save(f),
     "grey.png": lambda p, f: p.convert("L").save(f),
-    "alpha.png": lambda p, f: (p.putalpha(90), p.save(f)),
+    "alpha.png": lambda p, f: (p.putalpha(255), p.save(f)),
     "grey_alpha.png": lambda p, f: p.convert("LA").save(f),
     "palette.png": lambda p, f: p.convert("P").save(f),
     "bits.png": lambda p, f: p.convert("1").save(f),
@@ -125,8 +127,20 @@ def test_every_kind_of_file_gives_rgb(tmp_path):
         np.testing.assert_allclose(row, expected(file, **IMAGENET), rtol=0, atol=2e-6, err_msg=file.name)
 
 
+def test_files_are_read_as_photographs_are(tmp_path):
+    """Upright, on white, of 16 bits the upper eight: exact values in test_photographs.py."""
+    make = ("turned.jpg", "alpha.webp", "grey16.png", "grey16.tiff", "palette.png", "cmyk.jpg")
+    files = [tmp_path / name for name in make]
+    for file in files:
+        GOOD[file.name](file)
+    images = source(files)
+    (batch,) = images.batches([np.arange(len(files))])
+    for file, row in zip(files, batch, strict=True):
+        np.testing.assert_array_equal(row, images.preprocess(read_photograph(str(file)).pixels), err_msg=file.name)
+
+
 def broken_table() -> bytes:
-    """A JPEG file with good ends and a bad Huffman table: Decode alone ends the process with SIGSEGV."""
+    """A JPEG file with good ends and a bad Huffman table."""
     out = io.BytesIO()
     picture(0).save(out, "JPEG")
     data = out.getvalue()
@@ -136,7 +150,12 @@ def broken_table() -> bytes:
 
 @pytest.mark.parametrize(
     "content,words",
-    [(None, "missing"), (broken_table(), "cannot be decoded"), (b"GIF89a?", "not an image|truncated"), (b"", "empty")],
+    [
+        (None, "missing"),
+        (broken_table(), "truncated or broken"),
+        (b"GIF89a?", "a GIF file that is broken"),
+        (b"", "empty"),
+    ],
     ids=["missing", "table", "gif", "empty"],
 )
 def test_a_bad_file_in_the_middle_is_named(files, content, words):

@@ -14,7 +14,6 @@ from src.config_load import load_config
 from src.data import mindrecord
 from src.data.check import broken_image
 from src.data.dataset import build_image_source, build_sources, find_images, read_records
-from src.data.features import plan_features
 from src.data.image_files import ImageFiles
 from src.data.mindrecord import write_splits
 from src.data.shards import ShardImages, Shards
@@ -35,7 +34,7 @@ def written(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "demo"
     shutil.copytree(tiny_data(), root)
     records, _ = read_records(settings(root))
-    write_splits(root / "mindrecord", root, records, shards=3, threads=2)
+    write_splits(root / "mindrecord", root, records, shards=3, threads=2, memory=root / "memory")
     return root
 
 
@@ -103,8 +102,8 @@ def test_an_image_is_found_in_whatever_split(written):
     }
     pick = [17, 0, 79]
     assert [load() for _, load in ShardImages(files, shards).stream(pick)] == [files[i].read_bytes() for i in pick]
-    key = {"folder": written, "key": {}, "tokens": 1, "channels": 1, "batch": 1}
-    assert plan_features(images=ShardImages(files, shards), **key) == plan_features(images=ImageFiles(files), **key)
+    memory = written / "memory"
+    np.testing.assert_array_equal(ShardImages(files, shards).digests(memory), ImageFiles(files).digests(memory))
 
 
 @pytest.mark.parametrize("suffix", ["", ".db"])
@@ -137,6 +136,43 @@ def test_changed_bytes_are_noticed(root):
     assert f"{images.files[40]}: {shards[0]}: damaged" in reasons[40]
 
 
+def test_features_are_not_those_of_shards_that_were_replaced(root):
+    """By shards of the same names and sizes with other pixels, while their features are cached."""
+    config = settings(root, "data.mindrecord=mindrecord")
+    records, _ = read_records(config)
+    encoder = build_encoder("cnn", variant="cnn", checkpoint=None, image_size=64).set_train(False)
+    (before,) = build_sources(config, records, ["val"], encoder, Workers())
+    assert build_sources(config, records, ["val"], encoder, Workers())[0].path == before.path
+    (shard, *_) = sorted((root / "mindrecord/val").glob("*.mindrecord0"))
+    data = bytearray(shard.read_bytes())
+    place = data.index(b"IEND") - 20
+    data[place] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(InputError, match=f"{shard}: has other bytes than it was written with; restore it, or write it"):
+        build_sources(config, records, ["val"], encoder, Workers())
+
+
+def test_a_listing_without_digests_says_what_to_do(root):
+    path = root / "mindrecord/train/listing.json"
+    tree = json.loads(path.read_text())
+    tree["files"] = {name: size for name, (size, _) in tree["files"].items()}
+    tree["shards"] = {name: [[file, 100, 7] for file, _ in rows] for name, rows in tree["shards"].items()}
+    path.write_text(json.dumps(tree))
+    with pytest.raises(InputError, match=f"{path}: is of an older version, without digests of the images; write it"):
+        images_of(root, "data.mindrecord=mindrecord")
+
+
+def test_images_of_the_same_names_and_sizes_are_written_again(root, capsys):
+    records, _ = read_records(settings(root))
+    file, other = records["val"][0].file, records["val"][1].file
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # a bit of the last checksum
+    write_splits(root / "mindrecord", root, {"val": records["val"]}, shards=3, threads=2, memory=root / "memory")
+    assert capsys.readouterr().out.splitlines()[-1] == f"{root}/mindrecord/val: 16 images"
+    images = ShardImages([other, file], Shards(root / "mindrecord", root))
+    assert [load() for _, load in images.stream([1, 0])] == [file.read_bytes(), other.read_bytes()]
+
+
 @pytest.mark.parametrize("noise", ["train.mindrecord0.db", "train.mindrecord0", "listing.json"])
 def test_noise_is_an_error_that_names_the_folder(root, noise):
     path = root / "mindrecord/train" / noise
@@ -163,13 +199,13 @@ def test_an_interrupted_split_is_written_anew_and_a_whole_one_left(written, tmp_
 
     monkeypatch.setattr(mindrecord, "write_listing", fail_at_val)
     with pytest.raises(KeyboardInterrupt):
-        write_splits(folder, written, records, shards=2, threads=2)
+        write_splits(folder, written, records, shards=2, threads=2, memory=tmp_path / "memory")
     assert sorted(path.name for path in folder.iterdir()) == ["train", "val.part"]
     before = (folder / "train/listing.json").stat().st_mtime_ns
     (folder / "val.part/listing.json").write_text('{"files"')
     assert len(Shards(folder, written).places) == 64
     monkeypatch.undo()
-    write_splits(folder, written, records, shards=2, threads=2)
+    write_splits(folder, written, records, shards=2, threads=2, memory=tmp_path / "memory")
     assert sorted(path.name for path in folder.iterdir()) == ["test", "train", "val"]
     assert (folder / "train/listing.json").stat().st_mtime_ns == before
     assert capsys.readouterr().out.splitlines()[-3:] == [
@@ -181,8 +217,10 @@ def test_an_interrupted_split_is_written_anew_and_a_whole_one_left(written, tmp_
 
 def test_other_images_replace_a_split(written, tmp_path):
     records, _ = read_records(settings(written))
-    write_splits(tmp_path / "shards", written, {"val": records["val"]}, shards=2, threads=2)
-    write_splits(tmp_path / "shards", written, {"val": records["test"][:1]}, shards=2, threads=2)
+    write_splits(tmp_path / "shards", written, {"val": records["val"]}, shards=2, threads=2, memory=tmp_path / "memory")
+    write_splits(
+        tmp_path / "shards", written, {"val": records["test"][:1]}, shards=2, threads=2, memory=tmp_path / "memory"
+    )
     assert list(Shards(tmp_path / "shards", written).places) == [str(records["test"][0].file.relative_to(written))]
 
 
@@ -193,7 +231,9 @@ def test_folders_of_others_are_not_replaced(written, tmp_path):
     with pytest.raises(
         InputError, match=r"images/val holds no shards, and is not replaced: give another data\.mindrecord"
     ):
-        write_splits(tmp_path / "images", written, {"val": records["val"]}, shards=2, threads=2)
+        write_splits(
+            tmp_path / "images", written, {"val": records["val"]}, shards=2, threads=2, memory=tmp_path / "memory"
+        )
     assert (tmp_path / "images/val/mine.jpg").read_bytes() == b"photograph"
 
 
@@ -202,7 +242,9 @@ def test_a_full_disk_is_refused_before_anything_is_written(written, tmp_path, mo
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, 10**8))
     records, _ = read_records(settings(written))
     with pytest.raises(InputError, match=r"shards: the images of train, val, test need 0\.3 GB, 0\.1 GB are free"):
-        write_splits(tmp_path / "shards", written, records, shards=2, threads=2)  # 3 splits * 2 shards * 50 MB
+        write_splits(
+            tmp_path / "shards", written, records, shards=2, threads=2, memory=tmp_path / "memory"
+        )  # 3 splits * 2 shards * 50 MB
     assert list((tmp_path / "shards").iterdir()) == []
 
 

@@ -27,10 +27,11 @@ from src.workers import Workers
 
 
 class Inputs(NamedTuple):
-    """A photograph as the encoder takes it, float32 [3, image_size, image_size], and the key of its samples."""
+    """A photograph as the encoder takes it, float32 [3, image_size, image_size]. key, state: as of Photograph."""
 
     pixels: np.ndarray
     key: int
+    state: int
 
 
 class Captioners:
@@ -45,7 +46,7 @@ class Captioners:
 
     def prepare(self, photograph: Photograph) -> Inputs:
         """The same preprocessing as in training."""
-        return Inputs(self._preprocess(photograph.pixels), photograph.key)
+        return Inputs(self._preprocess(photograph.pixels), photograph.key, photograph.state)
 
     def __call__(self, photographs: Sequence[Inputs]) -> list[Captions]:
         """Captions of each photograph. Graphs are compiled for their number: always give the same.

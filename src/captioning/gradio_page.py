@@ -18,7 +18,7 @@ from src.captioning.page import (
     failure,
     picture_frame,
 )
-from src.data.image_check import MAX_PIXELS, UnusableImage
+from src.data.photographs import MAX_PIXELS, UnusableImage
 from src.errors import InputError
 
 MAX_UPLOAD = 20_000_000  # bytes: phones write 2 to 12 million

@@ -6,13 +6,16 @@ Nothing is kept but the sorted names of the folder at hand, so that a collection
 import glob
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from src.captioning.table import one_line
+from src.data.image_formats import SUFFIXES, is_read, needs
 from src.errors import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_KINDS = 8  # of skipped files that a summary names
 
 
 class Found(NamedTuple):
@@ -22,24 +25,38 @@ class Found(NamedTuple):
     reason: str | None = None
 
 
-def find_photographs(items: Sequence[str]) -> Iterator[Found]:
+def find_photographs(items: Sequence[str], skipped: Counter[str] | None = None) -> Iterator[Found]:
     """The photographs that `items` name, in a fixed order.
 
     An item is a file of any name; a folder, gone through with its folders, in the order of names, for files of
-    SUFFIXES; a pattern with *, ? or [...], ** for folders below; or @FILE, which lists one file a line. Hidden names
-    (.x) and links to folders are passed by. Raises InputError where a list cannot be read.
+    suffixes that are read here; a pattern with *, ? or [...], ** for folders below; or @FILE, which lists one file a
+    line. Hidden names (.x) and links to folders are passed by. Raises InputError where a list cannot be read.
+
+    skipped: counts the other files of folders, by suffix in lower case.
     """
+    skipped = Counter() if skipped is None else skipped
     for item in items:
         if item.startswith("@"):
             yield from map(Found, _lines(item[1:]))
         elif glob.has_magic(item) and not os.path.lexists(item):
             matches = _matches(item)
             for path in matches:
-                yield from _walk(path) if os.path.isdir(path) else [Found(path)]
+                yield from _walk(path, skipped) if os.path.isdir(path) else [Found(path)]
             if not matches:
                 yield Found(item, "matches no file")
         else:
-            yield from _walk(item) if os.path.isdir(item) else [Found(item)]
+            yield from _walk(item, skipped) if os.path.isdir(item) else [Found(item)]
+
+
+def skipped_note(skipped: Counter[str]) -> str:
+    """What was skipped in folders, by format, and what makes it readable: the end of a summary."""
+    if not skipped:
+        return ""
+    kinds = sorted(skipped, key=lambda suffix: (-skipped[suffix], suffix))
+    parts = [f"{skipped[kind]:,} {one_line(kind) or 'without suffix'}" for kind in kinds[:_KINDS]]
+    parts += [f"{len(kinds) - _KINDS} more kinds"] if len(kinds) > _KINDS else []
+    reasons = "; ".join(reason for kind in kinds if (reason := needs(kind)))
+    return f", skipped {skipped.total():,} ({', '.join(parts)}){': ' * bool(reasons)}{reasons}"
 
 
 def _matches(pattern: str) -> list[str]:
@@ -76,15 +93,20 @@ def _lines(path: str) -> Iterator[str]:
         raise InputError(f"@{path}: the list cannot be read ({error.strerror})") from None
 
 
-def _walk(folder: str) -> Iterator[Found]:
+def _walk(folder: str, skipped: Counter[str]) -> Iterator[Found]:
     errors: list[OSError] = []
     empty = True
     for parent, folders, names in os.walk(folder, onerror=errors.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if is_read(suffix):
                 empty = False
                 yield Found(os.path.join(parent, name))
+            else:
+                skipped[suffix] += 1
     for error in errors:
         yield Found(error.filename, f"cannot be read ({error.strerror})")
     if empty and not errors:

@@ -5,6 +5,7 @@ FILE.settings.json what the captions were made with. Whole lines are appended un
 left of a line is cut off by whoever appends next.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -17,6 +18,7 @@ import numpy as np
 
 from src.captioning.captions import Captions
 from src.config_rules import flatten
+from src.data.digests import state_key
 from src.errors import InputError
 
 _BLOCK = 65_536  # bytes that are looked through for the end of a line at once
@@ -68,12 +70,21 @@ class CaptionFile:
 
     def done(self) -> "DonePaths":
         """The photographs that have a caption."""
-        return DonePaths(self._paths())
+        return DonePaths(self._lines())
 
-    def write(self, captioned: Mapping[str, Captions], failed: Mapping[str, str]) -> None:
-        """Append a batch, and what failed in it. Raises OSError on a full disk; whole lines stay."""
+    def write(
+        self, captioned: Mapping[str, Captions], failed: Mapping[str, str], files: Mapping[str, tuple[int, int]]
+    ) -> None:
+        """Append a batch, and what failed in it. Raises OSError on a full disk; whole lines stay.
+
+        files: key and state of each photograph that was captioned.
+        """
         lines = [
-            {"image": path, "captions": {name: [row._asdict() for row in rows] for name, rows in captions.items()}}
+            {
+                "image": path,
+                "captions": {name: [row._asdict() for row in rows] for name, rows in captions.items()},
+                "file": [f"{number:016x}" for number in files[path]],
+            }
             for path, captions in captioned.items()
         ]
         append_lines(self.path, lines)
@@ -85,13 +96,15 @@ class CaptionFile:
         text += f", {before:,} were there" if before else ""
         return text + (f", {failed:,} failed: {self.bad}" if failed else "")
 
-    def _paths(self) -> Iterator[str]:
+    def _lines(self) -> Iterator[tuple[str, int, int]]:
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     return  # another worker is writing it
                 try:
-                    yield json.loads(line)["image"]
+                    row = json.loads(line)
+                    key, state = (int(number, 16) for number in row["file"])
+                    yield row["image"], key, state
                 except (ValueError, TypeError, KeyError):
                     raise InputError(
                         f"{self.path}: line {number} is no line of captions; take it out, and its photograph is "
@@ -100,17 +113,35 @@ class CaptionFile:
 
 
 class DonePaths:
-    """A set of paths in 8 bytes each: of two among a million, the chance of one digest is 3e-8."""
+    """Captioned paths with key and state of their files, 24 bytes of each: among a million the chance that two have one
+    digest is 3e-8. Of a path in several lines the last counts."""
 
-    def __init__(self, paths: Iterable[str]) -> None:
-        self._digests = np.sort(np.fromiter(map(path_digest, paths), np.uint64))
+    def __init__(self, lines: Iterable[tuple[str, int, int]]) -> None:
+        rows = ((path_digest(path), key, state) for path, key, state in lines)
+        every = np.fromiter(rows, np.dtype([(name, np.uint64) for name in ("path", "key", "state")]))
+        self._rows = every[np.argsort(every["path"], kind="stable")]
 
-    def __contains__(self, path: str) -> bool:
-        place = np.searchsorted(self._digests, np.uint64(path_digest(path)))
-        return bool(place < len(self._digests)) and int(self._digests[place]) == path_digest(path)
+    def is_settled(self, path: str) -> bool:
+        """Whether a path has a caption, and its file the state that it had then; or is there no more."""
+        row = self._row(path)
+        if row is None:
+            return False
+        with contextlib.suppress(OSError):
+            return row["state"] != 0 and int(row["state"]) == state_key(os.stat(path))
+        return True
+
+    def key(self, path: str) -> int | None:
+        """The key of the photograph that a path was captioned with, or None."""
+        row = self._row(path)
+        return None if row is None else int(row["key"])
 
     def __len__(self) -> int:
-        return len(self._digests)
+        return len(np.unique(self._rows["path"]))
+
+    def _row(self, path: str) -> np.void | None:
+        digest = np.uint64(path_digest(path))
+        place = int(np.searchsorted(self._rows["path"], digest, "right")) - 1
+        return self._rows[place] if place >= 0 and self._rows["path"][place] == digest else None
 
 
 def path_digest(path: str) -> int:

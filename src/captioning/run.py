@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,17 +15,16 @@ from tqdm import tqdm
 
 from src.captioning.captioners import Captioners, Inputs
 from src.captioning.captions import Captions
-from src.captioning.inputs import Found, find_photographs
+from src.captioning.inputs import Found, find_photographs, skipped_note
 from src.captioning.output import CaptionFile, DonePaths, path_digest
 from src.captioning.table import Table, one_line
 from src.config import Config
-from src.data.image_check import UnusableImage
-from src.data.image_files import in_order
-from src.data.photographs import read_photograph
+from src.data.photographs import READER, UnusableImage, read_photograph
 from src.environment import start_time
 from src.errors import InputError, TimeLimit
 from src.files import file_digest
 from src.progress import Progress
+from src.threads import in_order
 from src.workers import Workers
 
 
@@ -51,18 +51,20 @@ def caption_photographs(
         sink, done = Table(list(checkpoints)), DonePaths([])
     else:
         sink, done = open_output(output, config, checkpoints, workers)
-    own = sum(1 for _ in share(items, done, workers))
+    skipped: Counter[str] = Counter()
+    own = sum(1 for _ in share(items, done, workers, skipped))
     (total,) = workers.sum(np.array([own]))
-    prepared = in_order(partial(prepare, captioners), share(items, done, workers), config.data.workers)
+    every = in_order(partial(prepare, captioners, done), share(items, done, workers), config.data.workers)
+    prepared = (row for row in every if row is not None)
     batch = max(1, min(own, config.eval.batch_images // workers.size))
     start = time.monotonic()
     counts = np.zeros(2, int)  # captioned and failed, of all workers
     with Progress("captioning", int(total), "image", shown=output is not None) as bar:
         while True:
-            captioned, failed = step(captioners, prepared, batch)
+            captioned, failed, files = step(captioners, prepared, batch)
             for path, reason in failed.items():
                 tqdm.write(f"failed: {one_line(path)}: {reason}", file=sys.stderr)
-            sink.write(captioned, failed)
+            sink.write(captioned, failed, files)
             # All workers step together: none waits at the end for longer than a collective may.
             done_now = workers.sum(np.array([len(captioned), len(failed), time_is_up(config)])).astype(int)
             if not done_now[:2].any():
@@ -73,7 +75,8 @@ def caption_photographs(
                 minutes = config.stop_after_minutes
                 raise TimeLimit(f"stop_after_minutes={minutes:g} is reached; the same command goes on")
     if workers.is_first:
-        print(sink.summary(int(counts[0]), int(counts[1]), time.monotonic() - start, len(done)), file=sys.stderr)
+        summary = sink.summary(int(counts[0]), int(counts[1]), time.monotonic() - start, len(done))
+        print(summary + skipped_note(skipped), file=sys.stderr)
     if counts[0] == 0 and len(done) == 0:
         raise InputError("no photograph could be captioned")
 
@@ -98,31 +101,38 @@ def made_from(config: Config, checkpoints: Mapping[str, Path]) -> dict[str, Any]
         "data": {key: getattr(config.data, key) for key in ("image_size", "resize_after_normalize")},
         "encoder": {key: getattr(config.encoder, key) for key in ("variant", "scale", "trainable")},
         "precision": config.precision,
+        "reader": READER,
         "seed": config.seed,
     }
 
 
-def share(items: Sequence[str], done: DonePaths, workers: Workers) -> Iterator[Found]:
-    """What this worker has to caption: its paths, whatever their order, but for those that are done."""
-    for found in find_photographs(items):
-        if path_digest(found.path) % workers.size == workers.rank and found.path not in done:
+def share(
+    items: Sequence[str], done: DonePaths, workers: Workers, skipped: Counter[str] | None = None
+) -> Iterator[Found]:
+    """What this worker looks at: its paths, whatever their order, but for those that are done and as they were.
+
+    skipped: as of `find_photographs`, of all workers.
+    """
+    for found in find_photographs(items, skipped):
+        if path_digest(found.path) % workers.size == workers.rank and not done.is_settled(found.path):
             yield found
 
 
-def prepare(captioners: Captioners, path: str, reason: str | None) -> Prepared:
-    """What one thread does for one photograph."""
+def prepare(captioners: Captioners, done: DonePaths, path: str, reason: str | None) -> Prepared | None:
+    """What one thread does for one photograph; None where the file was written anew, with the bytes that it had."""
     if reason is not None:
         return Prepared(path, reason)
     try:
-        return Prepared(path, captioners.prepare(read_photograph(path)))
+        photograph = read_photograph(path)
+        return None if done.key(path) == photograph.key else Prepared(path, captioners.prepare(photograph))
     except UnusableImage as error:
         return Prepared(path, str(error))
 
 
 def step(
     captioners: Captioners, prepared: Iterator[Prepared], batch: int
-) -> tuple[dict[str, Captions], dict[str, str]]:
-    """Captions, and reasons of failure, of the next `batch` photographs, by path.
+) -> tuple[dict[str, Captions], dict[str, str], dict[str, tuple[int, int]]]:
+    """Captions, reasons of failure, and keys and states of the next `batch` photographs, by path.
 
     Every call of the captioners has `batch` photographs, the last one repeated: all shapes are static.
     """
@@ -131,9 +141,10 @@ def step(
     paths = [row.path for row in rows if row.path not in failed]
     inputs = [row.found for row in rows if not isinstance(row.found, str)]
     if not inputs:
-        return {}, failed
+        return {}, failed, {}
+    files = {path: (one.key, one.state) for path, one in zip(paths, inputs)}
     inputs += [inputs[-1]] * (batch - len(inputs))
-    return dict(zip(paths, captioners(inputs))), failed
+    return dict(zip(paths, captioners(inputs))), failed, files
 
 
 def time_is_up(config: Config) -> bool:

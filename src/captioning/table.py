@@ -12,7 +12,9 @@ class Table:
         self._columns = ["photograph", "decoding", *names]
         self._begun = False
 
-    def write(self, captioned: Mapping[str, Captions], failed: Mapping[str, str]) -> None:
+    def write(
+        self, captioned: Mapping[str, Captions], failed: Mapping[str, str], files: Mapping[str, tuple[int, int]]
+    ) -> None:
         """Print the rows of a batch, its columns aligned."""
         rows = [row for path, captions in captioned.items() for row in table_rows(path, captions)]
         widths = [max(map(len, column)) for column in zip(self._columns, *rows)]

@@ -7,7 +7,6 @@ image or caption that is skipped; the weights of the encoder and the reward's qu
 """
 
 import argparse
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,14 +15,14 @@ import numpy as np
 from src.config import Config
 from src.config_load import load_config
 from src.config_rules import check_sizes
-from src.data.image_check import check_by_decoding
-from src.data.image_files import in_order
+from src.data.photographs import UnusableImage, decode
 from src.data.questions import load_questions, questions_file
 from src.data.tokenizer import Tokenizer
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
 from src.progress import Progress
 from src.tables import markdown_table
+from src.threads import in_order
 
 COLUMNS = ("split", "images", "captions", "tokens (mean)", "tokens (max)", "cut", "unknown tokens")
 
@@ -73,10 +72,10 @@ def main() -> None:
 def broken_image(file: Path, load: Callable[[], bytes]) -> str | None:
     """The file and why it cannot be used, or None."""
     try:
-        reason = check_by_decoding(io.BytesIO(load()))
-    except (OSError, InputError) as error:
-        reason = str(error)
-    return reason and f"{file}: {reason}"
+        decode(load())
+    except (UnusableImage, InputError) as error:
+        return f"{file}: {error}"
+    return None
 
 
 def encode(tokenizer: Tokenizer, captions: Sequence[str]) -> list[np.ndarray]:

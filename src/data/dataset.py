@@ -13,9 +13,10 @@ from src.config import Config
 from src.data.encode_apart import encode_apart
 from src.data.feature_cache import FeatureCache
 from src.data.features import FeatureSource, check_space, load_features, plan_features
-from src.data.image_files import ImageFiles
+from src.data.image_files import ImageFiles, Images, UnchangedImages
 from src.data.images import ImageSource
 from src.data.locate import find_images, read_records
+from src.data.photographs import READER
 from src.data.ptb import tokenize_captions
 from src.data.records import Record, Skipped
 from src.data.shards import ShardImages
@@ -65,7 +66,7 @@ def preprocessing(config: Config) -> Preprocessing:
     return wanted if scale is None else replace(wanted, scale=scale)
 
 
-def build_image_source(config: Config, images: ImageFiles | ShardImages) -> ImageSource:
+def build_image_source(config: Config, images: Images) -> ImageSource:
     """Images preprocessed as the encoder's weights want them."""
     return ImageSource(
         images,
@@ -91,7 +92,8 @@ def build_sources(
         split: plan_features(
             config.cache_folder,
             key=key,
-            images=rows,
+            files=rows.files,
+            digests=_digests(rows, config.cache_folder, workers),
             tokens=encoder.tokens,
             channels=encoder.channels,
             batch=config.eval.batch_images,
@@ -113,8 +115,15 @@ def build_sources(
 
 def encode_here(config: Config, cache: FeatureCache, encoder: nn.Cell, rank: int, size: int) -> None:
     """Compute the share of worker `rank` of `size` of a feature cache in this process."""
-    images = build_image_source(config, find_images(config, cache.files))
+    digests = np.frombuffer(cache.digests, np.uint8).reshape(-1, 32)
+    images = build_image_source(config, UnchangedImages(find_images(config, cache.files), digests))
     cache.fill(images.batches, lambda pixels: encoder(Tensor(pixels)).asnumpy(), rank, size)
+
+
+def _digests(images: ImageFiles | ShardImages, memory: Path, workers: Workers) -> np.ndarray:
+    """The digests [n, 32] that the first worker finds, on all: other nodes may see a change of a shared folder late."""
+    own = images.digests(memory) if workers.is_first else np.zeros((len(images.files), 32), np.uint8)
+    return workers.sum(own).astype(np.uint8)
 
 
 def padded_batches(rows: int, size: int) -> list[np.ndarray]:
@@ -136,5 +145,6 @@ def _cache_key(config: Config, encoder: nn.Cell) -> dict[str, str]:
     settings = (config.encoder.kind, config.encoder.variant, config.encoder.scale)
     return {
         "weights": weights_digest(encoder),
+        "reader": str(READER),
         "preprocessing": repr((*settings, config.data.image_size, config.data.resize_after_normalize)),
     }

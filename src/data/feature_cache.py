@@ -27,11 +27,12 @@ from src.progress import Progress
 class FeatureCache:
     """The features of `files`, float16 of `shape` [images, N, C], in the file `path` once they are complete.
 
-    `batch` images are encoded in one call.
+    `digests`: SHA-256 of the bytes of each file, 32 bytes of each. `batch` images are encoded in one call.
     """
 
     path: Path
     files: tuple[Path, ...]
+    digests: bytes
     shape: tuple[int, int, int]
     batch: int
 

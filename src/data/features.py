@@ -17,8 +17,6 @@ from typing import TextIO
 import numpy as np
 
 from src.data.feature_cache import FeatureCache
-from src.data.image_files import ImageFiles
-from src.data.shards import ShardImages
 from src.errors import InputError
 from src.workers import Workers
 
@@ -49,24 +47,23 @@ def plan_features(
     folder: Path,
     *,
     key: Mapping[str, str],
-    images: ImageFiles | ShardImages,
+    files: Sequence[Path],
+    digests: np.ndarray,
     tokens: int,
     channels: int,
     batch: int,
 ) -> FeatureCache:
-    """Where the features of `images` are kept in `folder`, and what is to be computed. Nothing is written.
+    """Where the features of image files are kept in `folder`, and what is to be computed. Nothing is written.
 
     Args:
-        key: names weights and preprocessing; with the names and sizes of the files it names the cache file.
-        images: row by row; from their files or from shards, the cache file is the same.
+        key: names weights, preprocessing and reader; with the digests it names the cache file, wherever the files lie.
+        files, digests: row by row; digests uint8 [images, 32] of the files' bytes.
         tokens, channels: N and C.
         batch: images per call of the encoder.
     """
-    files = images.files
-    # The last three parts of a path tell splits apart, and survive a move of the data.
-    listing = [("/".join(file.parts[-3:]), size) for file, size in zip(files, images.sizes())]
-    digest = hashlib.sha256(json.dumps([sorted(key.items()), listing]).encode()).hexdigest()[:16]
-    return FeatureCache(folder / f"features-{digest}.npy", tuple(files), (len(files), tokens, channels), batch)
+    name = hashlib.sha256(json.dumps(sorted(key.items())).encode() + digests.tobytes()).hexdigest()[:16]
+    shape = (len(files), tokens, channels)
+    return FeatureCache(folder / f"features-{name}.npy", tuple(files), digests.tobytes(), shape, batch)
 
 
 def check_space(caches: Sequence[FeatureCache]) -> None:

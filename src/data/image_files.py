@@ -1,16 +1,27 @@
-"""Image files by index, and work on them that is done ahead by threads, in order."""
+"""Image files by index."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol
 
-from src.data.image_check import check_image
+import numpy as np
+
+from src.data.digests import content_digests
+from src.data.photographs import read_image_file
 from src.errors import InputError
-from src.progress import Progress
 
-Result = TypeVar("Result")
+Loading = Iterator[tuple[Path, Callable[[], bytes]]]
+
+
+class Images(Protocol):
+    """`files` by index: as files, in shards (ShardImages), or checked."""
+
+    files: list[Path]
+
+    def stream(self, order: Sequence[int]) -> Loading:
+        """For each index of `order` the file and what gives its bytes."""
 
 
 class ImageFiles:
@@ -19,31 +30,31 @@ class ImageFiles:
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = list(files)
 
-    def sizes(self) -> list[int]:
-        """Bytes of each file. Errors: InputError naming the first that cannot be read."""
-        try:
-            files = Progress("sizes of image files", len(self.files), "image").over(self.files)
-            return [file.stat().st_size for file in files]
-        except OSError as error:
-            raise InputError(f"{error.filename}: cannot be read ({error.strerror}); restore the image") from None
+    def digests(self, memory: Path) -> np.ndarray:
+        """SHA-256 of each file, uint8 [n, 32]; `content_digests`."""
+        return content_digests(self.files, memory)
 
-    def stream(self, order: Sequence[int]) -> Iterator[tuple[Path, Callable[[], bytes]]]:
-        """For each index of `order` the file and what reads its bytes."""
+    def stream(self, order: Sequence[int]) -> Loading:
+        """For each index of `order` the file and what reads its bytes, which raises UnusableImage."""
         for index in order:
-            yield self.files[index], self.files[index].read_bytes
-
-    def reason(self, file: Path) -> str | None:
-        """Why a file cannot be used, or None."""
-        return check_image(file)
+            yield self.files[index], partial(read_image_file, self.files[index])
 
 
-def in_order(work: Callable[..., Result], items: Iterable[tuple], threads: int) -> Iterator[Result]:
-    """work(*item) for each of `items`, in their order; `threads` work ahead, a few items at a time."""
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: deque = deque()
-        for item in items:
-            ahead.append(pool.submit(work, *item))
-            if len(ahead) > 2 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+class UnchangedImages:
+    """`images` whose bytes must still have these digests, uint8 [n, 32], when they are read."""
+
+    def __init__(self, images: Images, digests: np.ndarray) -> None:
+        self.files = images.files
+        self._images, self._digests = images, digests
+
+    def stream(self, order: Sequence[int]) -> Loading:
+        """For each index of `order` the file and what gives its bytes, or InputError where they have changed."""
+        for index, (file, load) in zip(order, self._images.stream(order)):
+            yield file, partial(_unchanged, file, load, self._digests[index].tobytes())
+
+
+def _unchanged(file: Path, load: Callable[[], bytes], digest: bytes) -> bytes:
+    data = load()
+    if hashlib.sha256(data).digest() != digest:
+        raise InputError(f"{file}: has changed since this run started; start it again")
+    return data

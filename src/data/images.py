@@ -1,4 +1,4 @@
-"""Batches of preprocessed images: MindData decodes, resizes and normalises in C++ threads, in the order it is given.
+"""Batches of preprocessed images: threads decode, MindData resizes and normalises in C++ threads, in the given order.
 
 B images per batch, H = W = image_size.
 """
@@ -10,20 +10,20 @@ import mindspore.dataset as ds
 import numpy as np
 from mindspore.dataset import vision
 
-from src.data.image_check import decodable
-from src.data.image_files import ImageFiles, in_order
-from src.data.shards import ShardImages
+from src.data.image_files import Images
+from src.data.photographs import UnusableImage, decode
 from src.errors import InputError
+from src.threads import in_order
 
 _PREFETCH = 4  # elements per MindData queue; its default of 16 batches is 300 MB at 32 x 224 x 224
 
 
 class ImageSource:
-    """Images by index. RGB whatever the file holds (grey, palette, alpha, CMYK); Exif rotation is ignored."""
+    """Images by index, as `decode` reads them."""
 
     def __init__(
         self,
-        images: ImageFiles | ShardImages,
+        images: Images,
         *,
         image_size: int,
         mean: Sequence[float],
@@ -34,18 +34,17 @@ class ImageSource:
     ) -> None:
         """
         Args:
-            images: what an index means; formats as in image_check.FORMATS.
+            images: what an index means.
             image_size: side in pixels; the picture is squashed to a square, not cropped.
             mean, std: 3 values each for R, G, B: a pixel p of 0..255 becomes (p * scale - mean) / std.
             scale: 1/255 for statistics of 0..1, 1 for statistics of 0..255.
-            workers: threads that read and check, and as many that decode.
+            workers: threads that read and decode, and as many that resize.
             resize_after_normalize: the order of the original (with scale 1 and 0-1 statistics: its defect).
         Raises:
             InputError: names the key that is out of range.
         """
         self._images = images
         self._workers = workers
-        self._checked: set[Path] = set()
         normalize = vision.Normalize(_in_pixels("mean", mean, scale), _in_pixels("std", std, scale))
         resize = vision.Resize((image_size, image_size), vision.Inter.LINEAR)  # not antialiased
         steps = [normalize, resize] if resize_after_normalize else [resize, normalize]
@@ -65,17 +64,17 @@ class ImageSource:
             raise ValueError("all index batches must have one length")
         order = [int(i) for batch in index_batches for i in batch]
         ds.config.set_prefetch_size(_PREFETCH)
-        data = ds.GeneratorDataset(self._reader(order), ["image"], shuffle=False, python_multiprocessing=False)
-        data = data.map([vision.Decode(), *self._operations], ["image"], num_parallel_workers=self._workers)
+        failures: list[InputError] = []
+        reader = self._reader(order, failures)
+        data = ds.GeneratorDataset(reader, ["image"], shuffle=False, python_multiprocessing=False)
+        data = data.map(self._operations, ["image"], num_parallel_workers=self._workers)
         data = data.batch(size, drop_remainder=True, num_parallel_workers=1)
         rows = data.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=False)
-        done = 0
         try:
             for (images,) in rows:
-                done += size
                 yield images
         except RuntimeError as error:
-            raise self._culprit(order[done:], error) from error
+            raise failures[0] if failures else error from error
         finally:
             rows.stop()
 
@@ -85,31 +84,29 @@ class ImageSource:
             pixels = operation(pixels)
         return pixels
 
-    def _reader(self, order: Sequence[int]) -> Callable[[], Iterator[tuple[np.ndarray]]]:
-        """The bytes of the images in their order, read ahead by `workers` threads."""
-        return lambda: ((data,) for data in in_order(self._read, self._images.stream(order), self._workers))
+    def _reader(self, order: Sequence[int], failures: list[InputError]) -> Callable[[], Iterator[tuple[np.ndarray]]]:
+        """The pixels of the images in their order, decoded ahead by `workers` threads.
 
-    def _read(self, file: Path, load: Callable[[], bytes]) -> np.ndarray:
-        data = load()
-        if file not in self._checked:  # the first epoch pays for the check of a file, about half a decoding
-            safe = decodable(data)
-            if safe is data:
-                self._checked.add(file)
-            data = safe
-        return np.frombuffer(data, np.uint8)
+        failures: gets what was wrong, of which MindData's own error says too little.
+        """
 
-    def _culprit(self, order: Sequence[int], error: RuntimeError) -> Exception:
-        """MindData does not say at which image it failed: the first that fails again, just behind the last batch."""
-        decode = vision.Decode()
-        for file, load in self._images.stream(order):
+        def rows() -> Iterator[tuple[np.ndarray]]:
             try:
-                decode(self._read(file, load))
-            except InputError as reason:
-                return reason
-            except Exception as reason:  # Pillow and MindData raise many types on broken files
-                why = self._images.reason(file) or f"cannot be decoded ({type(reason).__name__})"
-                return InputError(f"{file}: {why}; restore the file or take it out of the data set")
-        return error
+                for pixels in in_order(_pixels, self._images.stream(order), self._workers):
+                    yield (pixels,)
+            except InputError as error:
+                failures.append(error)
+                raise
+
+        return rows
+
+
+def _pixels(file: Path, load: Callable[[], bytes]) -> np.ndarray:
+    """uint8 [h,w,3] of one image. Errors: InputError naming the file."""
+    try:
+        return np.asarray(decode(load()))
+    except UnusableImage as reason:
+        raise InputError(f"{file}: {reason}; restore the file or take it out of the data set") from None
 
 
 def _in_pixels(name: str, values: Sequence[float], scale: float) -> list[float]:

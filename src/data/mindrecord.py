@@ -6,23 +6,23 @@ of the files as they are. The folder appears when it is whole; one that holds th
 """
 
 import argparse
-import io
+import hashlib
 import os
 import shutil
-import zlib
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 from src.config_load import load_config
-from src.data.image_check import check_by_decoding
-from src.data.image_files import ImageFiles, in_order
+from src.data.digests import content_digests
 from src.data.locate import read_records
+from src.data.photographs import UnusableImage, decode, read_image_file
 from src.data.records import Record
-from src.data.shards import LISTING, PART, Image, mindrecord_reason, read_listing, relative_name, write_listing
+from src.data.shards import LISTING, PART, Image, check_shards, mindrecord_reason, relative_name, write_listing
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
 from src.progress import Progress
+from src.threads import in_order
 
 _ROWS = 256  # images handed to MindRecord at a time
 _BEYOND_IMAGES = 48 * 2**20  # bytes of a shard that are not images: a header of 16 MB, a page of 32 MB that is not full
@@ -48,21 +48,26 @@ def main() -> None:
         print(f"skipped: {left_out.file}: {left_out.reason}")
     root = Path(config.data.root)
     try:
-        write_splits(root / folder, root, records, arguments.shards, config.data.workers)
+        write_splits(root / folder, root, records, arguments.shards, config.data.workers, config.cache_folder)
     except (OSError, RuntimeError) as error:
         reason = mindrecord_reason(error)
         raise InputError(f"{root / folder}: cannot be written ({reason}); make room, or change data.root") from error
 
 
-def write_splits(folder: Path, root: Path, records: dict[str, list[Record]], shards: int, threads: int) -> None:
-    """Write each split that is not in `folder` yet. Errors: InputError where all together have no room on the disk."""
-    missing = {split: rows for split, rows in records.items() if not _is_there(folder / split, root, rows)}
+def write_splits(
+    folder: Path, root: Path, records: dict[str, list[Record]], shards: int, threads: int, memory: Path
+) -> None:
+    """Write each split that is not in `folder` yet. Errors: InputError where all together have no room on the disk.
+
+    memory: as of `content_digests`.
+    """
+    missing = {split: rows for split, rows in records.items() if not _is_there(folder / split, root, rows, memory)}
     for split in missing:
         if (folder / split).exists() and not (folder / split / LISTING).is_file():
             raise InputError(f"{folder / split} holds no shards, and is not replaced: give another data.mindrecord")
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = [ImageFiles([record.file for record in rows]).sizes() for rows in missing.values()]
-    needed = sum(map(sum, sizes)) + len(missing) * shards * _BEYOND_IMAGES
+    images = sum(record.file.stat().st_size for rows in missing.values() for record in rows)
+    needed = images + len(missing) * shards * _BEYOND_IMAGES
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
@@ -75,14 +80,16 @@ def write_splits(folder: Path, root: Path, records: dict[str, list[Record]], sha
         print(f"{folder / split}: {len(rows):,} images{'' if split in missing else ', there already'}", flush=True)
 
 
-def _is_there(folder: Path, root: Path, records: Sequence[Record]) -> bool:
-    """Whether a split is written whole, of these files."""
+def _is_there(folder: Path, root: Path, records: Sequence[Record], memory: Path) -> bool:
+    """Whether a split is written whole, of the present bytes of these files."""
     try:
-        held = {(image.file, image.size) for images in read_listing(folder / LISTING).values() for image in images}
+        held = {tuple(image) for images in check_shards(folder, memory).shards.values() for image in images}
     except InputError:
         return False
-    files = [record.file for record in records]
-    return held == {(relative_name(file, root), size) for file, size in zip(files, ImageFiles(files).sizes())}
+    digests = content_digests([record.file for record in records], memory)
+    return held == {
+        (relative_name(record.file, root), digest.tobytes().hex()) for record, digest in zip(records, digests)
+    }
 
 
 def _write_split(folder: Path, root: Path, records: Sequence[Record], shards: int, threads: int) -> None:
@@ -100,7 +107,7 @@ def _write_split(folder: Path, root: Path, records: Sequence[Record], shards: in
         while some := list(islice(rows, _ROWS)):
             for row in some:
                 name = row["file"] = relative_name(row["file"], root)
-                images[name] = Image(name, len(row["image"]), zlib.crc32(row["image"]))
+                images[name] = Image(name, hashlib.sha256(row["image"]).hexdigest())
             writer.write_raw_data(some)
             bar.update(len(some))
     writer.commit()
@@ -111,10 +118,13 @@ def _write_split(folder: Path, root: Path, records: Sequence[Record], shards: in
 
 def _read(record: Record) -> dict:
     """The row of an image. Errors: InputError where it cannot be decoded, or is too large."""
-    data = record.file.read_bytes()
-    reason = check_by_decoding(io.BytesIO(data)) if len(data) <= _LARGEST else f"has more than {_LARGEST:,} bytes"
-    if reason is not None:
-        raise InputError(f"{record.file}: {reason}; delete it, and it is skipped")
+    try:
+        data = read_image_file(record.file)
+        decode(data)
+    except UnusableImage as reason:
+        raise InputError(f"{record.file}: {reason}; delete it, and it is skipped") from None
+    if len(data) > _LARGEST:
+        raise InputError(f"{record.file}: has more than {_LARGEST:,} bytes; delete it, and it is skipped")
     return {"image_id": record.image_id, "file": record.file, "image": data}
 
 

@@ -1,19 +1,29 @@
-"""Users' photographs: files of any kind, checked, decoded and made upright RGB. H, W: height and width in pixels."""
+"""The one reader of image files: for training, evaluation, captioning, questions, reports and checks.
 
+A file is decoded as a viewer shows it: upright, transparency on white, 8 bits, RGB. What cannot be read right is
+refused with its reason. H, W: height and width in pixels.
+"""
+
+import contextlib
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from io import BytesIO
-from typing import NamedTuple
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from src.data.image_check import UnusableImage, load_image
+from src.data.digests import state_key
+from src.data.image_formats import RAW, UnusableImage, formats_of, unidentified
 
-MAX_BYTES = 200_000_000  # an uncompressed picture of image_check.MAX_PIXELS has 192 million
+READER = 2  # part of the feature cache's key: raise it whenever the pixels of any file change
+MAX_BYTES = 200_000_000  # an uncompressed picture of MAX_PIXELS has 192 million
+MAX_PIXELS = 64_000_000  # a decompression bomb is a small file with a huge picture; 64 million pixels are 192 MB
 
-# What an Exif orientation asks for; 1 and unknown ones ask for nothing.
+# What an Exif orientation asks for. ImageOps.exif_transpose also writes the Exif data anew, which fails on broken tags.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -23,66 +33,140 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION = 0x0112  # Exif's tag
-_WITH_ALPHA = ("LA", "PA", "RGBA", "RGBa")
+_NEW_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 254, 258, 259, 262, 274, 339
+_PLANES, _DNG = 284, 50706  # of TIFF files
+_YCBCR, _UNCOMPRESSED = 6, 1  # a photometric interpretation, and a compression
+_PNG_DEPTH = 24  # where a PNG file has its bits per sample
 
 
 class Photograph(NamedTuple):
-    """pixels: uint8 [H, W, 3]. key: 64 bits of the file's SHA-256, the same wherever the file lies."""
+    """pixels: uint8 [H, W, 3]. key: 64 bits of the file's SHA-256, the same wherever it lies. state: `state_key`."""
 
     pixels: np.ndarray
     key: int
+    state: int = 0
 
 
 def read_photograph(path: str) -> Photograph:
     """A photograph from its file. Raises UnusableImage that says why the file cannot be used."""
+    with regular_file(path) as (_, found):
+        state = state_key(found)  # before its bytes are read
     data = read_image_file(path)
     key = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
-    return Photograph(np.asarray(upright_rgb(load_image(BytesIO(data)))), key)
+    return Photograph(np.asarray(decode(data)), key, state)
 
 
-def read_image_file(path: str) -> bytes:
-    """The bytes of a regular file of at most MAX_BYTES: a pipe would wait forever. Raises UnusableImage."""
-    if "\0" in path:
+def read_image_file(path: str | Path) -> bytes:
+    """The bytes of a regular file of at most MAX_BYTES. Raises UnusableImage."""
+    with regular_file(path) as (file, found):
+        data = b"" if found.st_size > MAX_BYTES else file.read(MAX_BYTES + 1)
+    if found.st_size > MAX_BYTES or len(data) > MAX_BYTES:
+        raise UnusableImage(f"more than {MAX_BYTES:,} bytes")
+    return data
+
+
+@contextlib.contextmanager
+def regular_file(path: str | Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+    """A file opened for reading, and its state; it is not empty. A pipe would wait forever. Raises UnusableImage."""
+    if "\0" in str(path):
         raise UnusableImage("not a path: it holds a null byte")
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise UnusableImage("not a regular file")
-            data = b"" if found.st_size > MAX_BYTES else file.read(MAX_BYTES + 1)
+            if found.st_size == 0:
+                raise UnusableImage("empty")
+            yield file, found
     except FileNotFoundError:
         raise UnusableImage("missing") from None
     except IsADirectoryError:
         raise UnusableImage("a folder, not an image") from None
     except OSError as error:
         raise UnusableImage(f"cannot be read ({error.strerror})") from None
-    if found.st_size > MAX_BYTES or len(data) > MAX_BYTES:
-        raise UnusableImage(f"more than {MAX_BYTES:,} bytes")
-    if not data:
-        raise UnusableImage("empty")
-    return data
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """A decoded image as RGB: turned as its Exif data says, transparency on white, of 16 bits the upper eight.
+def decode(data: bytes) -> Image.Image:
+    """The picture in the bytes of an image file, RGB; of an animation the first frame. Raises UnusableImage."""
+    try:
+        with Image.open(BytesIO(data), formats=formats_of(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UnusableImage(too_large(image.width, image.height))
+            _refuse(image, data)
+            image.load()
+            return _upright_rgb(image, data)
+    except UnusableImage:
+        raise
+    except Image.DecompressionBombError:
+        raise UnusableImage(f"more than {MAX_PIXELS:,} pixels") from None
+    except UnidentifiedImageError:
+        raise UnusableImage(unidentified(data)) from None
+    except Exception:  # Pillow's decoders raise many types on broken files, all mean just that
+        raise UnusableImage("truncated or broken") from None
 
-    Raises UnusableImage on pixels of 32-bit floats, whose range is unknown.
-    """
-    orientation = _orientation(image)
-    if orientation in _TURNS:
-        image = image.transpose(_TURNS[orientation])
+
+def is_plain(data: bytes) -> bool:
+    """Whether any other reader sees what `decode` sees: a JPEG or PNG file, upright, opaque, 8 bits, RGB or grey."""
+    if not data.startswith((b"\xff\xd8\xff", b"\x89PNG")):
+        return False
+    with Image.open(BytesIO(data), formats=("JPEG", "PNG")) as image:
+        deep = image.format == "PNG" and data[_PNG_DEPTH] > 8
+        return image.mode in ("RGB", "L") and "transparency" not in image.info and not deep and _turn(image) is None
+
+
+def too_large(width: int, height: int) -> str:
+    """Why a picture of that size is refused."""
+    return f"{width} x {height} pixels, more than {MAX_PIXELS:,}"
+
+
+def _refuse(image: Image.Image, data: bytes) -> None:
+    """Raise UnusableImage on pixels that Pillow opens and does not read right, or whose range is unknown."""
+    tags = getattr(image, "tag_v2", {})  # of TIFF files alone
+    if _DNG in tags or tags.get(_NEW_SUBFILE, 0) & 1:  # the first page of a raw photograph is a small preview
+        raise UnusableImage(RAW)
     if image.mode == "F":
         raise UnusableImage("32-bit floating-point pixels; save it with 8 or 16 bits")
-    if image.mode.startswith("I"):  # I;16, or I from older versions of Pillow
-        image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
-    if image.mode in _WITH_ALPHA or "transparency" in image.info:
+    if 2 in tags.get(_SAMPLE_FORMAT, ()):
+        raise UnusableImage("signed pixels; save it with 8 or 16 bits, unsigned")
+    if image.mode == "I" and image.format != "PNG":
+        raise UnusableImage("32-bit pixels; save it with 8 or 16 bits")
+    if tags.get(_PHOTOMETRIC) == _YCBCR and tags.get(_COMPRESSION) == _UNCOMPRESSED:
+        raise UnusableImage("uncompressed YCbCr pixels; save it as RGB")
+    if tags.get(_PLANES) == 2 and 16 in tags.get(_BITS, ()):
+        raise UnusableImage("16 bits in separate planes; save it with 8, or interleaved")
+    if image.format == "PNG" and data[_PNG_DEPTH] == 16 and image.mode == "RGB" and "transparency" in image.info:
+        raise UnusableImage("a transparent colour of 16 bits; save it with an alpha channel")
+
+
+def _upright_rgb(image: Image.Image, data: bytes) -> Image.Image:
+    """A decoded image turned as its Exif data says, transparency on white, of 16 bits the upper eight."""
+    turn = _turn(image)
+    if image.mode.startswith("I"):
+        image = _grey(image)
+    elif image.mode == "L" and image.format == "PNG" and "transparency" in image.info:  # Pillow scales pixels alone
+        image.info["transparency"] *= 255 // (2 ** data[_PNG_DEPTH] - 1)
+    elif image.mode == "La":
+        image = image.convert("LA")
+    if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
+    if turn is not None:
+        image = image.transpose(turn)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
-        return image.getexif().get(_ORIENTATION)
+        return _TURNS.get(image.getexif().get(_ORIENTATION))
     except Exception:  # Pillow raises many types on broken Exif data, which most viewers ignore
         return None
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """8 bits of 16 or, in TIFF files, of 12."""
+    tags = getattr(image, "tag_v2", {})
+    values = np.asarray(image)  # of older versions of Pillow int32
+    upper = (values >> (tags.get(_BITS, (16,))[0] - 8)).astype(np.uint8)
+    grey = Image.fromarray(255 - upper if tags.get(_PHOTOMETRIC) == 0 else upper)
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey

@@ -200,10 +200,12 @@ def _with_files(
     count = sum(record.file in bad for record in records)
     if count > _tolerated(len(records)):
         file, reason = next(iter(bad.items()))
-        raise InputError(
-            f"{file}: {reason}, like {count} of the {len(records)} images of split {split!r}; "
+        mend = (
             f"probably data.root={root} or data.images is wrong"
+            if reason.startswith(("missing", "not in"))
+            else "restore or convert them"
         )
+        raise InputError(f"{file}: {reason}, like {count} of the {len(records)} images of split {split!r}; {mend}")
     skipped += [Skipped(file, reason) for file, reason in bad.items()]
     return [record for record in records if record.file not in bad]
 

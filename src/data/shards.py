@@ -1,18 +1,23 @@
 """Images in MindRecord shards: a folder for each split, with a listing of what each of its files holds.
 
 MindRecord itself notices neither that a shard is missing nor that bytes have changed: the listing holds the size of
-every file and the CRC-32 of every image. Images are found by their path relative to data.root, in whatever split.
+every file, and the SHA-256 of every file and image. Images are found by their path relative to data.root, in whatever
+split.
 """
 
 import contextlib
+import hashlib
 import json
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from src.data.digests import content_digests
 from src.errors import InputError
+from src.files import file_digest
 
 LISTING = "listing.json"
 PART = ".part"  # the end of a folder's name before it is whole
@@ -20,11 +25,17 @@ _MEND = "write it anew with scripts/prepare_mindrecord.sh"
 
 
 class Image(NamedTuple):
-    """One image of a shard: its path relative to data.root, the size of its file in bytes, and the CRC-32 of that."""
+    """One image of a shard: its path relative to data.root, and the SHA-256 of its file, hexadecimal."""
 
     file: str
-    size: int
-    crc: int
+    digest: str
+
+
+class Listing(NamedTuple):
+    """The files of a split's folder with their SHA-256, and the images of each shard in the order of its rows."""
+
+    files: dict[str, str]
+    shards: dict[str, list[Image]]
 
 
 class Place(NamedTuple):
@@ -47,7 +58,7 @@ class Shards:
         for listing in sorted(folder.glob(f"*/{LISTING}")):
             if listing.parent.suffix == PART:
                 continue
-            for name, images in read_listing(listing).items():
+            for name, images in read_listing(listing).shards.items():
                 shard = listing.parent / name
                 self.paths.append(shard)
                 for image in images:
@@ -78,9 +89,15 @@ class ShardImages:
         self._rows = shards.rows
         self._places = [shards.place(file) for file in files]
 
-    def sizes(self) -> list[int]:
-        """Bytes of each file."""
-        return [place.image.size for place in self._places]
+    def digests(self, memory: Path) -> np.ndarray:
+        """SHA-256 of the bytes of each image, uint8 [n, 32], as the listings say; memory: as of `content_digests`.
+
+        Errors: InputError naming a file whose bytes are not those that its listing was written with.
+        """
+        for folder in sorted({place.shard.parent for place in self._places}):
+            check_shards(folder, memory)
+        digests = b"".join(bytes.fromhex(place.image.digest) for place in self._places)
+        return np.frombuffer(digests, np.uint8).reshape(-1, 32)
 
     def stream(self, order: Sequence[int]) -> Iterator[tuple[Path, Callable[[], bytes]]]:
         """For each index of `order` the file and what gives its bytes.
@@ -105,14 +122,10 @@ class ShardImages:
         except (RuntimeError, ValueError) as error:  # ValueError: fewer rows than indices
             raise InputError(f"{self._folder}: damaged shards ({mindrecord_reason(error)}); {_MEND}") from error
 
-    def reason(self, file: Path) -> str | None:
-        """Nothing: images are checked before they are written to shards, and their bytes where they are read."""
-        return None
-
 
 def _checked(data: bytes, place: Place) -> Callable[[], bytes]:
     def load() -> bytes:
-        if zlib.crc32(data) != place.image.crc:
+        if hashlib.sha256(data).hexdigest() != place.image.digest:
             raise InputError(f"{place.shard}: damaged at {place.image.file}; {_MEND}")
         return data
 
@@ -131,22 +144,27 @@ def relative_name(file: Path, root: Path) -> str:
 
 
 def write_listing(folder: Path, shards: dict[str, list[Image]]) -> None:
-    """Write what the files of a folder hold, and their sizes."""
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    (folder / LISTING).write_text(json.dumps({"files": sizes, "shards": shards}))
+    """Write what the files of a folder hold, with their sizes and digests."""
+    files = {path.name: [path.stat().st_size, file_digest(path)] for path in sorted(folder.iterdir())}
+    (folder / LISTING).write_text(json.dumps({"files": files, "shards": shards}))
 
 
-def read_listing(path: Path) -> dict[str, list[Image]]:
-    """The images of each shard of a split, in the order of rows.
+def read_listing(path: Path) -> Listing:
+    """The listing of a split.
 
     Errors: InputError naming the listing, or a file beside it that is missing or has another size.
     """
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
+        if any(isinstance(entry, int) for entry in tree["files"].values()):
+            raise InputError(f"{path}: is of an older version, without digests of the images; {_MEND}")
+        files = {str(name): str(digest) for name, (_, digest) in tree["files"].items()}
+        sizes = {str(name): int(size) for name, (size, _) in tree["files"].items()}
         shards = {
-            str(name): [Image(str(f), int(s), int(c)) for f, s, c in rows] for name, rows in tree["shards"].items()
+            str(name): [Image(str(file), bytes.fromhex(digest).hex()) for file, digest in rows]
+            for name, rows in tree["shards"].items()
         }
-        sizes = {str(name): int(size) for name, size in tree["files"].items()}
+        whole = all(len(image.digest) == 64 for images in shards.values() for image in images)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: cannot be read ({type(error).__name__}); {_MEND}") from None
     for name, size in sizes.items():
@@ -155,6 +173,19 @@ def read_listing(path: Path) -> dict[str, list[Image]]:
         if found != size:
             state = "missing" if found is None else f"has {found:,} bytes, not {size:,}"
             raise InputError(f"{shard}: {state}; restore it, or {_MEND}")
-    if not shards.keys() <= sizes.keys() or any("/" in name for name in sizes):
+    if not whole or not shards.keys() <= sizes.keys() or any("/" in name for name in sizes):
         raise InputError(f"{path}: damaged; {_MEND}")
-    return shards
+    return Listing(files, shards)
+
+
+def check_shards(folder: Path, memory: Path) -> Listing:
+    """The listing of a split's folder, of which every byte is as it was written; `content_digests` remembers that.
+
+    Errors: InputError naming a file that is not.
+    """
+    listing = read_listing(folder / LISTING)
+    found = content_digests([folder / name for name in listing.files], memory)
+    for (name, digest), seen in zip(listing.files.items(), found, strict=True):
+        if seen.tobytes().hex() != digest:
+            raise InputError(f"{folder / name}: has other bytes than it was written with; restore it, or {_MEND}")
+    return listing

@@ -12,6 +12,7 @@ import numpy as np
 from src.config import Config
 from src.data.image_url import thumbnail_url
 from src.data.locate import find_images
+from src.data.photographs import UnusableImage
 from src.data.ptb import ptb_tokenize
 from src.data.records import Record
 from src.errors import InputError
@@ -176,6 +177,6 @@ def thumbnails(config: Config, records: Sequence[Record]) -> list[str]:
     for file, load in find_images(config, [record.file for record in records]).stream(range(len(records))):
         try:
             urls.append(thumbnail_url(load(), _SIDE))
-        except (OSError, ValueError) as error:
+        except UnusableImage as error:
             raise InputError(f"{file}: {error}; restore the image") from None
     return urls

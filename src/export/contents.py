@@ -57,7 +57,7 @@ def server_facts(config: Config, tokenizer: Tokenizer, graph: Path, batch: int) 
         "tokens": {"pad": tokenizer.pad_id, "unk": tokenizer.unk_id, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id},
         "preprocessing": {
             "order": ["decode", *steps, "HWC to CHW"],
-            "decode": "RGB, 0 to 255, without Exif rotation",
+            "decode": "RGB, 0 to 255, upright by Exif, transparency on white, of 16 bits the upper eight",
             "resize": {"height": side, "width": side, "interpolation": "bilinear, not antialiased", "crop": False},
             "normalize": {"formula": "(pixel * scale - mean) / std", **asdict(preprocessing(config))},
         },

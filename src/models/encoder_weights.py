@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize
 
 from src.errors import InputError
 from src.models.resnet import ResNet50
@@ -20,6 +22,13 @@ from src.models.variants import KINDS, PREPROCESSING
 
 # A part of a MindSpore name -> the same part of torchvision's.
 _NORM_PARTS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+_TYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BOOL": "?",
+    **{f"{sign}{8 * size}": f"<{sign.lower()}{size}" for sign in "IU" for size in (1, 2, 4, 8)},
+}
 _PIXEL_STD = 58.0  # of photographs, 0 to 255 (ImageNet)
 _BODY = ("conv", "bn", "norm", "layer")  # how a name begins that belongs to the encoder; others are a classifier's
 
@@ -81,10 +90,20 @@ def _torchvision_name(name: str) -> str:
 
 def _load_safetensors(path: str) -> dict[str, np.ndarray]:
     try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
+        return {name: _array(path, name, part) for name, part in deserialize(Path(path).read_bytes())}
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({_one_line(error)}); copy it again") from error
+
+
+def _array(path: str, name: str, part: Mapping[str, Any]) -> np.ndarray:
+    """A tensor of a safetensors file; bfloat16, which NumPy has not, as float32, whose upper half it is."""
+    if part["dtype"] == "BF16":
+        array = (np.frombuffer(part["data"], "<u2").astype(np.uint32) << 16).view(np.float32)
+    elif part["dtype"] in _TYPES:
+        array = np.frombuffer(part["data"], _TYPES[part["dtype"]])
+    else:
+        raise InputError(f"{path}: {name} has type {part['dtype']}; use unquantised weights")
+    return array.reshape(part["shape"])
 
 
 def _load_ckpt(path: str) -> dict[str, np.ndarray]:
@@ -92,15 +111,20 @@ def _load_ckpt(path: str) -> dict[str, np.ndarray]:
     logging.disable(logging.CRITICAL)  # MindSpore logs what it raises; the one line is ours
     try:
         values = ms.load_checkpoint(path)
-        arrays = {name: value.asnumpy() for name, value in values.items() if isinstance(value, ms.Tensor)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, ms.Tensor)}
+        arrays = {name: _without_bfloat16(value).asnumpy() for name, value in tensors.items()}
     except Exception as error:  # MindSpore raises many types for a damaged file
         raise InputError(f"{path}: not a readable MindSpore checkpoint; copy it again") from error
     finally:
         logging.disable(level)
     # MindSpore accepts a tensor with fewer bytes than its shape needs.
-    if sum(array.nbytes for array in arrays.values()) > os.path.getsize(path):
+    if sum(value.nbytes for value in tensors.values()) > os.path.getsize(path):
         raise InputError(f"{path}: not a readable MindSpore checkpoint (tensors are cut short); copy it again")
     return arrays
+
+
+def _without_bfloat16(value: ms.Tensor) -> ms.Tensor:
+    return value.astype(ms.float32) if value.dtype == ms.bfloat16 else value
 
 
 def _one_line(error: Exception) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from src.data.image_check import decodable
 from src.data.image_files import ImageFiles
+from src.data.photographs import UnusableImage, decode
 from src.data.records import Record
 from src.data.shards import ShardImages
 from src.errors import InputError
@@ -62,10 +62,6 @@ class Panel:
 def _load(file: Path, load: Callable[[], bytes]) -> Image.Image:
     """An image file in the size that it is drawn in."""
     try:
-        with Image.open(io.BytesIO(decodable(load()))) as image:
-            return ImageOps.contain(image.convert("RGB"), (_SIDE, _SIDE))
-    except InputError:
-        raise
-    except Exception as error:  # Pillow raises many types on broken files
-        reason = f"cannot be decoded ({type(error).__name__})"
-        raise InputError(f"{file}: {reason}; restore the file or take it out of the data set") from error
+        return ImageOps.contain(decode(load()), (_SIDE, _SIDE))
+    except UnusableImage as reason:
+        raise InputError(f"{file}: {reason}; restore the file or take it out of the data set") from None
