@@ -32,7 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, help="kept; default: a temporary one")
     arguments = parser.parse_args()
-    from src.launch import Cluster, launch
+    from src.cluster import Cluster
+    from src.launch import launch
 
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="agreement-"))
     ports = iter(range(20_000 + os.getpid() % 10_000, 65_000))

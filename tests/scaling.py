@@ -27,7 +27,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
-    from src.launch import Cluster, launch
+    from src.cluster import Cluster
+    from src.launch import launch
 
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="scaling-"))
     common = [f"data.root={folder}/demo", *arguments.overrides]

@@ -17,8 +17,9 @@ from safetensors.numpy import load_file
 from tiny import ROOT, TINY, messages, run, take_ctrl_c, tiny_data, tiny_mixture
 
 import src.launch
+from src.cluster import Cluster
 from src.errors import RunStopped, Terminated
-from src.launch import Cluster, launch
+from src.launch import launch
 from src.training.metrics import read_lines
 
 LAST = "demo-grpo/checkpoints/last"
