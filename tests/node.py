@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import src.launch
+import src.node_workers
 from src.cluster import Cluster
 from src.environment import run_program
 from src.errors import InputError
@@ -27,6 +28,7 @@ def work(action):
     if kind == "sleep":
         time.sleep(float(dict(part.split("=") for part in argument.split(","))[rank]))
     elif argument == rank:
+        time.sleep(1)  # while the others begin
         raise InputError("no such file")
     else:
         time.sleep(100)
@@ -53,6 +55,7 @@ def msrun(options, program):
 
 
 def main(rank, nodes, port, node_timeout, logs, actions):
+    src.node_workers._FAILING = 2
     command = src.launch.msrun_command
     src.launch.msrun_command = lambda *arguments: [sys.executable, __file__, "msrun", *command(*arguments)[3:]]
     for action in actions:

@@ -11,7 +11,7 @@ from tiny import ROOT, TINY, messages, tiny_data
 from src.training.metrics import read_lines
 
 pytestmark = pytest.mark.slow
-LIMIT = int(os.environ.get("NODE_TIMEOUT", 20))  # seconds; 240 is the default of --node-timeout
+LIMIT = 20  # seconds: --node-timeout
 
 
 def ip(*words):
@@ -40,7 +40,8 @@ def namespaces():
 
 def start(namespaces, output_root):
     """The same command on both nodes."""
-    settings = [*TINY, "grpo.rollouts=40", "ce.epochs=1", f"data.root={tiny_data()}", f"output_root={output_root}"]
+    settings = [*TINY, "grpo.rollouts=20", "ce.epochs=1", "eval.every=5"]
+    settings += [f"data.root={tiny_data()}", f"output_root={output_root}"]
     flags = ["--devices", "1", "--nodes", "2", "--master", "10.231.77.1:8118", "--node-timeout", str(LIMIT)]
     for rank, (name, _) in enumerate(namespaces):
         command = ["ip", "netns", "exec", name, "bash", "scripts/run_grpo.sh", *flags, "--node-rank", str(rank)]
@@ -62,9 +63,9 @@ def test_a_cut_network_ends_both_nodes_and_the_same_command_resumes(namespaces, 
         other = 1 - rank
         assert errors[0].startswith(f"error: worker {other} on node {other} has not answered since ")
         assert errors[0].endswith("the same command resumes")
-    assert len(read_lines(metrics)) < 40
+    assert not (tmp_path / "demo-grpo/completed").exists()
     ip("-n", namespaces[1][0], "link", "set", namespaces[1][1], "up")
     for node in list(start(namespaces, tmp_path)):
         output, errors = node.communicate()
         assert node.returncode == 0, errors
-    assert (tmp_path / "demo-grpo/report.md").is_file() and len(read_lines(metrics)) >= 40
+    assert (tmp_path / "demo-grpo/report.md").is_file() and (tmp_path / "demo-grpo/completed").exists()

@@ -11,9 +11,9 @@ import time
 import pytest
 from tiny import ROOT
 
-from src.watch import Watch  # noqa: F401  (imported here too: a mistake in it fails at once)
+from src.node_workers import is_running
 
-LIMIT = 3  # seconds: --node-timeout
+LIMIT = 2  # seconds: --node-timeout
 
 
 @pytest.fixture
@@ -49,24 +49,16 @@ def worker(tmp_path, rank):
     return json.loads((tmp_path / f"worker_{rank}.json").read_text())["pid"]
 
 
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def test_busy_and_stopped_workers_end_nothing(start, tmp_path):
     """Worker 0 is busy for much longer than the limit, alone, while node 1 waits for it with the next program; then
     worker 1 is stopped, as by a debugger."""
-    nodes = start("sleep:0=8,1=0", "sleep:0=0,1=2")
+    nodes = start("sleep:0=6,1=0", "sleep:0=0,1=2")
     (tmp_path / "busy_1").unlink()
     while not (tmp_path / "busy_1").exists():
         assert [node.poll() for node in nodes] == [None, None]
         time.sleep(0.05)
     os.kill(worker(tmp_path, 1), signal.SIGSTOP)
-    time.sleep(3 * LIMIT)
+    time.sleep(2.5 * LIMIT)
     assert nodes[1].poll() is None
     os.kill(worker(tmp_path, 1), signal.SIGCONT)
     assert ends(nodes) == ([0, 0], ["", ""])
@@ -77,10 +69,10 @@ def test_a_killed_worker_ends_all_nodes(start, tmp_path):
     pids = [worker(tmp_path, rank) for rank in range(3)]
     os.kill(pids[1], signal.SIGKILL)
     statuses, lines = ends(nodes)
-    lost = f"error: worker 1 ended without a message (killed, or out of memory?), or msrun did (status 1); its log is {tmp_path}"
-    assert statuses == [3, 3, 3] and lines[1].startswith(lost)
+    assert statuses == [3, 3, 3]
+    assert lines[1].startswith("error: worker 1 ended without a message (killed, or out of memory?), or msrun did ")
     assert lines[0] == lines[2] == "node 1: " + lines[1]
-    assert not any(map(alive, pids))
+    assert not any(map(is_running, pids))
 
 
 def test_a_killed_node_ends_the_others(start, tmp_path):
@@ -90,7 +82,7 @@ def test_a_killed_node_ends_the_others(start, tmp_path):
     statuses, lines = ends(nodes)
     assert statuses == [3, -signal.SIGKILL]
     assert lines[0].startswith("error: worker 1 on node 1 is gone since ") and lines[0].count("\n") == 1
-    assert not any(map(alive, pids))
+    assert not any(map(is_running, pids))
 
 
 def test_a_node_that_no_longer_answers_ends_the_others_and_itself(start, tmp_path):
@@ -104,7 +96,7 @@ def test_a_node_that_no_longer_answers_ends_the_others_and_itself(start, tmp_pat
     assert statuses == [3, 3]
     assert lines[0].startswith("error: worker 1 on node 1 has not answered since ")
     assert lines[1] == "node 0: " + lines[0]
-    assert not any(map(alive, pids))
+    assert not any(map(is_running, pids))
 
 
 def test_sigterm_to_one_node_ends_all_with_status_4(start):

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tiny import ROOT
@@ -28,12 +29,12 @@ def start(port):
     watches = []
 
     def start(rank, nodes=2, job="job", limit=LIMIT):
-        watches.append(Watch(Cluster(2, nodes, rank, "127.0.0.1", port, limit), job))
+        watches.append(Watch(Cluster(2, nodes, rank, "127.0.0.1", port, limit), [job], Path("/logs")))
         return watches[-1]
 
     yield start
     for watch in watches:
-        watch.close()
+        watch.link.close()
 
 
 def met(*watches):
@@ -51,16 +52,21 @@ def until(condition, seconds=30):
     return found
 
 
-class Node1:
-    """A node that speaks the protocol by hand."""
+def message(other):
+    """The first message of node 0 to another node of its job."""
+    return {"job": other._job, "node": 0, "finished": 0, "all": 0, "status": None, "message": ""}
 
-    def __init__(self, port, **fields):
-        self.socket = socket.create_connection(("127.0.0.1", port))
+
+class Node1:
+    """A node that speaks the protocol by hand, with another."""
+
+    def __init__(self, other, **fields):
+        self.fields = message(other) | {"node": 1}
+        self.socket = socket.create_connection(("127.0.0.1", other.cluster.port))
         self.say(**fields)
 
     def say(self, **fields):
-        message = {"job": "job", "node": 1, "finished": 0, "all": 0, "status": None, "message": ""} | fields
-        self.socket.sendall(json.dumps(message).encode() + b"\n")
+        self.socket.sendall(json.dumps(self.fields | fields).encode() + b"\n")
 
     def hear(self):
         return json.loads(self.socket.makefile().readline())
@@ -74,22 +80,22 @@ def test_nodes_that_answer_are_in_no_trouble_however_long_their_workers_are_busy
 
 def test_no_node_starts_a_program_before_all_have_come_to_it(start):
     nodes = [start(rank, 3) for rank in (0, 1)]
-    assert nodes[0].wait(iter([False] * 5 + [True]).__next__) is None and nodes[0]._all_finished() == -1
+    assert nodes[0].wait(iter([False] * 5 + [True]).__next__) is None and nodes[0].link.all_finished() == -1
     nodes.append(start(2, 3))
     met(*nodes)
     for node in nodes[:2]:
         node.tell_finished()
-    until(lambda: nodes[0]._peers[1].finished == 1)
-    assert [node._all_finished() for node in nodes[:2]] == [0, 0]
+    until(lambda: nodes[0].link.peers[1].finished == 1)
+    assert [node.link.all_finished() for node in nodes[:2]] == [0, 0]
     nodes[2].tell_finished()
     met(*nodes)
-    assert [node._all_finished() for node in nodes] == [1, 1, 1]
+    assert [node.link.all_finished() for node in nodes] == [1, 1, 1]
 
 
 def test_a_half_open_connection_is_noticed_and_all_others_are_told(start, port, monkeypatch):
     """Node 1's socket stays open, and says nothing any more."""
     first, third = start(0, 3), start(2, 3)
-    node1 = Node1(port)
+    node1 = Node1(first)
     met(first, third)
     monkeypatch.setattr(time, "strftime", lambda form: "01:02:03")
     node1.say()
@@ -109,15 +115,15 @@ def test_node_0_that_does_not_answer_is_noticed(start, port):
     with socket.create_server(("127.0.0.1", port)) as server:
         watch = start(1)
         connection = server.accept()[0]
-        message = {"job": "job", "node": 0, "finished": 0, "all": 0, "status": None, "message": ""}
-        connection.sendall(json.dumps(message).encode() + b"\n")
+        connection.sendall(json.dumps(message(watch)).encode() + b"\n")
         met(watch)
         assert "worker 0 on node 0 has not answered since " in until(watch.trouble).message
 
 
 def test_a_killed_launcher_is_noticed_at_once(start, port):
-    code = "import sys, time; from src.cluster import Cluster; from src.watch import Watch\n"
-    code += "watch = Watch(Cluster(2, 2, 1, '127.0.0.1', int(sys.argv[1]), 1000.0), 'job')\ntime.sleep(1000)"
+    code = "import sys, time; from pathlib import Path; from src.cluster import Cluster; from src.watch import Watch\n"
+    code += "cluster = Cluster(2, 2, 1, '127.0.0.1', int(sys.argv[1]), 1000.0)\n"
+    code += "watch = Watch(cluster, ['job'], Path('/logs'))\ntime.sleep(1000)"
     process = subprocess.Popen([sys.executable, "-c", code, str(port)], cwd=ROOT)
     first = start(0, limit=1000.0)
     met(first)
@@ -130,11 +136,11 @@ def test_a_killed_launcher_is_noticed_at_once(start, port):
 
 def test_the_end_of_a_node_that_has_finished_is_no_trouble(start, port):
     first = start(0)
-    node1 = Node1(port)
+    node1 = Node1(first)
     met(first)
     node1.say(finished=1)
     node1.socket.close()
-    until(lambda: first._peers[1].gone)
+    until(lambda: first.link.peers[1].gone)
     assert first.trouble() is None
     first.tell_finished()  # and comes to a program that node 1 will not run
     assert "worker 2 on node 1 is gone since" in first.trouble().message
@@ -154,16 +160,17 @@ def test_strangers_are_ignored(start, port):
     first = start(0)
     noise = [b"", b"\n", b"GET / HTTP/1.1\r\n\r\n", bytes(range(256)), b"9" * 100_000, b"[" * 4000 + b"\n", b"null\n"]
     noise += [b'{"job": "job"}\n', b'{"job": "job", "node": 1, "finished": "1"}\n', b'{"job": ["job"]}\n']
-    fields = {"job": "job", "node": 1, "finished": 0, "all": 0, "status": None, "message": ""}
+    fields = message(first) | {"node": 1}
+    noise += [json.dumps({"job": first._job}).encode() + b"\n"]
     wrong = [{"node": 0}, {"node": 2}, {"node": 1.5}, {"job": "other"}, {"status": "3"}, {"message": None}]
     noise += [json.dumps(fields | change).encode() + b"\n" for change in wrong]
     for data in noise:
         with socket.create_connection(("127.0.0.1", port)) as stranger:
             stranger.sendall(data)
     idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
-    assert first._peers[1].finished == -1
+    assert first.link.peers[1].finished == -1
     met(first, start(1))
-    assert first.trouble() is None and len(first._connections) <= 66
+    assert first.trouble() is None and len(first.link._connections) <= 66
     for stranger in idle:
         stranger.close()
     time.sleep(2 * LIMIT)
@@ -171,8 +178,8 @@ def test_strangers_are_ignored(start, port):
 
 
 def test_another_job_and_a_second_node_of_the_same_number_are_refused(start, port, capsys, monkeypatch):
-    met(start(0), start(1))
-    assert Node1(port, job="other").hear() == {"refused": "job"}
+    first, _ = met(start(0), start(1))
+    assert Node1(first, job="other").hear() == {"refused": "job"}
     with pytest.raises(InputError, match="--node-rank 1: node 1 of this command has joined already"):
         start(1).wait(lambda: False)
     monkeypatch.setattr("src.watch.CONNECT", 7)
