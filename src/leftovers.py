@@ -16,7 +16,7 @@ CLUSTER_VARIABLES = (
     *("RANK_ID", "RANK_SIZE", "DEVICE_ID", "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH"),
     *("OMPI_COMMAND", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
 )
-_SECONDS = 8  # for a scheduler to answer, or to be started
+_SECONDS = 5  # for a scheduler to answer, or to be started
 
 
 def check_cluster_variables() -> None:
@@ -52,7 +52,7 @@ def check_cluster_variables() -> None:
         other, missing = "MS_WORKER", "no worker of this scheduler runs here"
     if not _comes(lambda: _runs_here(other, port) or (role == "MS_WORKER" and _answers(host, int(port)))):
         raise InputError(f"{values} are set, but {missing}; {remedy}")
-    print(f"environment: joining a cluster, as {values} say", file=sys.stderr)
+    print(f"environment: joining a cluster, as {values} say; if not, {remedy}", file=sys.stderr)
 
 
 def _comes(condition: Callable[[], bool]) -> bool:
