@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from src.cluster import add_cluster_arguments, read_cluster
 from src.config import Config
 from src.config_load import load_config, stage_overrides
 from src.config_plan import Plan, load_plan
@@ -20,7 +21,6 @@ from src.evaluation.files import examined_by, read_evaluation, results_name, sco
 from src.evaluation.report import System
 from src.evaluation.report_page import write_comparison_page
 from src.files import file_digest
-from src.launch import add_cluster_arguments, read_cluster
 from src.pipeline import Stage, prism_flags, run_program_of, shown_system
 
 

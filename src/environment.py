@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from src.errors import InputError, ProgramError, Terminated
+from src.leftovers import CLUSTER_VARIABLES, check_cluster_variables
 
 _START = "CAPTIONER_START"  # environment variable: when the first program of a command was started
 _SAID = "CAPTIONER_SAID"  # environment variable: a file of the lines that a command's programs print once
 _REPORT_BYTES = 4096  # of a worker's report from its start, so that its last words need no room on a full disk
 WORKER_FOLDER = "CAPTIONER_WORKER_FOLDER"  # environment variable of workers: where they leave what src.launch reads
+JOB = "CAPTIONER_JOB"  # environment variable of workers: hex digits that all those of one program have in common
 
 
 def prepare_environment(*, convolutions: bool) -> None:
@@ -101,6 +103,8 @@ def run_program(main: Callable[[], None]) -> None:
     _report_worker()
     try:
         with _lines_said():
+            if WORKER_FOLDER not in os.environ:
+                check_cluster_variables()
             main()
     except (ProgramError, Terminated) as error:
         end(error.exit_status, f"error: {error}")
@@ -177,7 +181,7 @@ def is_first_worker() -> bool:
 
 def leave_workers() -> None:
     """For a process that a worker starts, and that is none."""
-    for variable in (WORKER_FOLDER, "MS_ROLE", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "RANK_ID"):
+    for variable in (WORKER_FOLDER, JOB, *CLUSTER_VARIABLES):
         os.environ.pop(variable, None)
 
 

@@ -2,72 +2,30 @@
 
 Several devices: msrun starts one worker for each, and a scheduler on the first node, which connects them. What the
 first worker prints is shown here; the logs of all are in a folder. A worker leaves its process id and, at its end, its
-exit status and message there (src/environment.py), since msrun tells neither.
+exit status and message there (src/environment.py), since msrun tells neither. The launchers of several nodes watch
+each other (src/node_watch.py): where one is lost or fails, the others end too.
 """
 
-import argparse
 import contextlib
-import json
 import os
-import re
+import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from src.environment import WORKER_FOLDER, end_with_parent, on_signals
-from src.errors import InputError, RunStopped, Terminated
+from src.cluster import Cluster, held_port
+from src.environment import JOB, WORKER_FOLDER, end_with_parent, on_signals
+from src.errors import InputError, ProgramError, RunStopped, Terminated
+from src.node_workers import msrun_command, outcome, watch_workers
+from src.node_watch import Trouble, Watch
 
-_PORTS = 8  # each program takes the next port: that of the one before may still be closing
-_GRACE = 120  # seconds that workers have to save and end after SIGTERM
-_CONNECT = 600  # seconds that workers wait for each other at the start
-_CLOSING = 10  # seconds that msrun's scheduler has to end after all workers of its node
-# MindSpore's own log; and the line that a failing worker ends with, which is shown with its rank at the end.
-_NOT_SHOWN = re.compile(r"\[(INFO|WARNING)\] |error: ")
-_DIED = re.compile(r"Worker process (\d+) exit with exception")  # as msrun says of the first that it finds dead
-_launches = 0
-
-
-class Cluster(NamedTuple):
-    """Which devices a program runs on: `devices` of each of `nodes`; this is node `node_rank`; the first listens."""
-
-    devices: int = 1
-    nodes: int = 1
-    node_rank: int = 0
-    address: str = "127.0.0.1"
-    port: int = 8118
-
-    @property
-    def size(self) -> int:
-        """Workers of all nodes."""
-        return self.devices * self.nodes
-
-
-def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that scripts take."""
-    parser.add_argument("--devices", type=int, default=1, help="devices of this node (default 1)")
-    parser.add_argument("--nodes", type=int, default=1, help="nodes, each with as many devices (default 1)")
-    parser.add_argument("--node-rank", type=int, default=0, help="number of this node, from 0")
-    parser.add_argument("--master", default="127.0.0.1:8118", help="address of node 0 and the first of 8 free ports")
-
-
-def read_cluster(arguments: argparse.Namespace) -> Cluster:
-    """What the flags say. Errors: InputError naming the flag."""
-    address, separator, port = arguments.master.rpartition(":")
-    if not separator or not address or not port.isdecimal() or not 1024 <= int(port) <= 65535 - _PORTS:
-        raise InputError(f"--master {arguments.master} must be ADDRESS:PORT, such as 10.0.0.1:8118")
-    for flag, value in (("--devices", arguments.devices), ("--nodes", arguments.nodes)):
-        if value < 1:
-            raise InputError(f"{flag} {value} must be at least 1")
-    if not 0 <= arguments.node_rank < arguments.nodes:
-        raise InputError(f"--node-rank {arguments.node_rank} must be one of 0 to {arguments.nodes - 1}")
-    if arguments.nodes > 1 and address in ("127.0.0.1", "localhost"):
-        raise InputError(f"--master {arguments.master} must be an address of node 0 that the other nodes reach")
-    return Cluster(arguments.devices, arguments.nodes, arguments.node_rank, address, int(port))
+_EXPLAINED = 3  # seconds for another node to tell the cause of an error here
+_launches: Counter[Cluster] = Counter()
+_watches: dict[Cluster, Watch] = {}  # for all programs of the command
 
 
 def launch(program: Sequence[str], cluster: Cluster, logs: Path) -> None:
@@ -99,158 +57,93 @@ def _run_one(program: Sequence[str], terminated: list[float]) -> int:
 
 
 def _run_workers(program: Sequence[str], cluster: Cluster, logs: Path, terminated: list[float]) -> int:
+    watch = None
+    if cluster.nodes > 1:
+        watch = _watches.get(cluster) or Watch(cluster, program, logs)
+        _watches[cluster] = watch
+    try:
+        status, line = _run_watched(program, cluster, logs, terminated, watch)
+    except (ProgramError, Terminated) as error:
+        if watch is not None:
+            watch.tell_failure(error.exit_status, f"error: {error}")
+        raise
+    if line:
+        print(line, file=sys.stderr)
+    if watch is not None:
+        watch.tell_finished() if status == 0 else watch.tell_failure(status, line)
+    return status
+
+
+def _run_watched(
+    program: Sequence[str], cluster: Cluster, logs: Path, terminated: list[float], watch: Watch | None
+) -> tuple[int, str]:
+    """The exit status, and what is still to be printed."""
     ranks = range(cluster.node_rank * cluster.devices, (cluster.node_rank + 1) * cluster.devices)
     names = [f"worker_{rank}" for rank in ranks]
-    port = _next_port(cluster)
-    msrun_log = f"msrun_{cluster.node_rank}.log"
+    own = [*names, "scheduler"] if cluster.node_rank == 0 else names
+    msrun_log = logs / f"msrun_{cluster.node_rank}.log"
+    _clear(logs, own)
+    launch = _launches[cluster]
+    _launches[cluster] += 1
+    job = secrets.token_hex(8) if watch is None else watch.job(program)
+    environment = {WORKER_FOLDER: str(logs), JOB: job, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with (
+        held_port(cluster, launch) as port,
+        open(msrun_log, "wb") as output,
+        _on_signals(lambda: terminated.append(time.monotonic())),
+    ):
+        if watch is not None:
+            trouble = watch.wait(lambda: bool(terminated))
+            if terminated:
+                raise Terminated("ended by SIGTERM or Ctrl-C before the other nodes came; the same command resumes")
+            if trouble is not None:
+                return _told(trouble)
+        msrun = subprocess.Popen(
+            [*msrun_command(cluster, port, logs), *program],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            start_new_session=True,  # Ctrl-C comes here alone
+            preexec_fn=end_with_parent,
+        )
+        try:
+            trouble, killed = watch_workers(msrun, logs, own, terminated, watch)
+        except KeyboardInterrupt:
+            msrun.send_signal(signal.SIGINT)  # kills the workers
+            msrun.wait()
+            raise
+    lost = None
+    try:
+        status, line = outcome(msrun.returncode, msrun_log, logs, names, bool(terminated))
+    except (RunStopped, Terminated) as error:
+        status, line, lost = error.exit_status, "", error
+    if watch is not None and trouble is None and status == ProgramError.exit_status:
+        trouble = watch.trouble(wait=_EXPLAINED)
+    follows = killed or status == ProgramError.exit_status or (status == Terminated.exit_status and not terminated)
+    if trouble is not None and follows:
+        return _told(trouble)
+    if lost is not None:
+        raise lost
+    return status, line
+
+
+def _clear(logs: Path, names: Sequence[str]) -> None:
     try:
         logs.mkdir(parents=True, exist_ok=True)
-        for name in (*names, "scheduler"):
+        for name in names:
             (logs / f"{name}.json").unlink(missing_ok=True)
             (logs / f"{name}.log").unlink(missing_ok=True)
     except OSError as error:
         raise InputError(
             f"cannot write the logs of the workers in {logs}: {error}; choose another output_root"
         ) from None
-    with (
-        open(logs / msrun_log, "wb") as output,
-        _on_signals(lambda: terminated.append(time.monotonic())),
-    ):
-        msrun = subprocess.Popen(
-            [*_msrun(cluster, port, logs), *program],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | {WORKER_FOLDER: str(logs), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-            start_new_session=True,  # Ctrl-C comes here alone
-            preexec_fn=end_with_parent,
-        )
-        try:
-            _watch(msrun, logs, names, terminated)
-        except KeyboardInterrupt:
-            msrun.send_signal(signal.SIGINT)  # kills the workers
-            msrun.wait()
-            raise
-    return _outcome(msrun.returncode, msrun_log, logs, names, bool(terminated))
 
 
-def _next_port(cluster: Cluster) -> int:
-    """Where the scheduler of the next program listens. Errors: InputError if it is taken: msrun would only wait."""
-    global _launches
-    port = cluster.port + _launches % _PORTS
-    _launches += 1
-    if cluster.node_rank == 0:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", port))
-            except OSError as error:
-                raise InputError(
-                    f"--master: port {port} cannot be used ({error.strerror}); end the run that has it, or give another"
-                ) from None
-    return port
-
-
-def _msrun(cluster: Cluster, port: int, logs: Path) -> list[str]:
-    options = {
-        "worker_num": cluster.size,
-        "local_worker_num": cluster.devices,
-        "node_rank": cluster.node_rank,
-        "master_addr": cluster.address,
-        "master_port": port,
-        "cluster_time_out": _CONNECT,
-        "log_dir": logs,
-        "join": True,
-    }
-    return [sys.executable, "-m", "mindspore.parallel.cluster.run", *(f"--{k}={v}" for k, v in options.items())]
-
-
-def _watch(msrun: subprocess.Popen, logs: Path, names: Sequence[str], terminated: Sequence[float]) -> None:
-    """Until msrun ends: show what the first worker of all prints, hand SIGTERM on, leave nothing hanging."""
-    shown = 0
-    handed_on = False
-    gone_at = None
-    pids: dict[str, int] = {}  # kept here: the folder of the logs may be lost
-    while True:
-        running = msrun.poll() is None
-        if names[0] == "worker_0":
-            shown = _show(logs / "worker_0.log", shown)
-        if not running:
-            return
-        for name in (*names, "scheduler"):
-            if name not in pids and "pid" in _read(logs, name):
-                pids[name] = _read(logs, name)["pid"]
-        workers = [pids[name] for name in names if name in pids]
-        now = time.monotonic()
-        if terminated and not handed_on and len(workers) == len(names):
-            _signal(workers, signal.SIGTERM)
-            handed_on = True
-        if terminated and now - terminated[0] > _GRACE:
-            _signal(workers, signal.SIGKILL)  # each in a session of its own
-            os.killpg(msrun.pid, signal.SIGKILL)
-        if len(workers) == len(names) and not any(map(_runs, workers)):
-            gone_at = gone_at or now  # msrun waits for its scheduler, which may wait for workers that were killed
-            if now - gone_at > _CLOSING and "scheduler" in pids:
-                _signal([pids["scheduler"]], signal.SIGKILL)
-        time.sleep(0.2)
-
-
-def _show(log: Path, start: int) -> int:
-    """Print the whole lines of a log from byte `start` on; returns where they end."""
-    if not log.exists():
-        return start
-    with open(log, "rb") as file:
-        file.seek(start)
-        text = file.read()
-    end = text.rfind(b"\n") + 1
-    for line in text[:end].decode("utf-8", "replace").splitlines(keepends=True):
-        if not _NOT_SHOWN.match(line):
-            sys.stdout.write(line)
-    sys.stdout.flush()
-    return start + end
-
-
-def _read(logs: Path, name: str) -> dict:
-    """What a worker has left: its pid, and status, message and time once it has ended by itself."""
-    try:
-        return json.loads((logs / f"{name}.json").read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def _signal(pids: Sequence[int], number: int) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"  # killed by msrun, which waits for its scheduler before it looks
-
-
-def _outcome(msrun_status: int, msrun_log: str, logs: Path, names: Sequence[str], terminated: bool) -> int:
-    """The exit status of the worker that failed first, whose message is printed; or 0."""
-    reports = {name: _read(logs, name) for name in names}
-    failed = [name for name in names if reports[name].get("status", 0) != 0]
-    if failed:
-        first = min(failed, key=lambda name: reports[name]["time"])
-        print(f"{first.replace('_', ' ')}: {reports[first]['message']} (logs: {logs})", file=sys.stderr)
-        return reports[first]["status"]
-    if all(report.get("status") == 0 for report in reports.values()):
-        return 0
-    if terminated:
-        raise Terminated("ended by SIGTERM or Ctrl-C before the workers could save; the same command goes on")
-    log = logs / msrun_log
-    died = _DIED.search(log.read_text(errors="replace")) if log.exists() else None
-    silent = [name for name in names if "status" not in reports[name]]  # msrun kills the others without a word
-    lost = next((name for name in silent if died and reports[name].get("pid") == int(died.group(1))), silent[0])
-    raise RunStopped(
-        f"{lost.replace('_', ' ')} ended without a message (killed, or out of memory?), or msrun did (status "
-        f"{msrun_status}); its log is {logs / lost}.log; the same command goes on"
-    )
+def _told(trouble: Trouble) -> tuple[int, str]:
+    """What another node has said of its failure; RunStopped where it could not."""
+    if trouble.announced:
+        return trouble.status, trouble.message
+    raise RunStopped(trouble.message)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from src.captioning.arguments import add_image_arguments, read_image_arguments
+from src.cluster import Cluster, add_cluster_arguments, read_cluster
 from src.config import Config
 from src.config_load import load_config, stage_overrides
 from src.config_rules import check_workers
@@ -20,7 +21,7 @@ from src.errors import InputError
 from src.evaluation.files import results_name
 from src.evaluation.report import System, owning_folder, write_report
 from src.export.folder import init_file
-from src.launch import Cluster, add_cluster_arguments, launch, read_cluster
+from src.launch import launch
 
 
 def main() -> None:

@@ -14,6 +14,8 @@ import numpy as np
 
 from src.config import Config
 from src.config_rules import check_workers
+from src.environment import JOB
+from src.errors import RunStopped
 
 
 class Workers:
@@ -107,8 +109,20 @@ def join_workers(config: Config) -> Workers:
     signal.signal(signal.SIGTERM, handler)
     check_workers(config, get_group_size())
     workers = Workers(get_rank(), get_group_size())
-    workers.wait()  # at once: HCCL connects here, and waits for no worker longer than HCCL_CONNECT_TIMEOUT, 120 s
+    check_job(workers)  # at once: HCCL connects here, and waits for no worker longer than HCCL_CONNECT_TIMEOUT, 120 s
     return workers
+
+
+def check_job(workers: Workers) -> None:
+    """Return when all workers have come here. Errors: RunStopped where some belong to another run."""
+    own = int(os.environ.get(JOB, "0")[:6], 16)  # below 2^24: crosses exactly
+    (jobs,) = workers.gather([np.array([own])], 1)
+    if (jobs != own).any():
+        scheduler = f"{os.environ['MS_SCHED_HOST']}:{os.environ['MS_SCHED_PORT']}"
+        raise RunStopped(
+            f"workers of two runs have met at the scheduler {scheduler}; give each run a --master of its own, and on "
+            "all nodes of a run the same command"
+        )
 
 
 def _sum_cell() -> Callable[[Any], Any]:

@@ -6,7 +6,6 @@ It takes minutes, so no test runs it; tests/test_workers.py has a smaller one.
 """
 
 import argparse
-import os
 import sys
 import tempfile
 from dataclasses import asdict
@@ -32,16 +31,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, help="kept; default: a temporary one")
     arguments = parser.parse_args()
-    from src.launch import Cluster, launch
+    from src.cluster import Cluster
+    from src.launch import launch
 
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="agreement-"))
-    ports = iter(range(20_000 + os.getpid() % 10_000, 65_000))
     for size in (1, 2):
         settings = [*SETTINGS, f"data.root={folder}/demo", f"output_root={folder}/{size}"]
         train = ["train.py", "--config", "configs/demo/ce.yaml", *settings]
-        launch(train, Cluster(size, port=next(ports)), folder / f"logs-ce-{size}")
+        launch(train, Cluster(size), folder / f"logs-ce-{size}")
         again = ["tests/agreement.py", "worker", str(folder), str(size)]
-        launch(again, Cluster(size, port=next(ports)), folder / f"logs-grpo-{size}")
+        launch(again, Cluster(size), folder / f"logs-grpo-{size}")
     for stage in ("ce", "grpo"):
         compare(stage, *(folder / f"{size}/demo-{stage}" for size in (1, 2)))
     rows = [np.load(folder / f"{size}/fresh.npz") for size in (1, 2)]

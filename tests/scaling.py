@@ -27,7 +27,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
-    from src.launch import Cluster, launch
+    from src.cluster import Cluster
+    from src.launch import launch
 
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="scaling-"))
     common = [f"data.root={folder}/demo", *arguments.overrides]
@@ -35,14 +36,12 @@ def main() -> None:
     if not init.exists():
         train = ["train.py", "--config", "configs/demo/ce.yaml", f"output_root={folder}", "ce.epochs=2", *common]
         launch(train, Cluster(1), folder / "logs")
-    port = 20_000 + os.getpid() % 10_000
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(arguments.rounds):
         for size, found in seconds.items():
-            port += 8
             settings = [*SETTINGS, *common, f"output_root={folder}/{size}", f"init_checkpoint={init}", "fresh=true"]
             program = ["tests/scaling.py", "worker", "--config", "configs/demo/grpo.yaml", *settings]
-            launch(program, Cluster(size, port=port), folder / f"logs-{size}")
+            launch(program, Cluster(size), folder / f"logs-{size}")
             found.append(json.loads((folder / f"{size}/demo-grpo/seconds.json").read_text()))
             print(f"{size} workers: {found[-1]:.3f} s", flush=True)
     one, two = median(seconds[1]), median(seconds[2])

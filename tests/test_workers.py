@@ -1,5 +1,6 @@
 """Two workers on this machine: what crosses between them, equal results on one and on two, and how they end."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,45 +18,102 @@ from fake_server import fake_server, read_caption
 from safetensors.numpy import load_file
 from tiny import ROOT, TINY, WORLD, messages, run, take_ctrl_c, tiny_data, tiny_mixture
 
-import src.launch
-from src.errors import RunStopped, Terminated
-from src.launch import Cluster, launch
+import src.node_workers
+from src.cluster import Cluster, held_port
+from src.errors import InputError, RunStopped, Terminated
+from src.launch import launch
 from src.training.metrics import read_lines
+from src.workers import Workers, check_job
 
 LAST = "demo-grpo/checkpoints/last"
-PORT = 20_000 + os.getpid() % 4_000 * 8  # of this process's own
 
 
 def pipeline(goal, folder, *arguments, devices=1, **options):
-    """Run a script's program on the tiny scenes; PORT counts on, so that no two runs meet."""
-    global PORT
-    PORT += 8
-    command = ["-m", "src.pipeline", goal, "--devices", str(devices), "--master", f"127.0.0.1:{PORT}", *TINY]
+    """Run a script's program on the tiny scenes."""
+    command = ["-m", "src.pipeline", goal, "--devices", str(devices), *TINY]
     return run(*command, f"data.root={tiny_data()}", f"output_root={folder}", *arguments, **options)
 
 
-def test_sums_gathers_and_broadcasts(tmp_path, capfd):
-    launch(["tests/worker_sums.py", str(tmp_path / "file")], Cluster(devices=2, port=PORT), tmp_path / "logs")
-    line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("{"))
-    assert json.loads(line) == {
-        "size": 2,
-        "sum": [2.0],
-        "gathered": ["int32", [[row, 10 * row] for row in range(8)], "[[0.5], [0.5], [1.5], [nan]]"],
-        "floats": [np.float32(0.1).item(), 0.0],
-        "minus": [False, True],
-        "count": [30_000],
-        "any": [True, False],
-        "seen": [1.0],
-    }
+SUMS = {
+    "size": 2,
+    "sum": [2.0],
+    "gathered": ["int32", [[row, 10 * row] for row in range(8)], "[[0.5], [0.5], [1.5], [nan]]"],
+    "floats": [np.float32(0.1).item(), 0.0],
+    "minus": [False, True],
+    "count": [30_000],
+    "any": [True, False],
+    "seen": [1.0],
+}
+
+
+def test_two_runs_at_the_same_time_sum_gather_and_broadcast_each_on_its_own(tmp_path):
+    code = "import sys; from pathlib import Path; from src.cluster import Cluster; from src.launch import launch\n"
+    code += "launch(['tests/worker_sums.py', sys.argv[1] + '/file'], Cluster(2), Path(sys.argv[1], 'logs'))"
+    folders = [tmp_path / name for name in "ab"]
+    runs = []
+    for folder in folders:
+        folder.mkdir()
+        runs.append(
+            subprocess.Popen([sys.executable, "-c", code, folder], cwd=WORLD, stdout=subprocess.PIPE, text=True)
+        )
+    for process in runs:
+        output = process.communicate()[0]
+        assert process.returncode == 0
+        assert json.loads(next(line for line in output.splitlines() if line.startswith("{"))) == SUMS
+
+
+def test_no_run_takes_a_port_that_another_one_holds(monkeypatch):
+    """Also while nobody listens there yet, and where both choose at the same moment."""
+    with contextlib.ExitStack() as stack:
+        ports = [stack.enter_context(held_port(Cluster(2), 0)) for _ in range(50)]
+        assert len(set(ports)) == 50
+        for port in ports[:3]:
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("", port))
+            with pytest.raises(InputError, match=f"--master: port {port} cannot be used"):
+                stack.enter_context(held_port(Cluster(2, port=port), 0))
+        with socket.socket() as scheduler:  # MindSpore's
+            scheduler.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            scheduler.bind(("", ports[0]))
+            scheduler.listen()
+    with held_port(Cluster(2, port=ports[0] - 2), 10) as port:
+        assert port == ports[0]  # the third of eight, and free again
+
+
+@pytest.mark.parametrize(
+    "cluster, ports",
+    [
+        (Cluster(2, port=40_000), [40_000, 40_001, 40_007, 40_000]),
+        (Cluster(2, 2, 1, "10.0.0.1", 40_000), [40_001, 40_002, 40_001, 40_002]),
+    ],
+)
+def test_a_program_takes_another_port_than_the_one_before(cluster, ports):
+    """With several nodes the first is that of the watch."""
+    for number, port in zip((0, 1, 7, 8), ports):
+        with held_port(cluster, number) as taken:
+            assert taken == port
+
+
+def test_workers_of_two_runs_do_not_train_together(monkeypatch):
+    class Met(Workers):
+        def sum(self, array):
+            return array + np.array([[[0.0], [other]]], np.float32)  # as worker 1 adds
+
+    monkeypatch.setenv("CAPTIONER_JOB", "fffffe99")
+    monkeypatch.setenv("MS_SCHED_HOST", "10.0.0.1")
+    monkeypatch.setenv("MS_SCHED_PORT", "8119")
+    other = 0xFFFFFE
+    check_job(Met(0, 2))
+    other = 0xFFFFFF
+    with pytest.raises(RunStopped, match=r"workers of two runs have met at the scheduler 10\.0\.0\.1:8119"):
+        check_job(Met(0, 2))
 
 
 def fill_caches(outputs, devices, *kill, data=None):
     """The feature files that worker_features.py leaves, and how often each worker called the encoder."""
-    global PORT
-    PORT += 8
     outputs.mkdir(exist_ok=True)
     program = ["tests/worker_features.py", str(data or tiny_data()), str(outputs), *kill]
-    launch(program, Cluster(devices, port=PORT), outputs / "logs")
+    launch(program, Cluster(devices), outputs / "logs")
     calls = [int((outputs / f"calls_{rank}").read_text()) for rank in range(devices)]
     return {path.name: path.read_bytes() for path in (outputs / "cache").glob("*.npy")}, calls
 
@@ -98,8 +157,6 @@ def test_an_image_that_one_worker_cannot_read_ends_all(tmp_path, filled_alone, c
 def one_and_two(tmp_path_factory):
     """The output folders of CE and GRPO on one worker and on two; GRPO starts from the same CE, has all rewards, whose
     questions and GDPO's last step must not depend on the workers, and is evaluated."""
-    global PORT
-    PORT += 8
     folders = [tmp_path_factory.mktemp(f"on{devices}") for devices in (1, 2)]
     best = folders[0] / "demo-ce/checkpoints/best"
     for devices, folder in enumerate(folders, start=1):
@@ -113,7 +170,7 @@ def one_and_two(tmp_path_factory):
                 ["eval.py", "--config", "configs/demo/grpo.yaml", "--checkpoint", str(folder / LAST)],
             ):
                 logs = folder / "logs" / "-".join(command[:3:2]).replace("/", "-")
-                launch([*command[:3], *settings, *command[3:]], Cluster(devices, port=PORT), logs)
+                launch([*command[:3], *settings, *command[3:]], Cluster(devices), logs)
     return folders
 
 
@@ -152,7 +209,10 @@ def test_sizes_that_do_not_divide_are_refused(tmp_path):
     "flags, mend",
     [
         (["--devices", "0"], "--devices 0 must be at least 1"),
-        (["--nodes", "2"], "--master 127.0.0.1:8118 must be an address of node 0 that the other nodes reach"),
+        (["--nodes", "2"], "--nodes 2 needs --master ADDRESS:PORT, the same on every node"),
+        (["--nodes", "2", "--master", "127.0.1.1:8118"], "must be an address of node 0 that the other nodes reach"),
+        (["--nodes", "2", "--master", "[::1]:8118"], "must be an address of node 0 that the other nodes reach"),
+        (["--node-timeout", "0"], "--node-timeout 0 must be at least 1"),
         (["--nodes", "2", "--node-rank", "2"], "--node-rank 2 must be one of 0 to 1"),
         (["--master", "host"], "--master host must be ADDRESS:PORT"),
     ],
@@ -198,9 +258,7 @@ def test_no_program_follows_one_that_was_signalled(handler, tmp_path):
 
 def test_workers_that_do_not_stop_are_killed(tmp_path, monkeypatch):
     """Each has a session of its own, out of reach of a signal to that of msrun."""
-    global PORT
-    PORT += 8
-    monkeypatch.setattr(src.launch, "_GRACE", 1)
+    monkeypatch.setattr(src.node_workers, "_GRACE", 1)
     program = tmp_path / "program.py"
     program.write_text(
         f"import pathlib, os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n"
@@ -219,16 +277,14 @@ def test_workers_that_do_not_stop_are_killed(tmp_path, monkeypatch):
 
     threading.Thread(target=terminate).start()
     with pytest.raises(Terminated, match="before the workers could save"):
-        launch([str(program)], Cluster(2, port=PORT), tmp_path / "logs")
+        launch([str(program)], Cluster(2), tmp_path / "logs")
     pids = [json.loads(path.read_text())["pid"] for path in tmp_path.glob("logs/worker_*.json")]
-    assert len(pids) == 2 and not any(map(src.launch._runs, pids))
+    assert len(pids) == 2 and not any(map(src.node_workers.is_running, pids))
 
 
 def start(folder, *arguments):
     """A long GRPO on two workers; returns when both have made an update."""
-    global PORT
-    PORT += 8
-    command = [sys.executable, "-m", "src.pipeline", "ce", "--devices", "2", "--master", f"127.0.0.1:{PORT}", *TINY]
+    command = [sys.executable, "-m", "src.pipeline", "ce", "--devices", "2", *TINY]
     command += [f"data.root={tiny_data()}", f"output_root={folder}", "ce.epochs=2000", *arguments]
     process = subprocess.Popen(command, cwd=WORLD, stderr=subprocess.PIPE, text=True, preexec_fn=take_ctrl_c)
     metrics = folder / "demo-ce/metrics.jsonl"
@@ -266,19 +322,36 @@ def test_ctrl_c_ends_all_also_where_the_folder_of_the_run_is_lost(tmp_path):
 
 
 def test_sigterm_ends_workers_that_wait_for_each_other(tmp_path):
-    """The first of two nodes, whose second never comes."""
-    global PORT
-    PORT += 8
-    command = [sys.executable, "-m", "src.pipeline", "ce", "--devices", "1", "--nodes", "2", "--master"]
-    command += [f"0.0.0.0:{PORT}", *TINY, f"data.root={tiny_data()}", f"output_root={tmp_path}"]
-    process = subprocess.Popen(command, cwd=WORLD, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (tmp_path / "demo-ce/logs/train/worker_0.json").exists():
-        time.sleep(0.1)
-    time.sleep(10)  # until the worker is in MindSpore's hands; no file tells
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(200) == 4 and "before the workers could save" in process.stderr.read()
-    with pytest.raises(ProcessLookupError):
-        os.kill(worker_pid(tmp_path, 0), 0)
+    """Worker 1 never comes."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import os, signal, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from src.config_load import load_config\nfrom src.environment import run_program\n"
+        "from src.workers import join_workers\n"
+        "def main():\n"
+        "    if os.environ['MS_ROLE'] == 'MS_WORKER' and os.environ['RANK_ID'] == '1':\n"
+        "        signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "        time.sleep(1000)\n"
+        "    join_workers(load_config('configs/demo/ce.yaml', ['device=CPU']))\n"
+        "run_program(main)\n"
+    )
+
+    def waits():
+        """Whether worker 0 is in MindSpore's hands: a signal ends it at once."""
+        with contextlib.suppress(OSError, ValueError):
+            pid = json.loads((tmp_path / "logs/worker_0.json").read_text())["pid"]
+            caught = int(Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0], 16)
+            return not caught >> (signal.SIGTERM - 1) & 1
+        return False
+
+    def terminate():
+        while not waits():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate).start()
+    with pytest.raises(Terminated, match="before the workers could save"):
+        launch([str(program)], Cluster(2), tmp_path / "logs")
 
 
 def test_a_lost_worker_ends_all(tmp_path):
