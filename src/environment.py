@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import io
 import json
 import logging
 import os
@@ -13,12 +14,16 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
+from typing import Any
 
 from src.errors import InputError, ProgramError, Terminated
+from src.files import ROOT
 
 _START = "CAPTIONER_START"  # environment variable: when the first program of a command was started
+_SAID = "CAPTIONER_SAID"  # environment variable: the lines of say_once
+_CALLER = "CAPTIONER_CALLER"  # environment variable: the folder that a script was called from
 _REPORT_BYTES = 4096  # of a worker's report from its start, so that its last words need no room on a full disk
 WORKER_FOLDER = "CAPTIONER_WORKER_FOLDER"  # environment variable of workers: where they leave what src.launch reads
 
@@ -55,6 +60,11 @@ def run_program(main: Callable[[], None]) -> None:
     SIGTERM and Ctrl-C raise Terminated, once.
     """
 
+    for stream in (sys.stdout, sys.stderr):  # no character may end a program, whatever the locale can show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if _CALLER in os.environ:
+        os.chdir(os.environ.pop(_CALLER))  # relative paths are those of whoever calls a script
     signals: list[bool] = []
 
     def terminate() -> None:
@@ -126,6 +136,14 @@ def _is_below_cpp(frame: FrameType | None) -> bool:
     return False
 
 
+def say_once(line: str) -> None:
+    """Print a line on stderr, once in a command: programs that this one starts do not repeat it."""
+    said = os.environ.get(_SAID, "")
+    if f"{line}\n" not in said and is_first_worker():
+        os.environ[_SAID] = f"{said}{line}\n"
+        print(line, file=sys.stderr, flush=True)
+
+
 def start_time() -> float:
     """When the whole command was started, in seconds since 1970."""
     return float(os.environ.get(_START, time.time()))
@@ -142,6 +160,11 @@ def _report_worker(status: int | None = None, message: str = "") -> None:
         path = os.path.join(os.environ[WORKER_FOLDER], f"{name}.json")
         with contextlib.suppress(OSError), open(path, "r+" if os.path.exists(path) else "w") as file:
             file.write(json.dumps(report).ljust(_REPORT_BYTES))
+
+
+def for_modules(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Options of a process that is to run `python -m src...`: imported from the repository, working in this folder."""
+    return {"cwd": ROOT, "env": {**environment, _CALLER: os.getcwd()}}
 
 
 def is_first_worker() -> bool:

@@ -60,7 +60,7 @@ def test_a_type_may_be_missing_and_blank_lines_are_skipped(tmp_path):
     [
         ("{", "not JSON"),
         ("[]", "not an object"),
-        (GOOD | {"image_id": "3"}, "image_id is '3'"),
+        (GOOD | {"image_id": 3.0}, "image_id is 3.0"),
         (GOOD | {"image_id": True}, "image_id is True"),
         (GOOD | {"question": " "}, "question is ' '"),
         (GOOD | {"type": 3}, "type is 3"),

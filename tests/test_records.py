@@ -117,7 +117,8 @@ SPOILED = {
     "no annotations": (lambda c: c.pop("annotations"), "captions_val.json: key 'annotations' is missing"),
     "image no object": (lambda c: c["images"].insert(0, 3), r"images\[0\]: key 'id' is missing"),
     "no file name": (lambda c: c["images"][2].pop("file_name"), r"images\[2\]: key 'file_name' is missing"),
-    "id a string": (lambda c: c["images"][1].update(id="101"), r"images\[1\]: key 'id' is a str, not a int"),
+    "id another text": (lambda c: c["images"][1].update(id="101"), r"annotations\[2\]: image_id 101 is not among"),
+    "id a fraction": (lambda c: c["images"][1].update(id=1.5), r"images\[1\]: key 'id' is a float, not a int or str"),
     "id a boolean": (lambda c: c["images"][1].update(id=True), r"images\[1\]: key 'id' is a bool"),
     "id twice": (lambda c: c["images"][1].update(id=100), r"images\[1\]: id 100 occurs twice"),
     "id of another split": (lambda c: c["images"].append({"id": 1, "file_name": "x.jpg"}), "id 1 of .*train"),
@@ -125,7 +126,7 @@ SPOILED = {
     "unknown image": (lambda c: c["annotations"][3].update(image_id=9), r"annotations\[3\]: image_id 9 is not among"),
     "leaves the root": (lambda c: c["images"][1].update(file_name="../../x.jpg"), r"images\[1\]: file name '../../x"),
     "absolute": (lambda c: c["images"][1].update(file_name="/etc/passwd"), "file name '/etc/passwd' does not stay"),
-    "line break": (lambda c: c["images"][1].update(file_name="a\nb.jpg"), r"file name 'a\\nb.jpg' does not stay"),
+    "line break": (lambda c: c["images"][1].update(file_name="a\nb.jpg"), r"file name 'a\\nb.jpg' holds a control"),
     "no images": (lambda c: c.update(images=[], annotations=[]), "split 'val' has no images"),
     "no captions": (lambda c: c.update(annotations=[]), "no captions in data.annotations, like 4 of the 4"),
 }

@@ -12,6 +12,7 @@ import numpy as np
 
 from src.config import Config
 from src.data.questions import Answerer, Presentation, Question, load_questions, present, questions_file
+from src.data.record import ImageId, with_known_ids
 from src.errors import InputError
 from src.rewards.completions import Completions
 from src.rng import generator
@@ -73,10 +74,10 @@ class CapRL:
         return answers
 
 
-def build_caprl(config: Config, image_ids: Sequence[int], answerer: Answerer) -> CapRL:
+def build_caprl(config: Config, image_ids: Sequence[ImageId], answerer: Answerer) -> CapRL:
     """The reward for training images, as `caprl` says. Errors: InputError naming the file."""
     path = questions_file(config, "train")
-    of_image = load_questions(path)
+    of_image = with_known_ids(load_questions(path), image_ids, path)
     questions = [of_image.get(image_id, []) for image_id in image_ids]
     if not any(questions):
         raise InputError(f"{path}: no question is about a training image; image_id must be the annotations'")

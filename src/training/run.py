@@ -145,7 +145,8 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
         dataset = load_dataset(config)
     if dataset.skipped and workers.is_first:
         listing = folder / "skipped.txt"
-        listing.write_text("".join(f"{skipped.file}\t{skipped.reason}\n" for skipped in dataset.skipped))
+        lines = (f"{skipped.file}\t{skipped.reason}\n" for skipped in dataset.skipped)
+        listing.write_text("".join(lines), encoding="utf-8")
         print(f"{len(dataset.skipped)} images or captions skipped, listed in {listing}")
     with workers.first_alone():
         last = find_last(folder)
