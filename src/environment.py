@@ -138,9 +138,9 @@ def _is_below_cpp(frame: FrameType | None) -> bool:
 
 def say_once(line: str) -> None:
     """Print a line on stderr, once in a command: programs that this one starts do not repeat it."""
-    said = os.environ.get(_SAID, "")
-    if f"{line}\n" not in said and is_first_worker():
-        os.environ[_SAID] = f"{said}{line}\n"
+    said, mark = os.environ.get(_SAID, ""), f"{line!a}\n"
+    if mark not in said and is_first_worker():
+        os.environ[_SAID] = said + mark
         print(line, file=sys.stderr, flush=True)
 
 
