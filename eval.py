@@ -44,7 +44,7 @@ def main() -> None:
     if arguments.prism and (config.caprl.questions is None or config.eval.samples == 0):
         raise InputError("--prism needs caprl.questions, a file of questions, and eval.samples of at least 2")
     split = "" if arguments.images else evaluated_split(config, arguments.split)
-    prepare_environment(convolutions=config.convolves or bool(arguments.images))
+    prepare_environment(convolutions=bool(arguments.images) or (config.convolves and arguments.captions is None))
 
     from src.workers import join_workers
 
