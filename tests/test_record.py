@@ -124,3 +124,17 @@ def test_a_split_that_is_scored_needs_no_image_and_no_other_split(tmp_path):
     settings = [f"data.root={tmp_path}", "data.dataset=x", *(f"data.{k}={v}" for k, v in COCO.items() if v)]
     splits, _ = read_split(load_config("configs/demo/ce.yaml", settings), "test")
     assert [r.image_id for r in splits["test"]] == [200, 201, 202, 203]
+
+
+def test_annotations_as_windows_writes_them(tmp_path):
+    contents = write_coco(tmp_path)
+    for split, encoding in {"train": "utf-8-sig", "val": "utf-16", "test": "utf-8"}.items():
+        text = json.dumps(contents[split], ensure_ascii=False).replace("Dog", "D\u2028og")
+        (tmp_path / f"annotations/captions_{split}.json").write_bytes(text.encode(encoding))
+    splits, _ = load_records(root=tmp_path, **COCO)
+    assert {split: rows[0].captions[0] for split, rows in splits.items()} == {
+        "train": "D og 0, take 0 .", "val": "D og 100, take 0 .", "test": "D og 200, take 0 ."
+    }  # fmt: skip
+    (tmp_path / "captions.txt").write_text("image,caption\n")
+    with pytest.raises(InputError, match=r"captions\.txt: not readable as JSON .*; set data\.format=table"):
+        load_records(root=tmp_path, **{**KARPATHY, "annotations": "captions.txt"})

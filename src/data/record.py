@@ -73,7 +73,8 @@ def load_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; set data.root and data.annotations") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({one_line(error)}); {MEND}") from None
+        mend = MEND if path.suffix == ".json" else "set data.format=table, if it is a table"
+        raise InputError(f"{path}: not readable as JSON ({one_line(error)}); {mend}") from None
     if not isinstance(data, dict):
         raise InputError(f"{path}: holds a {type(data).__name__}, not an object with images; {MEND}")
     return data
