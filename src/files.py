@@ -18,7 +18,7 @@ def given_path(text: str) -> Path:
 def given_file(text: str) -> Path:
     """A file of the command line: of the working folder, or where it is not there, of the repository's root."""
     path = given_path(text)
-    return ROOT / path if not path.exists() and (ROOT / path).exists() else path
+    return ROOT / path if not os.path.exists(path) and os.path.exists(ROOT / path) else path
 
 
 def from_root(text: str) -> str:

@@ -129,3 +129,10 @@ def test_a_script_works_in_the_folder_of_its_caller(caller):
     status, error = run("run_grpo.sh", "data.root=~/ü\u202f", "data.dataset=x")
     assert status == 2 and f"data.root={caller}/home/\\xfc\\u202f: no such folder" in error, error
     assert not (caller / "outputs").exists() and list(caller.iterdir()) == [caller / "d"]
+
+
+def test_names_that_no_file_can_have_are_not_there(caller):
+    for name in ("a" * 300, "b" * 300 + "/c"):
+        assert given_file(name) == Path(name)
+        with pytest.raises(InputError, match="there is no file"):
+            name_checkpoints([name])

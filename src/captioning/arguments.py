@@ -67,7 +67,7 @@ def name_checkpoints(words: Sequence[str]) -> dict[str, Path]:
         elif not _NAME.fullmatch(name):
             raise InputError(f"--checkpoint {word}: '{name}' must be letters, digits, '.', '+', '-', '_' and blanks")
         path = given_file(text)
-        if not text or not path.exists():
+        if not text or not os.path.exists(path):
             raise InputError(f"--checkpoint {word}: there is no file {text or 'behind ='}")
         if name in checkpoints:
             raise InputError(f"--checkpoint: {checkpoints[name]} and {path} are both called {name}; give NAME=PATH")

@@ -4,14 +4,14 @@ All of it is untrusted input: what is wrong with a whole file raises InputError,
 are left out and returned with the reason.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pycocotools.coco import COCO
 
 from src.data.image_check import scan_images
+from src.data.lists import apply_lists
 from src.data.record import (
     MEND,
     SPLIT_NAMED,
@@ -23,7 +23,6 @@ from src.data.record import (
     inside,
     is_utf8,
     load_json,
-    one_line,
     split_file,
     tolerated,
 )
@@ -31,7 +30,6 @@ from src.data.shards import Shards
 from src.data.tables import read_table
 from src.environment import quiet_stdout
 from src.errors import InputError
-from src.files import text_lines
 
 Splits = dict[str, list[Record]]
 
@@ -86,7 +84,7 @@ def read_annotations(
     pooled = lists is not None
     splits, skipped = _READERS[format](root, annotations, images, SPLITS if pooled else wanted, pooled)
     if lists is not None:
-        splits = _apply_lists(root, lists, splits, wanted)
+        splits = apply_lists(root, lists, splits, wanted)
     _check_ids(splits)
     splits = {split: splits[split] for split in wanted if splits.get(split)}
     if not any(record.captions for record in splits.get("test", ())):
@@ -165,47 +163,6 @@ _READERS: dict[str, Callable[[Path, str, str, Sequence[str], bool], tuple[Splits
     "karpathy": _read_karpathy,
     "table": read_table,
 }
-
-
-def _apply_lists(root: Path, lists: str, splits: Splits, wanted: Sequence[str]) -> Splits:
-    """The records that the list of each split names, in the order of the lists."""
-    pool: defaultdict[str, list[Record]] = defaultdict(list)
-    for record in (record for records in splits.values() for record in records):
-        for name in {record.file.name, record.file.stem}:
-            pool[name].append(record)
-    listed: Splits = {}
-    seen: set[Path] = set()
-    for split in wanted:
-        path, _ = split_file(root, lists if "{split}" in lists else lists + "_{split}.txt", split)
-        try:
-            lines = text_lines(path)
-        except FileNotFoundError:
-            if split == "test":
-                continue
-            raise InputError(f"{path}: no such list; data.lists={lists} needs one for train and val") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read ({one_line(error)}); write one file name per line") from None
-        listed[split] = []
-        for line in filter(str.strip, lines):
-            found = _named(line, pool) or _named(line.strip(), pool)
-            if not found:
-                raise InputError(
-                    f"{path}: {line.strip()!r} is not in data.annotations; remove the line or set the right file"
-                )
-            if len(found) > 1 or found[0].file in seen:
-                raise InputError(
-                    f"{path}: {line.strip()!r} names two images, or stands in a list already; remove the line"
-                )
-            seen.add(found[0].file)
-            listed[split].append(found[0])
-    return listed
-
-
-def _named(line: str, pool: dict[str, list[Record]]) -> list[Record]:
-    """The images that a line of a list names, with its folders or without, with its suffix or without."""
-    *folders, name = PurePosixPath(line).parts or ("",)
-    same = [record for record in pool.get(name, ()) if list(record.file.parts[-1 - len(folders) : -1]) == folders]
-    return [record for record in same if record.file.name == name] or same
 
 
 def _check_ids(splits: Splits) -> None:

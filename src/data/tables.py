@@ -14,6 +14,7 @@ import ast
 import csv
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -123,7 +124,7 @@ def _read_file(path: Path, folder: Path, prefix: str = "") -> tuple[list[Record]
     splits: dict[Any, str] = {}
     for row in rows:
         where = f"{path}: line {row.line}"
-        exact = row.image == row.image.strip() or (folder / row.image).exists()
+        exact = row.image == row.image.strip() or os.path.exists(folder / row.image)
         file = inside(folder, row.image if exact else row.image.strip(), where)
         image_id = prefix + file.relative_to(folder).as_posix()
         files[image_id] = file
