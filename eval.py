@@ -8,18 +8,20 @@ An exported folder (python -m src.export) as PATH brings its own configuration, 
 
 import argparse
 import json
-from pathlib import Path
 
 from src.captioning.arguments import add_image_arguments, read_image_arguments
 from src.config_load import load_config
+from src.data.locate import evaluated_split
+from src.data.record import SPLITS
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
+from src.files import given_file
 
 
 def main() -> None:
     """Parse the command line and print a table."""
     parser = argparse.ArgumentParser(description="Evaluate a checkpoint, or score captions.")
-    parser.add_argument("--config", help="the YAML file that was trained with; an exported folder has it")
+    parser.add_argument("--config", type=given_file, help="what was trained with; an exported folder brings it")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--checkpoint",
@@ -27,8 +29,8 @@ def main() -> None:
         metavar="[NAME=]PATH",
         help="such as outputs/demo-grpo/checkpoints/best, or an exported folder",
     )
-    source.add_argument("--captions", type=Path, help="a COCO results file to score instead")
-    parser.add_argument("--split", default="test", choices=("train", "val", "test"))
+    source.add_argument("--captions", type=given_file, help="a COCO results file to score instead")
+    parser.add_argument("--split", choices=SPLITS, help="default: test, or val where the data has no test split")
     add_image_arguments(parser)
     parser.add_argument("--prism", action="store_true", help="also answer caprl.questions from eval.samples captions")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
@@ -41,7 +43,8 @@ def main() -> None:
     config = load_config(arguments.config, arguments.overrides)
     if arguments.prism and (config.caprl.questions is None or config.eval.samples == 0):
         raise InputError("--prism needs caprl.questions, a file of questions, and eval.samples of at least 2")
-    prepare_environment(convolutions=config.convolves or bool(arguments.images))
+    split = "" if arguments.images else evaluated_split(config, arguments.split)
+    prepare_environment(convolutions=bool(arguments.images) or (config.convolves and arguments.captions is None))
 
     from src.workers import join_workers
 
@@ -49,13 +52,14 @@ def main() -> None:
 
     from src.data.dataset import load_dataset
     from src.device import setup_device
-    from src.evaluation.caption_metrics import load_captions
+    from src.evaluation.caption_metrics import load_split_captions
     from src.evaluation.evaluate import evaluate, scored
     from src.evaluation.report import metrics_table
 
     if arguments.captions is not None:
-        given = load_captions(arguments.captions)
-        scores, _ = scored(given, load_dataset(config), arguments.split, "file")
+        dataset = load_dataset(config, scored=split)
+        given = load_split_captions(arguments.captions, dataset.by_image_id(split), split)
+        scores, _ = scored(given, dataset, split, "file")
         print(metrics_table({arguments.captions.name: scores}), scores["signature"], json.dumps(scores), sep="\n")
         return
     setup_device(config)
@@ -67,7 +71,7 @@ def main() -> None:
     with workers.first_alone():
         dataset = load_dataset(config)
     (checkpoint,) = checkpoints.values()
-    result = evaluate(config, dataset, checkpoint, arguments.split, workers, arguments.prism)
+    result = evaluate(config, dataset, checkpoint, split, workers, arguments.prism)
     if result is not None:
         print(metrics_table({str(checkpoint): result}), result["signature"], sep="\n")
 

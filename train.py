@@ -5,12 +5,13 @@ from pathlib import Path
 
 from src.config_load import load_config
 from src.environment import prepare_environment, run_program
+from src.files import given_file
 
 
 def main() -> None:
     """Parse the configuration, build the parts, call one loop. Imports come late: bad input is told in a second."""
     parser = argparse.ArgumentParser(description="Train one stage (ce, grpo or scst) of a captioner.")
-    parser.add_argument("--config", required=True, help="a YAML file of configs/")
+    parser.add_argument("--config", type=given_file, required=True, help="a YAML file of configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)

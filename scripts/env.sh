@@ -1,5 +1,5 @@
 # Sourced by the scripts: chooses the Python, puts its folder first on PATH (msrun looks for `python` there), goes to the
-# root of the repository. Programs run from the root: a relative path given to a script is taken from the root.
+# root of the repository, where Python finds the modules; programs go back to the caller's folder (src/environment.py).
 #
 # The Python, in this order:
 #   1. $PYTHON, if set. Nothing is installed into it; what it lacks is named, status 2.
@@ -21,7 +21,7 @@ fail() {
 
 # check PYTHON [REQUIREMENTS]: prints the interpreter's path, or fails and prints what is wrong (see check_python.py).
 # Really runs it: pyenv puts programs on PATH that only say "command not found".
-check() { "$1" "$ROOT/scripts/check_python.py" "${@:2}" 2>/dev/null; }
+check() { PYTHONIOENCODING=utf-8:surrogateescape "$1" "$ROOT/scripts/check_python.py" "${@:2}" 2>/dev/null; }
 
 use_given_python() {
     local report
@@ -140,5 +140,6 @@ if [ -n "${PYTHON:-}" ]; then
 else
     use_active_python || use_venv
 fi
-export PYTHON PATH="$(dirname "$PYTHON"):$PATH"
+export PYTHON PATH="$(dirname "$PYTHON"):$PATH" CAPTIONER_CALLER="$PWD"
+export PYTHONUTF8=1 # names and texts of files are UTF-8 in every locale
 cd "$ROOT"

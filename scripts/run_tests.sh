@@ -2,4 +2,10 @@
 # The tests, without the slow ones: bash scripts/run_tests.sh [pytest arguments]; the slow ones: -m slow; all: -m ""
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+caller="$CAPTIONER_CALLER" && unset CAPTIONER_CALLER
+for word; do # a file of the caller's folder
+    shift
+    [[ "$word" = [-/]* || "$caller" = "$ROOT" || ! -e "$caller/${word%%::*}" ]] || word="$caller/$word"
+    set -- "$@" "$word"
+done
 exec "$PYTHON" -m pytest "$@"

@@ -14,13 +14,14 @@ from src.config import Config
 from src.config_load import load_config, stage_overrides
 from src.config_plan import Plan, load_plan
 from src.config_rules import check_workers
+from src.data.locate import evaluated_split
 from src.environment import run_program
 from src.errors import InputError
 from src.evaluation.comparison import EQUAL_UPDATES, published_figures, write_comparison
 from src.evaluation.files import examined_by, read_evaluation, results_name, scored_as
 from src.evaluation.report import System
 from src.evaluation.report_page import write_comparison_page
-from src.files import file_digest
+from src.files import file_digest, from_root, given_file
 from src.pipeline import Stage, prism_flags, run_program_of, shown_system
 
 
@@ -35,7 +36,7 @@ class ComparedRun(NamedTuple):
 def main() -> None:
     """Run what is not complete, evaluate what is not evaluated, and write the report."""
     parser = argparse.ArgumentParser(description="Compare RL methods at an equal number of decoded captions.")
-    parser.add_argument("--config", type=Path, default=Path("configs/demo/comparison.yaml"))
+    parser.add_argument("--config", type=given_file, default=Path(from_root("configs/demo/comparison.yaml")))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="seeds=N, or settings of every stage")
     add_cluster_arguments(parser)
     arguments = parser.parse_intermixed_args()
@@ -46,11 +47,12 @@ def main() -> None:
     stages = distinct(runs)
     for stage in stages.values():
         check_workers(stage.config, cluster.size)
+    split = evaluated_split(runs[0].stage.config, None)
     for number, (folder, stage) in enumerate(stages.items(), start=1):
         print(f"run {number} of {len(stages)}: {folder}", flush=True)
         run_program_of(stage, cluster, "train.py")
-        if not is_evaluated(stage.config):
-            flags = prism_flags(stage.config, "test")
+        if not is_evaluated(stage.config, split):
+            flags = ["--split", split, *prism_flags(stage.config, split)]
             run_program_of(stage, cluster, "eval.py", *flags, "--checkpoint", str(stage.config.result_checkpoint))
     if cluster.node_rank > 0:
         return
@@ -62,8 +64,8 @@ def main() -> None:
     configs = {key: system.config for key, system in systems.items()}
     ce = configs["ce"]
     target = Path(ce.output_root) / f"{ce.data.dataset}-comparison"
-    print(write_comparison(folders, configs, target, plan), f"{target}/report.md", sep="\n", flush=True)
-    write_comparison_page(systems, folders, results_name("test", ce.eval), target)
+    print(write_comparison(folders, configs, target, plan, split), f"{target}/report.md", sep="\n", flush=True)
+    write_comparison_page(systems, folders, results_name(split, ce.eval), target)
     print(f"{target}/report.html")
 
 
@@ -80,13 +82,13 @@ def distinct(runs: Sequence[ComparedRun]) -> dict[Path, Stage]:
     return stages
 
 
-def is_evaluated(config: Config) -> bool:
-    """Whether eval.py has scored the result of this run on the test split with these settings."""
-    name = results_name("test", config.eval)
+def is_evaluated(config: Config, split: str) -> bool:
+    """Whether eval.py has scored the result of this run on a split with these settings."""
+    name = results_name(split, config.eval)
     if not (config.run_folder / f"eval_{name}.json").is_file():
         return False
     result = read_evaluation(config.run_folder, name)
-    wanted = examined_by(config, "test") if prism_flags(config, "test") else None
+    wanted = examined_by(config, split) if prism_flags(config, split) else None
     if result.get("prism", {}).get("examined_by") != wanted:
         return False
     return result.get("checkpoint") == file_digest(config.result_checkpoint) and result.get("eval") == scored_as(config)

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+# Keys that name files. In YAML a relative path starts at the root of the repository, on the command line where that is
+# typed; those of the second line are relative to data.root, or to the configuration's file, wherever they stand.
+FILE_KEYS = ("output_root", "init_checkpoint", "data.root", "tokenizer.vocab", "encoder.checkpoint")
+INNER_FILE_KEYS = ("init_config", "data.annotations", "data.images", "data.lists", "data.mindrecord", "caprl.questions")
+
 
 @dataclass(frozen=True)
 class DataConfig:
     dataset: str
-    format: Literal["coco", "karpathy"]
+    format: Literal["coco", "karpathy", "table"]
     root: str
     annotations: str
     images: str

@@ -9,16 +9,16 @@ import os
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from src.config import Config
+from src.config import FILE_KEYS, INNER_FILE_KEYS, Config
 from src.config_rules import check, flatten
 from src.errors import InputError
-from src.files import whole_file
+from src.files import ROOT, from_root, to_root, whole_file
 
 # Keys that change where or how a run computes, not what: a run may go on with other values of them.
 NOT_COMPARED: tuple[str, ...] = (
@@ -40,7 +40,7 @@ NOT_COMPARED += ("caprl.max_tokens",)
 # Sections that a stage does not read are left out of its resolved configuration.
 RL_SECTIONS: tuple[str, ...] = ("grpo", "advantage", "kl", "loss", "rewards", "cider", "caprl", "length")
 RL_SECTIONS += ("init_config",)
-_BASE = Path(__file__).resolve().parent.parent / "configs/base.yaml"
+_BASE = ROOT / "configs/base.yaml"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -50,12 +50,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     tree = _load_tree(path, seen=())
+    _map_values(tree, FILE_KEYS, from_root)
     configured_seed = tree.get("seed")
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"'{override}' is not of the form key=value")
         _set(tree, key, _parse(text, key), f"command line ({override})")
+    _map_values(tree, (*FILE_KEYS, *INNER_FILE_KEYS), os.path.expanduser)
     if tree.get("name") is None:
         suffix = f"-seed{tree['seed']}" if tree.get("seed") != configured_seed else ""
         data = tree.get("data")
@@ -86,6 +88,7 @@ def resolved(config: Config) -> dict[str, Any]:
     unread = (RL_SECTIONS if config.stage == "ce" else ("ce",)) + (() if config.data.dataset == "demo" else ("demo",))
     # The settings of a reward stand in the section of its name.
     unread += tuple(name for name, weight in tree["rewards"].items() if weight == 0)
+    _map_values(tree, FILE_KEYS, to_root)
     return {key: value for key, value in tree.items() if key not in unread}
 
 
@@ -97,6 +100,8 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """
     defaults = flatten(_load_tree(_BASE, seen=()))
     old, new = defaults | flatten(old), defaults | flatten(new)
+    for tree in (old, new):  # a relative path, and the absolute one of the same file
+        tree |= {key: os.path.normpath(ROOT / tree[key]) for key in FILE_KEYS if isinstance(tree.get(key), str)}
     keys = sorted((old.keys() | new.keys()) - set(NOT_COMPARED))
     missing = object()
     return [key for key in keys if old.get(key, missing) != new.get(key, missing)]
@@ -104,7 +109,9 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def write_whole_config(config: Config, path: Path) -> None:
     """Write every key, also of sections that the stage does not read: `load_config` takes the file without a base."""
-    write_tree(dataclasses.asdict(config), path)
+    tree = dataclasses.asdict(config)
+    _map_values(tree, FILE_KEYS, to_root)
+    write_tree(tree, path)
 
 
 def write_tree(tree: dict[str, Any], path: Path) -> None:
@@ -135,6 +142,17 @@ def _load_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return merged
 
 
+def _map_values(tree: dict[str, Any], keys: Sequence[str], change: Callable[[str], str]) -> None:
+    """Change, in place, those of the values of dotted `keys` that are texts."""
+    for key in keys:
+        *sections, last = key.split(".")
+        place: Any = tree
+        for section in sections:
+            place = place.get(section) if isinstance(place, dict) else None
+        if isinstance(place, dict) and isinstance(place.get(last), str):
+            place[last] = change(place[last])
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads 1e-5 as a string; this reads it as a number."""
 
@@ -153,7 +171,8 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _parse(text: str, key: str) -> Any:
     """A value of the command line: YAML, but a name or path as it stands, unless it is null or in quotes."""
-    if _KEYS.get(key) in (str, str | None) and text not in ("", "null", "~") and text[0] not in "'\"":
+    nothing = ("", "null") if _KEYS.get(key) is str else ("", "null", "~")  # ~: the home folder, where null is no value
+    if _KEYS.get(key) in (str, str | None) and text not in nothing and text[0] not in "'\"":
         return text
     try:
         return yaml.load(text, Loader=_Loader)

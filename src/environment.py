@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import io
 import json
 import logging
 import os
@@ -13,14 +14,17 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
+from typing import Any
 
 from src.errors import InputError, ProgramError, Terminated
+from src.files import ROOT
 from src.leftovers import CLUSTER_VARIABLES, check_cluster_variables
 
 _START = "CAPTIONER_START"  # environment variable: when the first program of a command was started
 _SAID = "CAPTIONER_SAID"  # environment variable: a file of the lines that a command's programs print once
+_CALLER = "CAPTIONER_CALLER"  # environment variable: the folder that a script was called from
 _REPORT_BYTES = 4096  # of a worker's report from its start, so that its last words need no room on a full disk
 WORKER_FOLDER = "CAPTIONER_WORKER_FOLDER"  # environment variable of workers: where they leave what src.launch reads
 JOB = "CAPTIONER_JOB"  # environment variable of workers: hex digits that all those of one program have in common
@@ -56,13 +60,13 @@ def say_once(line: str) -> None:
     """Print a line on stderr, once per command: not again where another of its programs has printed it."""
     if not is_first_worker():
         return
-    said = os.environ.get(_SAID, os.devnull)
-    with contextlib.suppress(OSError), open(said, "a+", encoding="utf-8") as file:
+    mark = f"{line!a}\n"
+    with contextlib.suppress(OSError), open(os.environ.get(_SAID, os.devnull), "a+") as file:
         file.seek(0)
-        if line in file.read().split("\n"):
+        if mark in file.read():
             return
-        file.write(f"{line}\n")
-    print(line, file=sys.stderr)
+        file.write(mark)
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -82,6 +86,11 @@ def run_program(main: Callable[[], None]) -> None:
     SIGTERM and Ctrl-C raise Terminated, once.
     """
 
+    for stream in (sys.stdout, sys.stderr):  # no character may end a program, whatever the locale can show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if _CALLER in os.environ:
+        os.chdir(os.environ.pop(_CALLER))  # relative paths are those of whoever calls a script
     signals: list[bool] = []
 
     def terminate() -> None:
@@ -172,6 +181,11 @@ def _report_worker(status: int | None = None, message: str = "") -> None:
         path = os.path.join(os.environ[WORKER_FOLDER], f"{name}.json")
         with contextlib.suppress(OSError), open(path, "r+" if os.path.exists(path) else "w") as file:
             file.write(json.dumps(report).ljust(_REPORT_BYTES))
+
+
+def for_modules(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Options of a process that is to run `python -m src...`: imported from the repository, working in this folder."""
+    return {"cwd": ROOT, "env": {**environment, _CALLER: os.getcwd()}}
 
 
 def is_first_worker() -> bool:

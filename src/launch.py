@@ -20,8 +20,8 @@ from pathlib import Path
 from src.cluster import Cluster, held_port
 from src.environment import JOB, WORKER_FOLDER, end_with_parent, on_signals
 from src.errors import InputError, ProgramError, RunStopped, Terminated
-from src.node_workers import msrun_command, outcome, watch_workers
 from src.node_watch import Trouble, Watch
+from src.node_workers import msrun_command, outcome, watch_workers
 
 _EXPLAINED = 3  # seconds for another node to tell the cause of an error here
 _launches: Counter[Cluster] = Counter()

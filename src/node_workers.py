@@ -90,9 +90,9 @@ def _show(log: Path, start: int) -> int:
         file.seek(start)
         text = file.read()
     end = text.rfind(b"\n") + 1
-    for line in text[:end].decode("utf-8", "replace").splitlines(keepends=True):
+    for line in text[:end].decode("utf-8", "replace").split("\n")[:-1]:
         if not _NOT_SHOWN.match(line):
-            sys.stdout.write(line)
+            print(line)
     sys.stdout.flush()
     return start + end
 

@@ -15,12 +15,15 @@ from src.cluster import Cluster, add_cluster_arguments, read_cluster
 from src.config import Config
 from src.config_load import load_config, stage_overrides
 from src.config_rules import check_workers
+from src.data.locate import evaluated_split
 from src.data.questions import questions_file
+from src.data.record import SPLITS
 from src.environment import run_program
 from src.errors import InputError
 from src.evaluation.files import results_name
 from src.evaluation.report import System, owning_folder, write_report
 from src.export.folder import init_file
+from src.files import ROOT, from_root, given_file
 from src.launch import launch
 
 
@@ -28,14 +31,14 @@ def main() -> None:
     """Run the stages; the first that fails ends the program with its exit status."""
     parser = argparse.ArgumentParser("scripts/run_GOAL.sh", description="Train and evaluate a configuration's stages.")
     parser.add_argument("goal", choices=("ce", "grpo", "scst", "eval"), help=argparse.SUPPRESS)  # the scripts give it
-    parser.add_argument("--config", type=Path, help="default: configs/demo/<goal>.yaml, grpo.yaml for eval")
+    parser.add_argument("--config", type=given_file, help="default: configs/demo/<goal>.yaml, grpo.yaml for eval")
     parser.add_argument("--checkpoint", nargs="+", metavar="[NAME=]PATH", help="for eval: default is the run's result")
-    parser.add_argument("--split", default="test", choices=("train", "val", "test"))
+    parser.add_argument("--split", choices=SPLITS, help="default: test, or val where the data has no test split")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="go to every stage")
     add_image_arguments(parser)
     add_cluster_arguments(parser)
     arguments = parser.parse_intermixed_args()
-    default = Path(f"configs/demo/{'grpo' if arguments.goal == 'eval' else arguments.goal}.yaml")
+    default = Path(from_root(f"configs/demo/{'grpo' if arguments.goal == 'eval' else arguments.goal}.yaml"))
     checkpoints = read_image_arguments(arguments, default)
     if arguments.goal != "eval" and (checkpoints or arguments.images):
         raise InputError("--checkpoint and --images are for scripts/run_eval.sh; RL starts from init_checkpoint=PATH")
@@ -48,6 +51,7 @@ def main() -> None:
     if arguments.goal == "eval" and arguments.images:
         caption_images(stages[0], cluster, arguments)
         return
+    split = evaluated_split(config, arguments.split)
     if config.stage != "ce" and not checkpoints:
         overrides = stage_overrides(arguments.overrides)
         ce_file = file.parent / config.init_config
@@ -61,13 +65,13 @@ def main() -> None:
         if arguments.goal != "eval" and stage.checkpoint is None:
             run_program_of(stage, cluster, "train.py")
     for stage in stages:
-        flags = ["--split", arguments.split, *prism_flags(stage.config, arguments.split)]
+        flags = ["--split", split, *prism_flags(stage.config, split)]
         run_program_of(stage, cluster, "eval.py", *flags, "--checkpoint", str(shown_system(stage).checkpoint))
     if cluster.node_rank > 0:
         return
     systems: dict[str, System] = {stage.config.stage: shown_system(stage) for stage in stages}
-    name = results_name(arguments.split, config.eval)
-    stem = "report" if arguments.split == "test" else f"report_{arguments.split}"
+    name = results_name(split, config.eval)
+    stem = "report" if arguments.split in (None, "test") else f"report_{split}"
     path = systems[stages[-1].config.stage].folder / f"{stem}.md"
     print(write_report({key.upper(): system.folder for key, system in systems.items()}, path, name), flush=True)
     from src.evaluation.report_page import write_stages_page  # and with it matplotlib
@@ -108,7 +112,7 @@ def prism_flags(config: Config, split: str) -> list[str]:
 def run_program_of(stage: Stage, cluster: Cluster, program: str, *arguments: str) -> None:
     """Run train.py or eval.py on the devices of a cluster, in the foreground, and end with its status if not 0."""
     check_workers(stage.config, cluster.size)
-    command = [program, "--config", str(stage.file), *arguments, *stage.overrides]
+    command = [str(ROOT / program), "--config", str(stage.file), *arguments, *stage.overrides]
     launch(command, cluster, stage.config.run_folder / "logs" / program.removesuffix(".py"))
 
 

@@ -3,6 +3,8 @@
 So a rollout is repeatable, resuming is exact, any worker can make any row, and no random operator runs on the device.
 """
 
+import hashlib
+
 import numpy as np
 
 # One stream per purpose, so that two uses of one seed never share numbers.
@@ -14,6 +16,13 @@ _WORD = 1 << 64
 def generator(stream: str, seed: int, *counters: int) -> np.random.Generator:
     """A NumPy generator keyed by its arguments (at most three counters)."""
     return np.random.Generator(_bits(stream, seed, 0, *counters))
+
+
+def counter_of(name: int | str) -> int:
+    """What stands for a name among counters, 0 to 2^64 - 1: a number itself, of a text a digest."""
+    if isinstance(name, int) and 0 <= name < _WORD:
+        return name
+    return int.from_bytes(hashlib.blake2b(str(name).encode(), digest_size=8).digest(), "big")
 
 
 def permutation(stream: str, seed: int, counters: tuple[int, ...], size: int) -> np.ndarray:

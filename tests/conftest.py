@@ -2,9 +2,7 @@
 
 import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
     del os.environ[name]  # the tests talk with servers of their own on this machine
 

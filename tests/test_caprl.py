@@ -139,7 +139,7 @@ def test_questions_are_read_by_image(tmp_path):
         ("", ["no question"]),
         ("{", ["line 1"]),
         ("[]", ["line 1"]),
-        (json.dumps(LINE) + "\n" + json.dumps(LINE | {"image_id": "7"}), ["line 2", "image_id"]),
+        (json.dumps(LINE) + "\n" + json.dumps(LINE | {"image_id": [7]}), ["line 2", "image_id"]),
         (json.dumps(LINE | {"image_id": True}), ["image_id"]),
         (json.dumps(LINE | {"question": " "}), ["question"]),
         (json.dumps(LINE | {"options": ["red"]}), ["options"]),

@@ -15,7 +15,7 @@ from pycocoevalcap.tokenizer import ptbtokenizer
 from src.data import ptb
 from src.errors import InputError
 from src.evaluation import caption_metrics
-from src.evaluation.caption_metrics import _spice, compute_metrics, load_captions, signature
+from src.evaluation.caption_metrics import _spice, compute_metrics, load_captions, load_split_captions, signature
 from src.rewards.cider import corpus_cider
 
 KEYS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
@@ -159,11 +159,36 @@ def test_failing_meteor_neither_hangs_nor_stays(fake_java, reply):
     assert [child.returncode is None for child in children] == [False]
 
 
+def test_a_subset_is_scored_as_in_the_whole_split(scores):
+    """CIDEr of an image does not depend on which others are scored; its document frequencies are the split's."""
+    captions, truths = scenes()
+    kept = dict(reversed(list(captions.items())[4:9]))
+    subset = compute_metrics(kept, truths)
+    for name, values in subset.segments.items():
+        np.testing.assert_allclose(values, scores.segments[name][4:9][::-1], atol=1e-12, err_msg=name)
+    assert subset.metrics["CIDEr"] == pytest.approx(scores.segments["CIDEr"][4:9].mean())
+    assert list(subset.metrics) == KEYS
+
+
+def test_a_results_file_of_some_images_of_a_split(tmp_path, capsys):
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps([{"image_id": "7", "caption": "a"}, {"image_id": 8, "caption": "b"}]))
+    assert load_split_captions(path, {8: [], 7: [], 9: []}.keys(), "test") == {7: "a", 8: "b"}
+    line = "has captions of 2 of 3 images of the test split: scores are of these, CIDEr's document frequencies of the"
+    assert f"{path} {line} whole split\n" == capsys.readouterr().err
+    assert load_split_captions(path, ["7", "8"], "val") == {"7": "a", "8": "b"}
+    assert capsys.readouterr().err == ""
+    with pytest.raises(InputError, match=r"captions.json: 1 of 2 .* not in the val split .*8"):
+        load_split_captions(path, [7], "val")
+    path.write_text(json.dumps([{"image_id": "7", "caption": "a"}, {"image_id": 7, "caption": "b"}]))
+    with pytest.raises(InputError, match=r"captions.json: image_id 7 stands there as a number and as a text"):
+        load_split_captions(path, [7], "val")
+
+
 @pytest.mark.parametrize(
     "captions, truths, message",
     [
         ({}, {}, "no captions"),
-        ({1: "a"}, {1: ["a"], 7: ["b"], 5: ["c"]}, "no caption for 2 images .first image_id 5"),
         ({1: "a", 9: "b"}, {1: ["a"]}, "no ground truth for 1 images .first image_id 9"),
         ({1: "a", 2: "b"}, {1: ["a"], 2: []}, "no ground truth for 1 images .first image_id 2"),
     ],
@@ -176,12 +201,15 @@ def test_other_images_are_refused(captions, truths, message):
 def test_signature():
     line = signature(document_frequencies="test", decoding="greedy", num_images=500)
     assert line == "tok:ptb|df:test|eos:no|decoding:greedy|images:500|pycocoevalcap:1.2"
+    assert signature(document_frequencies="test", decoding="greedy", num_images=500, of=500) == line
+    subset = signature(document_frequencies="test", decoding="file", num_images=240, of=500)
+    assert subset == "tok:ptb|df:test|eos:no|decoding:file|images:240/500|pycocoevalcap:1.2"
 
 
 def test_load_captions(tmp_path):
     path = tmp_path / "captions.json"
     entries = [{"image_id": 3, "caption": "a caf\u00e9"}, {"image_id": 1, "caption": "", "score": 0.5}]
-    for encoding in ("utf-8", "utf-8-sig"):
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         path.write_text(json.dumps(entries, ensure_ascii=False), encoding=encoding)
         assert load_captions(path) == {3: "a caf\u00e9", 1: ""}
 
@@ -191,15 +219,15 @@ def test_load_captions(tmp_path):
     [
         ("", "not valid JSON"),
         ('[{"image_id": 1, "caption": "a"}', "not valid JSON"),
-        ('{"image": "a.jpg"}\n{"image": "b.jpg"}', 'line 2 column 1 .*; want a list of {"image_id": int'),
+        ('{"image": "a.jpg"}\n{"image": "b.jpg"}', 'line 2 column 1 .*; want a list of {"image_id": int or str'),
         ("[" * 100_000, "not valid JSON"),
         ("\udcff", "not valid JSON"),
         ("{}", "want a list"),
         ("[]", "want a list"),
-        ('["a"]', 'entry 0 has no integer "image_id"'),
-        ('[{"image_id": 1, "caption": "a"}, {"caption": "b"}]', 'entry 1 has no integer "image_id"'),
-        ('[{"image_id": true, "caption": "a"}]', 'entry 0 has no integer "image_id"'),
-        ('[{"image_id": "1", "caption": "a"}]', 'entry 0 has no integer "image_id"'),
+        ('["a"]', 'entry 0 has no "image_id"'),
+        ('[{"image_id": 1, "caption": "a"}, {"caption": "b"}]', 'entry 1 has no "image_id"'),
+        ('[{"image_id": true, "caption": "a"}]', 'entry 0 has no "image_id"'),
+        ('[{"image_id": 1.5, "caption": "a"}]', 'entry 0 has no "image_id"'),
         ('[{"image_id": 4, "caption": null}]', 'entry 0 .image_id 4. has no string "caption"'),
         ('[{"image_id": 4, "caption": "a"}, {"image_id": 4, "caption": "b"}]', "entry 1 repeats image_id 4"),
     ],

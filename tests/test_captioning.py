@@ -349,4 +349,6 @@ def test_the_table(capsys):
         "|            | sample   | a\\|b (-3.0)  | a\\|b (-3.0)        |",
         "| two\\nlines | greedy   | a dog (-1.5) | a brown dog (-2.2) |",
     ]
-    assert one_line("naïve 写真\x1b[31m\udce9") == "naïve 写真\\x1b[31m\\udce9"
+    assert one_line("naïve 写真\x1b[31m\udce9\u2028\x85") == "naïve 写真\\x1b[31m\\udce9\\u2028\\x85"
+    for name in ("9.41.12\u202fAM.jpg", "a\u00a0b", "\U0001f468\u200d\U0001f469"):  # to be copied from the screen
+        assert one_line(name) == name

@@ -115,7 +115,7 @@ def compare(tmp_path, **changes):
         write_run(second, CIDER[system] + 0.125)
     configs = {system: load_config(f"configs/demo/{system.partition('_')[0]}.yaml") for system in CIDER}
     plan = load_plan(ROOT / "configs/demo/comparison.yaml", ["seeds=2", "resamples=10"])
-    text = write_comparison(folders, configs, tmp_path / "report", plan)
+    text = write_comparison(folders, configs, tmp_path / "report", plan, "test")
     return json.loads((tmp_path / "report/report.json").read_text()), text
 
 
@@ -160,19 +160,19 @@ def test_only_the_evaluation_of_these_weights_with_these_settings_counts(tmp_pat
     checkpoint = config.result_checkpoint
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"weights")
-    assert not is_evaluated(config)
+    assert not is_evaluated(config, "test")
     result = {"checkpoint": file_digest(checkpoint), "eval": scored_as(config)}
     write_json(config.run_folder / "eval_test.json", result)
-    assert is_evaluated(config)
-    assert not is_evaluated(load_config("configs/demo/ce.yaml", [*settings, "eval.tokens=7"]))
-    assert not is_evaluated(load_config("configs/demo/ce.yaml", [*settings, "eval.beams=3"]))
+    assert is_evaluated(config, "test")
+    assert not is_evaluated(load_config("configs/demo/ce.yaml", [*settings, "eval.tokens=7"]), "test")
+    assert not is_evaluated(load_config("configs/demo/ce.yaml", [*settings, "eval.beams=3"]), "test")
     settings += [f"data.root={tmp_path}", "caprl.questions=questions.jsonl"]
     (tmp_path / "questions.jsonl").write_text("{}")
     examined = load_config("configs/demo/ce.yaml", settings)
-    assert not is_evaluated(examined)
+    assert not is_evaluated(examined, "test")
     prism = {"examined_by": examined_by(examined, "test")}
     write_json(config.run_folder / "eval_test.json", result | {"prism": prism})
-    assert is_evaluated(examined)
+    assert is_evaluated(examined, "test")
     by_other = load_config("configs/demo/ce.yaml", [*settings, "caprl.answerer=server", "caprl.model=m"])
     assert not is_evaluated(by_other)
     write_json(config.run_folder / "eval_test.json", result | {"prism": {"examined_by": examined_by(by_other, "test")}})
@@ -180,11 +180,12 @@ def test_only_the_evaluation_of_these_weights_with_these_settings_counts(tmp_pat
     thinking = ["caprl.answerer=server", "caprl.model=m", 'caprl.extra_body={"top_k": 1}']
     assert not is_evaluated(load_config("configs/demo/ce.yaml", [*settings, *thinking]))
     write_json(config.run_folder / "eval_test.json", result | {"prism": prism})
+    assert not is_evaluated(by_other, "test")
     (tmp_path / "questions.jsonl").write_text("{ }")
-    assert not is_evaluated(examined)
+    assert not is_evaluated(examined, "test")
     write_json(config.run_folder / "eval_test.json", result)
     checkpoint.write_bytes(b"other weights")
-    assert not is_evaluated(config)
+    assert not is_evaluated(config, "test")
 
 
 def test_fresh_restarts_the_systems_of_a_comparison():

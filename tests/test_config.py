@@ -108,6 +108,12 @@ def test_an_empty_section_is_named(tmp_path):
         load_config(tmp_path / "mine.yaml", ["data.root=x"])
 
 
+def test_a_file_as_windows_writes_it_is_the_same(tmp_path):
+    text = f"base: {Path('configs/demo/ce.yaml').resolve()}\r\nname: übung\r\n"
+    (tmp_path / "ce.yaml").write_bytes(text.encode("utf-8-sig"))
+    assert load_config(tmp_path / "ce.yaml").name == "übung"
+
+
 def test_names_and_paths_are_taken_as_they_stand():
     """YAML would read a comment, 20240102, 7 and 100000.0."""
     words = ["data.root=/data/run #3", "name=2024_01_02", "data.lists=007", "encoder.checkpoint=1e5"]

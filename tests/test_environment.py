@@ -51,6 +51,33 @@ def test_errors_are_one_line_and_a_status(error, status, capsys):
     assert status == 130 or "x.json" in lines[0]
 
 
+PRINTS = """
+from src.environment import run_program, say_once
+from src.errors import InputError
+
+def main():
+    say_once("日本 \\ud83d")
+    say_once("日本 \\ud83d")
+    print("naïve \\u202f 写真 \\udce9")
+    raise InputError("é 写")
+
+run_program(main)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "gbk", "utf-8", "latin-1:strict"])
+def test_no_character_ends_a_program(encoding):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C"}
+    environment.pop("CAPTIONER_SAID", None)
+    done = subprocess.run([sys.executable, "-c", PRINTS], cwd=WORLD, capture_output=True, env=environment)
+    codec = encoding.partition(":")[0]
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.decode(codec) == "naïve \u202f 写真 \\udce9\n".encode(codec, "backslashreplace").decode(codec)
+    said, error = done.stderr.decode(codec).splitlines()
+    assert said == "日本 \\ud83d".encode(codec, "backslashreplace").decode(codec)
+    assert error == "error: é 写".encode(codec, "backslashreplace").decode(codec)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_signals_are_status_4_wherever_they_come(signum, signals, capsys):
     def main():

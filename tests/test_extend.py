@@ -1,6 +1,5 @@
 """The examples of docs/extend.md: taken from the page, put into a copy of the project, and trained with."""
 
-import csv
 import importlib.util
 import json
 import re
@@ -14,8 +13,6 @@ import numpy as np
 import pytest
 from tiny import ROOT, TINY, tiny_data
 
-from src.config_load import load_config
-from src.data.locate import read_records
 from src.rewards.completions import Completions
 from src.training.checkpoint import read_checkpoint
 
@@ -42,10 +39,6 @@ def settings(title: str) -> list[str]:
     return re.findall(r"(\S+=\S+)", last)
 
 
-# The page starts from Flickr8k's configuration, the tests from the demo's.
-MINE = [setting for setting in settings("A data set") if "root" not in setting] + ["data.format=karpathy"]
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A copy of the project with the page's files, and its diffs applied."""
@@ -69,32 +62,14 @@ def run(project: Path, *command: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def data(project):
-    """A folder of photographs with captions.txt, from which make_dataset.py has written dataset.json."""
-    folder = project.parent / "mine"
-    (folder / "images").mkdir(parents=True)
-    rows = []
-    for file in sorted(tiny_data().glob("annotations/captions_*.json")):
-        split, content = file.stem.removeprefix("captions_"), json.loads(file.read_text())
-        names = {image["id"]: f"{split}-{image['file_name']}" for image in content["images"]}
-        for image in content["images"]:
-            shutil.copy(tiny_data() / "images" / split / image["file_name"], folder / "images" / names[image["id"]])
-        rows += [(names[entry["image_id"]], entry["caption"] + ", so to speak") for entry in content["annotations"]]
-    with (folder / "captions.txt").open("w", newline="") as file:
-        csv.writer(file).writerows([("image", "caption"), *rows])
-    run(project, "make_dataset.py", str(folder))
-    return folder, rows
-
-
-@pytest.fixture(scope="module")
-def trained(project, data):
-    """CE with the new encoder on the new data set."""
-    tiny = [*TINY, *MINE, f"data.root={data[0]}", "output_root=outputs", "ce.epochs=1", *settings("An encoder")]
+def trained(project):
+    """CE with the new encoder."""
+    tiny = [*TINY, f"data.root={tiny_data()}", "output_root=outputs", "ce.epochs=1", *settings("An encoder")]
     run(project, "train.py", "--config", "configs/demo/ce.yaml", *tiny)
     return tiny
 
 
-@pytest.mark.parametrize("title", ["A data set", "A reward", "An encoder"])
+@pytest.mark.parametrize("title", ["A reward", "An encoder"])
 def test_an_example_is_less_than_thirty_lines(title):
     assert 10 < len(written(title)) < 30
 
@@ -102,17 +77,6 @@ def test_an_example_is_less_than_thirty_lines(title):
 def test_the_examples_keep_the_style_of_the_project(project):
     run(project, "-m", "ruff", "check", ".")
     run(project, "-m", "ruff", "format", "--check", ".")
-
-
-def test_the_data_set_holds_what_the_text_file_says(project, data):
-    folder, rows = data
-    config = load_config(ROOT / "configs/demo/ce.yaml", [*MINE, f"data.root={folder}"])
-    records, skipped = read_records(config)
-    found = [(record.file, caption) for split in records.values() for record in split for caption in record.captions]
-    expected = [(folder / "images" / name, " ".join(caption.split())) for name, caption in rows]
-    assert sorted(found) == sorted(expected) and not skipped
-    sizes = {split: len(rows) for split, rows in records.items()}
-    assert sum(sizes.values()) == 96 and sizes["train"] > 60 and sizes["val"] > 3 and sizes["test"] > 3
 
 
 def test_the_encoder_projects_patches_as_numpy_does(project, monkeypatch):

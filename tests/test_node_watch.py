@@ -122,7 +122,8 @@ def test_node_0_that_does_not_answer_is_noticed(start, port):
 
 
 def test_a_killed_launcher_is_noticed_at_once(start, port):
-    code = "import sys, time; from pathlib import Path; from src.cluster import Cluster; from src.node_watch import Watch\n"
+    code = "import sys, time; from pathlib import Path\n"
+    code += "from src.cluster import Cluster; from src.node_watch import Watch\n"
     code += "cluster = Cluster(2, 2, 1, '127.0.0.1', int(sys.argv[1]), 1000.0)\n"
     code += "watch = Watch(cluster, ['job'], Path('/logs'))\ntime.sleep(1000)"
     process = subprocess.Popen([sys.executable, "-c", code, str(port)], cwd=WORLD)

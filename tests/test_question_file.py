@@ -76,6 +76,16 @@ def test_questions_written_by_hand_stay(tmp_path):
     assert made.without == {7} and QuestionFile(path).without == set()
 
 
+def test_image_ids_that_are_texts_and_separators_in_questions(tmp_path):
+    made = QuestionFile(tmp_path / "questions.jsonl")
+    made.add("a\u2028b.jpg", [], Counter(unreadable=1))
+    with made.path.open("a", encoding="utf-8") as file:
+        line = {"image_id": 7, "question": "a\u2028b", "options": ["x", "y"], "answer": "x"}
+        file.write(json.dumps(line, ensure_ascii=False))
+    assert QuestionFile(made.path).image_ids == {"a\u2028b.jpg", 7}
+    assert QuestionFile(made.path).without == {"a\u2028b.jpg"}
+
+
 @pytest.mark.parametrize("line", ["", "[]", "{}", '{"image_id": 4}', '{"image_id": 4, "kept": "many"}'])
 def test_a_damaged_line_is_named(tmp_path, line):
     made = filled(tmp_path)

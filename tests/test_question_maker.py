@@ -160,6 +160,12 @@ def test_malformed_questions_are_counted_and_the_others_asked():
     assert counts == Counter(kept=1, leaks=1, malformed=len(MALFORMED) + 1)  # "seen" comes twice
 
 
+def test_questions_hold_characters_of_any_kind():
+    """A joiner in an emoji and in Persian, a soft hyphen."""
+    entry = GOOD | {"question": "what \U0001f468\u200d\U0001f469 \u0646\u200c\u0627 so\u00adft\u00a0one"}
+    assert clean_question(entry, 7).question == "what \U0001f468\u200d\U0001f469 \u0646\u200c\u0627 so\u00adft one"
+
+
 def test_questions_are_tidied():
     entry = GOOD | {"question": " what\ncolor ", "options": ["red", "green", "light  blue", "gray"], "hint": 1}
     assert clean_question(entry | {"answer": "light blue ", "type": "hue"}, 7) == Question(

@@ -60,7 +60,7 @@ def test_a_type_may_be_missing_and_blank_lines_are_skipped(tmp_path):
     [
         ("{", "not JSON"),
         ("[]", "not an object"),
-        (GOOD | {"image_id": "3"}, "image_id is '3'"),
+        (GOOD | {"image_id": 3.0}, "image_id is 3.0"),
         (GOOD | {"image_id": True}, "image_id is True"),
         (GOOD | {"question": " "}, "question is ' '"),
         (GOOD | {"type": 3}, "type is 3"),
@@ -86,6 +86,19 @@ def test_a_missing_or_empty_file_is_named(tmp_path, content):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=r"questions\.jsonl"):
         load_questions(path)
+
+
+def test_line_separators_within_texts_and_a_mark_at_the_start(tmp_path):
+    """As Windows' editors write a file, and JSON without escapes: U+2028 and its like end no line."""
+    lines = [GOOD | {"question": f"a{separator}b"} for separator in "\u2028\u2029\x85\u00a0"]
+    lines.append(GOOD | {"image_id": "1.jpg"})
+    path = tmp_path / "questions.jsonl"
+    text = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_bytes(text.encode(encoding))
+        questions = load_questions(path)
+        assert [len(rows) for rows in questions.values()] == [4, 1] and list(questions)[1] == "1.jpg"
+        assert questions[GOOD["image_id"]][0].question == "a\u2028b"
 
 
 def test_a_presentation_shuffles_the_options_and_appends_the_last():

@@ -13,7 +13,8 @@ from PIL import Image
 from src.data import image_check, photographs
 from src.data.image_check import check_image
 from src.data.photographs import UnusableImage, decode
-from src.data.records import Record, Skipped, load_records
+from src.data.record import Record, Skipped
+from src.data.records import load_records
 from src.errors import InputError
 
 FLICKR = Path(__file__).parents[1] / "../shared/data/flickr8k"
@@ -112,7 +113,9 @@ def test_lists_replace_the_splits(tmp_path):
         with pytest.raises(InputError, match=rf"mini_test\.txt: .*{words}"):
             load_records(root=tmp_path, **{**KARPATHY, "lists": "mini"})
     (tmp_path / "mini_test.txt").unlink()
-    with pytest.raises(InputError, match=r"mini_test\.txt: no such list"):
+    assert load_records(root=tmp_path, **{**KARPATHY, "lists": "mini"})[0].keys() == {"train", "val"}
+    (tmp_path / "mini_val.txt").unlink()
+    with pytest.raises(InputError, match=r"mini_val\.txt: no such list; data.lists=mini needs one for train and val"):
         load_records(root=tmp_path, **{**KARPATHY, "lists": "mini"})
 
 
@@ -121,7 +124,8 @@ SPOILED = {
     "no annotations": (lambda c: c.pop("annotations"), "captions_val.json: key 'annotations' is missing"),
     "image no object": (lambda c: c["images"].insert(0, 3), r"images\[0\]: key 'id' is missing"),
     "no file name": (lambda c: c["images"][2].pop("file_name"), r"images\[2\]: key 'file_name' is missing"),
-    "id a string": (lambda c: c["images"][1].update(id="101"), r"images\[1\]: key 'id' is a str, not a int"),
+    "id another text": (lambda c: c["images"][1].update(id="101"), r"annotations\[2\]: image_id 101 is not among"),
+    "id a fraction": (lambda c: c["images"][1].update(id=1.5), r"images\[1\]: key 'id' is a float, not a int or str"),
     "id a boolean": (lambda c: c["images"][1].update(id=True), r"images\[1\]: key 'id' is a bool"),
     "id twice": (lambda c: c["images"][1].update(id=100), r"images\[1\]: id 100 occurs twice"),
     "id of another split": (lambda c: c["images"].append({"id": 1, "file_name": "x.jpg"}), "id 1 of .*train"),
@@ -129,7 +133,7 @@ SPOILED = {
     "unknown image": (lambda c: c["annotations"][3].update(image_id=9), r"annotations\[3\]: image_id 9 is not among"),
     "leaves the root": (lambda c: c["images"][1].update(file_name="../../x.jpg"), r"images\[1\]: file name '../../x"),
     "absolute": (lambda c: c["images"][1].update(file_name="/etc/passwd"), "file name '/etc/passwd' does not stay"),
-    "line break": (lambda c: c["images"][1].update(file_name="a\nb.jpg"), r"file name 'a\\nb.jpg' does not stay"),
+    "line break": (lambda c: c["images"][1].update(file_name="a\nb.jpg"), r"file name 'a\\nb.jpg' holds a control"),
     "no images": (lambda c: c.update(images=[], annotations=[]), "split 'val' has no images"),
     "no captions": (lambda c: c.update(annotations=[]), "no captions in data.annotations, like 4 of the 4"),
 }

@@ -129,6 +129,15 @@ def test_script_runs_its_program_at_the_root_and_passes_arguments_and_status_on(
     assert (status, out, err) == (5, checkout.ran(python, *program, "--config", "a b.yaml"), "")
 
 
+def test_tests_are_found_from_the_folder_of_the_caller(checkout):
+    python = checkout.add_python("python", site=checkout.good_site)
+    here = checkout.bin.parent
+    (here / "test_x.py").touch()
+    status, out, _ = checkout.run("run_tests.sh", "test_x.py::test_a", "-k", "none", "tests/test_y.py", str(here))
+    words = [f"{here}/test_x.py::test_a", "-k", "none", "tests/test_y.py", str(here)]
+    assert (status, out) == (0, checkout.ran(python, "-m", "pytest", *words))
+
+
 def test_given_python_wins(checkout):
     checkout.add_python("python", site=checkout.good_site)
     given = checkout.add_python("given/bin/python", site=checkout.good_site)

@@ -40,6 +40,11 @@ def pieces(tmp_path):
     return build_wordpiece_tokenizer(tmp_path / "vocab.txt")
 
 
+def test_a_vocabulary_as_windows_writes_it_is_the_same(pieces, tmp_path):
+    (tmp_path / "vocab.txt").write_bytes("\r\n".join([*PIECES, ""]).encode("utf-8-sig"))
+    assert build_wordpiece_tokenizer(tmp_path / "vocab.txt").fingerprint == pieces.fingerprint
+
+
 def test_word_ids_by_count_then_alphabet(words):
     assert (words.vocab_size, words.pad_id, words.unk_id, words.bos_id, words.eos_id) == (7, 0, 1, 2, 3)
     assert words.encode("a cat dog runs Dog") == [4, 5, 6, 1, 6]

@@ -16,7 +16,7 @@ from typing import Any
 
 from src.bench.sizes import parse, short_values
 from src.bench.timing import Work
-from src.environment import end_with_parent, run_program
+from src.environment import end_with_parent, for_modules, run_program
 from src.tables import markdown_table
 
 
@@ -53,7 +53,7 @@ def measure(what: str, arguments: Sequence[str], environment: Mapping[str, str] 
     print(f"measuring: {what}", file=sys.stderr)
     command = [sys.executable, "-m", "src.bench.measure", what, *arguments]
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | environment, preexec_fn=end_with_parent
+        command, stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent, **for_modules(os.environ | environment)
     )
     if done.returncode != 0:
         sys.exit(done.returncode if done.returncode > 0 else 128 - done.returncode)

@@ -7,6 +7,7 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer
 
 from src.bench.phases import Phase
 from src.bench.sizes import Sizes
+from src.data.record import ImageId
 from src.evaluation.caption_metrics import compute_metrics
 from src.rewards.cider import CiderD
 
@@ -59,6 +60,6 @@ def host_phases(sizes: Sizes) -> Iterator[Phase]:
         scorer.compute_cider()
 
     yield Phase("reward_pycocoevalcap", len(rows), peer)
-    scored = {image: truths[image] for image in range(min(sizes.scored, sizes.documents))}
-    candidates = {image: captions[0] for image, captions in scored.items()}
+    scored: dict[ImageId, list[str]] = {image: truths[image] for image in range(min(sizes.scored, sizes.documents))}
+    candidates: dict[ImageId, str] = {image: captions[0] for image, captions in scored.items()}
     yield Phase("metrics", len(scored), lambda: compute_metrics(candidates, scored, ptb_done=True))

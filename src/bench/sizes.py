@@ -2,16 +2,16 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from src.config import Config
 from src.config_load import load_config
 from src.config_rules import flatten
 from src.errors import InputError
+from src.files import ROOT
 from src.models.variants import KINDS
 
-BASE = Path("configs/coco/grpo.yaml")
+BASE = ROOT / "configs/coco/grpo.yaml"
 # Short names of what a user varies, and the configuration's keys that they set.
 SHORT = {
     "images": (

@@ -9,8 +9,10 @@ from pathlib import Path
 from src.config_load import is_setting
 from src.errors import InputError
 from src.export.folder import given_checkpoint
+from src.files import given_file, given_path
 
 _NAME = re.compile(r"[\w.+-][\w.+ -]*")
+_NOT_IN_NAMES = re.compile(r"[^\w.+= -]+")  # of a folder, which a column may be called as
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +20,7 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", nargs="+", metavar="PHOTO", help="files, folders, patterns, @LIST (docs/captioning.md)"
     )
-    parser.add_argument("--output", type=Path, help="with --images: JSON lines to append to, in place of a table")
+    parser.add_argument("--output", type=given_path, help="with --images: JSON lines to append to, in place of a table")
 
 
 def read_image_arguments(arguments: argparse.Namespace, default: Path | None = None) -> dict[str, Path]:
@@ -32,6 +34,7 @@ def read_image_arguments(arguments: argparse.Namespace, default: Path | None = N
         words = getattr(arguments, flag) or []
         arguments.overrides += [word for word in words if is_setting(word)]
         setattr(arguments, flag, [word for word in words if not is_setting(word)])
+    arguments.images = [_without_home(word) for word in arguments.images]
     checkpoints = name_checkpoints(arguments.checkpoint or ())
     if wants_images and not arguments.images:
         raise InputError("--images names no photograph, only settings")
@@ -55,16 +58,24 @@ def name_checkpoints(words: Sequence[str]) -> dict[str, Path]:
     """
     checkpoints: dict[str, Path] = {}
     for word in words:
-        name, separator, path = word.partition("=")
-        if not separator or os.path.exists(word):
-            path = word
-            owner = Path(path).resolve().parent
-            name = owner.parent.name if owner.name == "checkpoints" else Path(path).resolve().name
-        if not _NAME.fullmatch(name):
+        name, separator, text = word.partition("=")
+        if not separator or "/" in name or os.path.exists(word):  # a path may hold = too
+            text = word
+            file = given_file(text).resolve()
+            name = file.parent.parent.name if file.parent.name == "checkpoints" else file.name
+            name = _NOT_IN_NAMES.sub("-", name).strip()
+        elif not _NAME.fullmatch(name):
             raise InputError(f"--checkpoint {word}: '{name}' must be letters, digits, '.', '+', '-', '_' and blanks")
+        path = given_file(text)
+        if not text or not os.path.exists(path):
+            raise InputError(f"--checkpoint {word}: there is no file {text or 'behind ='}")
         if name in checkpoints:
             raise InputError(f"--checkpoint: {checkpoints[name]} and {path} are both called {name}; give NAME=PATH")
-        if not os.path.exists(path):
-            raise InputError(f"--checkpoint {word}: there is no file {path or 'behind ='}")
-        checkpoints[name] = Path(path)
+        checkpoints[name] = path
     return checkpoints
+
+
+def _without_home(item: str) -> str:
+    """What --images is given, where the shell may have left ~ (behind @)."""
+    list_sign = "@" if item.startswith("@") else ""
+    return list_sign + os.path.expanduser(item.removeprefix(list_sign))

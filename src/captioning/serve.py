@@ -23,6 +23,7 @@ from src.config_load import load_config
 from src.data.photographs import Photograph, read_photograph
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
+from src.files import from_root, given_file
 
 if TYPE_CHECKING:
     from src.captioning.captioners import Captioners
@@ -72,7 +73,9 @@ def main() -> None:
         "scripts/run_demo.sh", description="Caption photographs on a page of this machine."
     )
     parser.add_argument("--checkpoint", nargs="+", required=True, metavar="[NAME=]PATH", help="as many as you like")
-    parser.add_argument("--config", help="what was trained with (default: that of an exported folder, or the demo's)")
+    parser.add_argument(
+        "--config", type=given_file, help="what was trained with (default: an exported folder's, or the demo's)"
+    )
     parser.add_argument("--host", default=_LOOPBACK[0], help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=7860, help="default 7860")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
@@ -80,7 +83,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if not 0 < arguments.port < 65_536:
         raise InputError(f"--port {arguments.port} must be from 1 to 65535")
-    checkpoints = read_image_arguments(arguments, Path("configs/demo/grpo.yaml"))
+    checkpoints = read_image_arguments(arguments, Path(from_root("configs/demo/grpo.yaml")))
     config = load_config(arguments.config, [*_DEFAULTS, *arguments.overrides])
     with tempfile.TemporaryDirectory(prefix="captions-page-") as folder:
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}  # read at its import

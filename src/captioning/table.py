@@ -1,6 +1,7 @@
 """Captions on stdout: a Markdown table with a column for each checkpoint, printed batch by batch."""
 
 from collections.abc import Mapping, Sequence
+from unicodedata import category
 
 from src.captioning.captions import Captions
 
@@ -40,5 +41,6 @@ def table_rows(path: str, captions: Captions) -> list[list[str]]:
 
 
 def one_line(path: str) -> str:
-    """A path as it can be printed: what is no printable character becomes an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
+    """A path in one line: what steers a terminal, breaks a line or is no character becomes an escape."""
+    escaped = ("Cc", "Cs", "Zl", "Zp")  # not so U+202F and U+200D, which macOS and emoji put into names
+    return "".join(c.encode("unicode_escape").decode() if category(c) in escaped else c for c in path)

@@ -20,6 +20,7 @@ from src.data.questions import load_questions, questions_file
 from src.data.tokenizer import Tokenizer
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
+from src.files import given_file
 from src.progress import Progress
 from src.tables import markdown_table
 from src.threads import in_order
@@ -30,7 +31,7 @@ COLUMNS = ("split", "images", "captions", "tokens (mean)", "tokens (max)", "cut"
 def main() -> None:
     """Parse the command line and print what the data holds."""
     parser = argparse.ArgumentParser(description="Check the data of a configuration.")
-    parser.add_argument("--config", required=True, help="a YAML file of configs/")
+    parser.add_argument("--config", type=given_file, required=True, help="a YAML file of configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)

@@ -15,10 +15,10 @@ from src.data.feature_cache import FeatureCache
 from src.data.features import FeatureSource, check_space, load_features, plan_features
 from src.data.image_files import ImageFiles, Images, UnchangedImages
 from src.data.images import ImageSource
-from src.data.locate import find_images, read_records
+from src.data.locate import find_images, read_records, read_split
 from src.data.photographs import READER
 from src.data.ptb import tokenize_captions
-from src.data.records import Record, Skipped
+from src.data.record import ImageId, Record, Skipped
 from src.data.shards import ShardImages
 from src.data.tokenizer import Tokenizer, build_word_tokenizer, build_wordpiece_tokenizer
 from src.environment import convolutions_are_slow
@@ -34,17 +34,18 @@ class Dataset:
     ground_truths: dict[str, list[list[str]]]
     skipped: list[Skipped]
 
-    def by_image_id(self, split: str) -> dict[int, list[str]]:
+    def by_image_id(self, split: str) -> dict[ImageId, list[str]]:
         """Tokenised ground truths of a split, looked up by image id."""
         return {record.image_id: truths for record, truths in zip(self.records[split], self.ground_truths[split])}
 
 
-def load_dataset(config: Config) -> Dataset:
+def load_dataset(config: Config, scored: str | None = None) -> Dataset:
     """Read what `data` names, after generating the demo's scenes if they are not there.
 
+    scored: None, or the only split to read, whose images need not be there: captions will be scored, not made.
     Errors: InputError naming the file or key.
     """
-    records, skipped = read_records(config)
+    records, skipped = read_records(config) if scored is None else read_split(config, scored)
     everything = {record.image_id: record.captions for split in records.values() for record in split}
     tokenized = tokenize_captions(everything, config.cache_folder)
     ground_truths = {split: [tokenized[record.image_id] for record in rows] for split, rows in records.items()}

@@ -6,18 +6,16 @@ from pathlib import Path
 from src.config import Config
 from src.data.demo import generate_demo
 from src.data.image_files import ImageFiles
-from src.data.records import Record, Skipped, load_records
+from src.data.records import Record, Skipped, load_records, read_annotations, with_captions
 from src.data.shards import ShardImages, Shards
+from src.environment import say_once
+from src.errors import InputError
 
 
 def read_records(config: Config) -> tuple[dict[str, list[Record]], list[Skipped]]:
     """The records of each split that `data` names, and what was skipped; the demo's scenes are generated first."""
+    _make_demo(config)
     data = config.data
-    if data.dataset == "demo":
-        demo = config.demo
-        generate_demo(
-            Path(data.root), seed=demo.seed, train=demo.train, val=demo.val, test=demo.test, size=data.image_size
-        )
     return load_records(
         format=data.format,
         root=Path(data.root),
@@ -26,6 +24,40 @@ def read_records(config: Config) -> tuple[dict[str, list[Record]], list[Skipped]
         lists=data.lists,
         mindrecord=data.mindrecord,
     )
+
+
+def read_split(config: Config, split: str) -> tuple[dict[str, list[Record]], list[Skipped]]:
+    """The records of one split alone, and what was skipped; no image file and no other split needs to be there."""
+    _make_demo(config)
+    data = config.data
+    files = (Path(data.root), data.annotations, data.images, data.lists)
+    splits, skipped = read_annotations(data.format, *files, wanted=(split,), needed=(split,))
+    return {split: with_captions(split, splits[split], skipped)}, skipped
+
+
+def evaluated_split(config: Config, asked: str | None) -> str:
+    """The split that `asked` names, by default test; val, which is said, where the data has no captions for a test.
+
+    Errors: InputError where test is asked for, and is not there.
+    """
+    data = config.data
+    if data.dataset == "demo" or asked not in (None, "test"):
+        return asked or "test"
+    files = (Path(data.root), data.annotations, data.images, data.lists)
+    if "test" in read_annotations(data.format, *files, wanted=("test",), needed=())[0]:
+        return "test"
+    if asked is not None:
+        raise InputError(f"--split test: {data.root} has no test split with captions; give --split val")
+    say_once(f"{data.root} has no test split with captions: evaluation is on val, which chooses the best weights too")
+    return "val"
+
+
+def _make_demo(config: Config) -> None:
+    demo, data = config.demo, config.data
+    if data.dataset == "demo":
+        generate_demo(
+            Path(data.root), seed=demo.seed, train=demo.train, val=demo.val, test=demo.test, size=data.image_size
+        )
 
 
 def find_images(config: Config, files: Sequence[Path]) -> ImageFiles | ShardImages:

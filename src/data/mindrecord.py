@@ -21,19 +21,20 @@ from src.data.records import Record
 from src.data.shards import LISTING, PART, Image, check_shards, mindrecord_reason, relative_name, write_listing
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
+from src.files import given_file
 from src.progress import Progress
 from src.threads import in_order
 
 _ROWS = 256  # images handed to MindRecord at a time
 _BEYOND_IMAGES = 48 * 2**20  # bytes of a shard that are not images: a header of 16 MB, a page of 32 MB that is not full
 _LARGEST = 32_000_000  # bytes of an image: MindRecord's pages have 32 MB, and a row lies in one
-_SCHEMA = {"image_id": {"type": "int64"}, "file": {"type": "string"}, "image": {"type": "bytes"}}
+_SCHEMA = {"image_id": {"type": "string"}, "file": {"type": "string"}, "image": {"type": "bytes"}}
 
 
 def main() -> None:
     """Parse the command line, and write what is missing."""
     parser = argparse.ArgumentParser(description="Write a data set's images into MindRecord shards.")
-    parser.add_argument("--config", required=True, help="a YAML file of configs/")
+    parser.add_argument("--config", type=given_file, required=True, help="a YAML file of configs/")
     parser.add_argument("--shards", type=int, default=4, help="files for each split (default 4)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
@@ -125,7 +126,7 @@ def _read(record: Record) -> dict:
         raise InputError(f"{record.file}: {reason}; delete it, and it is skipped") from None
     if len(data) > _LARGEST:
         raise InputError(f"{record.file}: has more than {_LARGEST:,} bytes; delete it, and it is skipped")
-    return {"image_id": record.image_id, "file": record.file, "image": data}
+    return {"image_id": str(record.image_id), "file": record.file, "image": data}
 
 
 def _shards(folder: Path) -> list[Path]:

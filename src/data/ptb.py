@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pycocoevalcap.tokenizer import ptbtokenizer
 
+from src.data.record import ImageId
 from src.errors import InputError
 
 _JAR = Path(ptbtokenizer.__file__).resolve().with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
@@ -69,7 +70,7 @@ def ptb_tokenize(captions: Sequence[str]) -> list[str]:
     return [" ".join(word for word in line.rstrip().split(" ") if word not in _PUNCTUATIONS) for line in lines]
 
 
-def tokenize_captions(captions: Mapping[int, Sequence[str]], cache_dir: Path | None) -> dict[int, list[str]]:
+def tokenize_captions(captions: Mapping[ImageId, Sequence[str]], cache_dir: Path | None) -> dict[ImageId, list[str]]:
     """PTB-tokenise the captions of each image id, in the same order; `cache_dir` keeps the result for the next start.
 
     The cache file is named by a hash of the captions; a damaged one is made again.
@@ -88,7 +89,7 @@ def tokenize_captions(captions: Mapping[int, Sequence[str]], cache_dir: Path | N
     return tokenized
 
 
-def _tokenize_all(captions: Mapping[int, Sequence[str]]) -> dict[int, list[str]]:
+def _tokenize_all(captions: Mapping[ImageId, Sequence[str]]) -> dict[ImageId, list[str]]:
     lines = iter(ptb_tokenize([caption for rows in captions.values() for caption in rows]))
     return {image_id: [next(lines) for _ in rows] for image_id, rows in captions.items()}
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.data.questions import Question, load_questions, question_lines
+from src.data.record import ImageId
 from src.errors import InputError
 
 # What became of the questions written about an image; of the image itself, whether no reply could be read (0 or 1).
@@ -23,15 +24,15 @@ class QuestionFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.image_ids: set[int] = set()
-        self.without: set[int] = set()
+        self.image_ids: set[ImageId] = set()
+        self.without: set[ImageId] = set()
         self.counts: Counter[str] = Counter()
         self._done = path.with_name(path.name + ".done")
         path.parent.mkdir(parents=True, exist_ok=True)
         for number, line in enumerate(whole_lines(self._done), 1):
             try:
                 entry = json.loads(line)
-                self._count(int(entry["image_id"]), Counter({name: int(entry[name]) for name in COUNTS}))
+                self._count(entry["image_id"], Counter({name: int(entry[name]) for name in COUNTS}))
             except (ValueError, KeyError, TypeError):
                 raise InputError(f"{self._done}: line {number} is damaged; remove it") from None
         if whole_lines(path):
@@ -39,13 +40,13 @@ class QuestionFile:
             self.image_ids |= having
             self.without -= having
 
-    def add(self, image_id: int, questions: Sequence[Question], counts: Counter) -> None:
+    def add(self, image_id: ImageId, questions: Sequence[Question], counts: Counter) -> None:
         """Write what was made about an image. counts: of COUNTS."""
         _append(self.path, question_lines(questions))
         _append(self._done, json.dumps({"image_id": image_id, **{name: counts[name] for name in COUNTS}}) + "\n")
         self._count(image_id, counts)
 
-    def _count(self, image_id: int, counts: Counter) -> None:
+    def _count(self, image_id: ImageId, counts: Counter) -> None:
         self.image_ids.add(image_id)
         if not counts["kept"]:
             self.without.add(image_id)
@@ -77,7 +78,7 @@ def whole_lines(path: Path) -> list[str]:
         except ValueError:
             os.truncate(path, end)
             data = data[:end]
-    return data.decode(errors="replace").splitlines()
+    return data.decode(errors="replace").removesuffix("\n").split("\n") if data else []
 
 
 def _append(path: Path, text: str) -> None:

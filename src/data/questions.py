@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from src.config import Config
+from src.data.record import ImageId
 from src.errors import InputError
-from src.files import whole_file
+from src.files import text_lines, whole_file
 
 CANNOT = "cannot be answered from the caption"
 UNTYPED = "other"  # the type of a question whose line names none
@@ -24,7 +25,7 @@ UNTYPED = "other"  # the type of a question whose line names none
 class Question:
     """A question about an image. `answer` is one of `options`, none of which is CANNOT."""
 
-    image_id: int
+    image_id: ImageId
     question: str
     options: tuple[str, ...]
     answer: str
@@ -80,15 +81,15 @@ def question_lines(questions: Iterable[Question]) -> str:
     return "".join(json.dumps(asdict(question)) + "\n" for question in questions)
 
 
-def load_questions(path: Path) -> dict[int, list[Question]]:
+def load_questions(path: Path) -> dict[ImageId, list[Question]]:
     """Read JSON lines, blank ones skipped: the questions of each image id. Errors: InputError naming file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = text_lines(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file of questions; write one JSON object a line (docs/data.md)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); write questions as JSON lines in UTF-8") from None
-    questions: dict[int, list[Question]] = {}
+    questions: dict[ImageId, list[Question]] = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
             question = _parse(line, f"{path}: line {number}")
@@ -114,8 +115,8 @@ def parse_question(entry: Any, where: str) -> Question:
     unknown = next((key for key in entry if key not in known), None)
     if unknown is not None:
         raise InputError(f"{where}: unknown key {unknown!r}; the keys are {', '.join(known)}")
-    if type(entry.get("image_id")) is not int:
-        raise InputError(f"{where}: image_id is {entry.get('image_id')!r}; give the integer id of an image")
+    if type(entry.get("image_id")) not in (int, str):
+        raise InputError(f"{where}: image_id is {entry.get('image_id')!r}; give the id of an image")
     for key in ("question", "answer", "type"):
         if not _is_text(entry.get(key, UNTYPED if key == "type" else None)):
             raise InputError(f"{where}: {key} is {entry.get(key)!r}; give a text")

@@ -1,101 +1,129 @@
-"""Readers of captioned images: COCO captions JSON and Karpathy's JSON, with or without lists of file names.
+"""Readers of captioned images: COCO captions JSON, Karpathy's JSON and tables, with or without lists of file names.
 
 All of it is untrusted input: what is wrong with a whole file raises InputError, single images that cannot be used
 are left out and returned with the reason.
 """
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from pycocotools.coco import COCO
 
 from src.data.image_check import scan_images
+from src.data.lists import apply_lists
+from src.data.record import (
+    MEND,
+    SPLIT_NAMED,
+    SPLITS,
+    ImageId,
+    Record,
+    Skipped,
+    field,
+    inside,
+    is_utf8,
+    load_json,
+    split_file,
+    tolerated,
+)
 from src.data.shards import Shards
+from src.data.tables import read_table
 from src.environment import quiet_stdout
 from src.errors import InputError
 
-SPLITS = ("train", "val", "test")
-_MEND = "correct the file, or fetch it again from its source"
-
-
-@dataclass(frozen=True)
-class Record:
-    """One image and its ground truths, each of them one line that is not blank."""
-
-    image_id: int
-    file: Path
-    captions: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An image, or one caption of it, that was left out."""
-
-    file: Path
-    reason: str
+Splits = dict[str, list[Record]]
 
 
 def load_records(
     *, format: str, root: Path, annotations: str, images: str, lists: str | None, mindrecord: str | None = None
-) -> tuple[dict[str, list[Record]], list[Skipped]]:
-    """Read the splits train, val and test, in the order of the files, without what cannot be used.
+) -> tuple[Splits, list[Skipped]]:
+    """Read the splits train, val and, where there is one, test, without what cannot be used.
 
     Args:
-        format: "coco" or "karpathy".
-        root: the folder that the next three are relative to.
-        annotations: JSON file; for "coco" a pattern with {split}, or one file if `lists` is given.
-        images: folder of the images; for "coco" it may hold {split}.
-        lists: None, or a prefix: root/{lists}_{split}.txt, one file name per line, replace the splits.
+        format, root, annotations, images, lists: as `read_annotations` takes them.
         mindrecord: None, or a folder of shards in root that stand in for the image files (src.data.shards).
     Returns:
         The records of each split (none is empty; one image id is one file), and what was left out.
     Raises:
         InputError: names the file and key, or the split of which more than 5 % cannot be used.
     """
+    splits, skipped = read_annotations(format, root, annotations, images, lists)
+    scan = scan_images if mindrecord is None else Shards(root / mindrecord, root).scan
+    for split, records in splits.items():
+        splits[split] = _with_files(split, with_captions(split, records, skipped), root, scan, skipped)
+    return splits, skipped
+
+
+def read_annotations(
+    format: str,
+    root: Path,
+    annotations: str,
+    images: str,
+    lists: str | None,
+    wanted: Sequence[str] = SPLITS,
+    needed: Sequence[str] = SPLITS[:2],
+) -> tuple[Splits, list[Skipped]]:
+    """The records of the splits `wanted`, in the order of the files; image files are not looked at.
+
+    Args:
+        format: "coco", "karpathy" or "table" (src.data.tables).
+        root: the folder that the next three are relative to.
+        annotations: a file; for "coco" a pattern with {split}, or one file if `lists` is given; "table" takes both.
+        images: folder of the images; it may hold {split} where `annotations` does.
+        lists: None, or what replaces the splits: a pattern with {split}, or a prefix of {lists}_{split}.txt.
+        needed: splits that must be there. A test split without a caption counts as none.
+    Returns:
+        The records of each split that is there, and what was left out.
+    Raises:
+        InputError: names the file and key.
+    """
     if format not in _READERS:
         raise InputError(f"data.format={format!r} is unknown; set it to one of {', '.join(_READERS)}")
     if not root.is_dir():
         raise InputError(f"data.root={root}: no such folder; set data.root to the folder of the data set")
-    splits = _READERS[format](root, annotations, images, lists)
+    pooled = lists is not None
+    splits, skipped = _READERS[format](root, annotations, images, SPLITS if pooled else wanted, pooled)
     if lists is not None:
-        splits = _apply_lists(root, lists, splits)
+        splits = apply_lists(root, lists, splits, wanted)
     _check_ids(splits)
-    scan = scan_images if mindrecord is None else Shards(root / mindrecord, root).scan
-    skipped: list[Skipped] = []
-    for split, records in splits.items():
-        if not records:
-            raise InputError(f"{root}: split {split!r} has no images; {_MEND}")
-        records = _with_captions(split, records, skipped)
-        splits[split] = _with_files(split, records, root, scan, skipped)
+    splits = {split: splits[split] for split in wanted if splits.get(split)}
+    if not any(record.captions for record in splits.get("test", ())):
+        splits.pop("test", None)
+    for split in needed:
+        if split not in splits:
+            captions = " with captions" if split == "test" else ""
+            raise InputError(f"{root}: split {split!r} has no images{captions}; {MEND}")
     return splits, skipped
 
 
-def _read_coco(root: Path, annotations: str, images: str, lists: str | None) -> dict[str, list[Record]]:
-    if "{split}" not in annotations and (lists is None or "{split}" in images):
+def _read_coco(
+    root: Path, annotations: str, images: str, wanted: Sequence[str], pooled: bool
+) -> tuple[Splits, list[Skipped]]:
+    if "{split}" not in annotations and (not pooled or "{split}" in images):
         raise InputError(f"data.annotations={annotations!r} needs {{split}} in its name, or set data.lists")
-    splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
-    for split in SPLITS if "{split}" in annotations else SPLITS[:1]:
-        path = root / annotations.replace("{split}", split)
-        folder = root / images.replace("{split}", split)
-        data = _load_json(path)
-        entries = _field(data, "images", list, path)
-        names = {}
+    splits: Splits = {}
+    for split in wanted if "{split}" in annotations else SPLITS[:1]:
+        path, word = split_file(root, annotations, split)
+        folder = root / images.replace("{split}", word)
+        if split == "test" and not path.exists():
+            continue
+        data = load_json(path)
+        if split == "test" and "annotations" not in data:  # image_info_test2017.json
+            continue
+        entries = field(data, "images", list, path)
+        names: dict[ImageId, Path] = {}
         for place, entry in enumerate(entries):
             where = f"{path}: images[{place}]"
-            image_id = _field(entry, "id", int, where)
+            image_id = field(entry, "id", (int, str), where)
             if image_id in names:
-                raise InputError(f"{where}: id {image_id} occurs twice; {_MEND}")
-            names[image_id] = _inside(folder, _field(entry, "file_name", str, where), where)
-        for place, entry in enumerate(_field(data, "annotations", list, path)):
+                raise InputError(f"{where}: id {image_id} occurs twice; {MEND}")
+            names[image_id] = inside(folder, field(entry, "file_name", str, where), where)
+        for place, entry in enumerate(field(data, "annotations", list, path)):
             where = f"{path}: annotations[{place}]"
-            _field(entry, "id", int, where)
-            _field(entry, "caption", str, where)
-            if _field(entry, "image_id", int, where) not in names:
-                raise InputError(f"{where}: image_id {entry['image_id']} is not among the images; {_MEND}")
+            field(entry, "id", (int, str), where)
+            field(entry, "caption", str, where)
+            if field(entry, "image_id", (int, str), where) not in names:
+                raise InputError(f"{where}: image_id {entry['image_id']!r} is not among the images; {MEND}")
         coco = COCO()
         # Only what was checked: createIndex also walks categories, which captions do not have.
         coco.dataset = {"images": entries, "annotations": data["annotations"]}
@@ -103,71 +131,59 @@ def _read_coco(root: Path, annotations: str, images: str, lists: str | None) -> 
             coco.createIndex()
         captions = {i: tuple(entry["caption"] for entry in coco.imgToAnns.get(i, ())) for i in names}
         splits[split] = [Record(i, file, captions[i]) for i, file in names.items()]
-    return splits
+    return splits, []
 
 
-def _read_karpathy(root: Path, annotations: str, images: str, lists: str | None) -> dict[str, list[Record]]:
+def _read_karpathy(
+    root: Path, annotations: str, images: str, wanted: Sequence[str], pooled: bool
+) -> tuple[Splits, list[Skipped]]:
     path = root / annotations
-    splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    splits: Splits = {split: [] for split in SPLITS}
     seen = set()
-    for place, entry in enumerate(_field(_load_json(path), "images", list, path)):
+    for place, entry in enumerate(field(load_json(path), "images", list, path)):
         where = f"{path}: images[{place}]"
-        split = _field(entry, "split", str, where)
-        split = "train" if split == "restval" else split
-        if split not in splits:
-            raise InputError(f"{where}: split {split!r} is none of train, restval, val, test; {_MEND}")
-        image_id = _field(entry, "cocoid" if "cocoid" in entry else "imgid", int, where)
+        split = field(entry, "split", str, where)
+        if split not in SPLIT_NAMED:
+            raise InputError(f"{where}: split {split!r} is none of train, restval, val, test; {MEND}")
+        image_id = field(entry, "cocoid" if "cocoid" in entry else "imgid", (int, str), where)
         if image_id in seen:
-            raise InputError(f"{where}: image id {image_id} occurs twice; {_MEND}")
+            raise InputError(f"{where}: image id {image_id} occurs twice; {MEND}")
         seen.add(image_id)
-        name = _field(entry, "filename", str, where)
+        name = field(entry, "filename", str, where)
         if "filepath" in entry:
-            name = f"{_field(entry, 'filepath', str, where)}/{name}"
-        sentences = enumerate(_field(entry, "sentences", list, where))
-        captions = tuple(_field(sentence, "raw", str, f"{where}.sentences[{i}]") for i, sentence in sentences)
-        splits[split].append(Record(image_id, _inside(root / images, name, where), captions))
-    return splits
+            name = f"{field(entry, 'filepath', str, where)}/{name}"
+        sentences = enumerate(field(entry, "sentences", list, where))
+        captions = tuple(field(sentence, "raw", str, f"{where}.sentences[{i}]") for i, sentence in sentences)
+        splits[SPLIT_NAMED[split]].append(Record(image_id, inside(root / images, name, where), captions))
+    return splits, []
 
 
-_READERS = {"coco": _read_coco, "karpathy": _read_karpathy}
+_READERS: dict[str, Callable[[Path, str, str, Sequence[str], bool], tuple[Splits, list[Skipped]]]] = {
+    "coco": _read_coco,
+    "karpathy": _read_karpathy,
+    "table": read_table,
+}
 
 
-def _apply_lists(root: Path, lists: str, splits: dict[str, list[Record]]) -> dict[str, list[Record]]:
-    """The records that root/{lists}_{split}.txt name, in the order of the lists."""
-    pool = [record for records in splits.values() for record in records]
-    by_name = {record.file.name: record for record in pool}
-    shared = {name for name, count in Counter(record.file.name for record in pool).items() if count > 1}
-    listed = {}
-    seen: set[str] = set()
-    for split in SPLITS:
-        path = root / f"{lists}_{split}.txt"
-        try:
-            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such list; data.lists={lists} needs one for train, val and test") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read ({_one_line(error)}); write one file name per line") from None
-        for name in names:
-            if name not in by_name:
-                raise InputError(f"{path}: {name!r} is not in data.annotations; remove the line or set the right JSON")
-            if name in seen or name in shared:
-                raise InputError(f"{path}: {name!r} names two images, or stands in a list already; remove the line")
-            seen.add(name)
-        listed[split] = [by_name[name] for name in names]
-    return listed
-
-
-def _check_ids(splits: dict[str, list[Record]]) -> None:
+def _check_ids(splits: Splits) -> None:
     """Ground truths are looked up by image id, whatever the split."""
-    owner: dict[int, Record] = {}
+    owner: dict[ImageId, Record] = {}
+    kinds: dict[type, Record] = {}
     for split, records in splits.items():
         for record in records:
             if owner.setdefault(record.image_id, record).file != record.file:
                 other = owner[record.image_id].file
-                raise InputError(f"{record.file}: split {split!r} gives it id {record.image_id} of {other}; {_MEND}")
+                raise InputError(f"{record.file}: split {split!r} gives it id {record.image_id} of {other}; {MEND}")
+            kinds.setdefault(type(record.image_id), record)
+    if len(kinds) > 1:
+        number, text = kinds[int], kinds[str]
+        raise InputError(
+            f"{number.file} has the number {number.image_id} as image id, {text.file} the text "
+            f"{text.image_id!r}: make all ids of one kind"
+        )
 
 
-def _with_captions(split: str, records: list[Record], skipped: list[Skipped]) -> list[Record]:
+def with_captions(split: str, records: list[Record], skipped: list[Skipped]) -> list[Record]:
     """Collapse the blanks of the captions; drop blank captions, and images that have no other."""
     kept, dropped = [], []
     for record in records:
@@ -179,10 +195,10 @@ def _with_captions(split: str, records: list[Record], skipped: list[Skipped]) ->
             kept.append(replace(record, captions=good))
         else:
             dropped.append(Skipped(record.file, "no captions"))
-    if len(dropped) > _tolerated(len(records)):
+    if len(dropped) > tolerated(len(records)):
         raise InputError(
             f"{dropped[0].file}: no captions in data.annotations, like {len(dropped)} of the {len(records)} images "
-            f"of split {split!r}; {_MEND}"
+            f"of split {split!r}; {MEND}"
         )
     skipped += dropped
     return kept
@@ -198,7 +214,7 @@ def _with_files(
     """Drop the records whose image file is missing, empty, truncated or too large."""
     bad = scan(record.file for record in records)
     count = sum(record.file in bad for record in records)
-    if count > _tolerated(len(records)):
+    if count > tolerated(len(records)):
         file, reason = next(iter(bad.items()))
         mend = (
             f"probably data.root={root} or data.images is wrong"
@@ -210,44 +226,6 @@ def _with_files(
     return [record for record in records if record.file not in bad]
 
 
-def _tolerated(images: int) -> float:
-    """How many of a split may be unusable: 5 %, in small splits 3, but never more than half."""
-    return max(images * 0.05, min(3, images / 2))
-
-
 def _has_words(caption: str) -> bool:
     # Bare punctuation tokenises to nothing; a lone surrogate is legal in JSON, but nothing can write it as UTF-8.
-    return any(c.isalnum() for c in caption) and not any("\ud800" <= c <= "\udfff" for c in caption)
-
-
-def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; set data.root and data.annotations") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not readable as JSON ({_one_line(error)}); {_MEND}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: holds a {type(data).__name__}, not an object with images; {_MEND}")
-    return data
-
-
-def _field(entry: Any, key: str, kind: type, where: Any) -> Any:
-    """entry[key], which must be exactly of that type (so True is no int)."""
-    if not isinstance(entry, dict) or key not in entry:
-        raise InputError(f"{where}: key {key!r} is missing; {_MEND}")
-    if type(entry[key]) is not kind:
-        raise InputError(f"{where}: key {key!r} is a {type(entry[key]).__name__}, not a {kind.__name__}; {_MEND}")
-    return entry[key]
-
-
-def _inside(folder: Path, name: str, where: str) -> Path:
-    """folder/name, if that cannot leave the folder."""
-    path = PurePosixPath(name)
-    if not path.name or path.is_absolute() or ".." in path.parts or not name.isprintable():
-        raise InputError(f"{where}: file name {name!r} does not stay within {folder}; {_MEND}")
-    return folder / path
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+    return any(c.isalnum() for c in caption) and is_utf8(caption)

@@ -124,7 +124,7 @@ def build_wordpiece_tokenizer(vocab_file: Path) -> Tokenizer:
     """
     mend = "set tokenizer.vocab to an unchanged vocab.txt of BERT"
     try:
-        tokens = vocab_file.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
+        tokens = vocab_file.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
     except FileNotFoundError:
         raise InputError(f"{vocab_file}: no such vocabulary; {mend}") from None
     except (OSError, UnicodeDecodeError) as error:

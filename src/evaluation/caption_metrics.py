@@ -5,10 +5,10 @@ import functools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
@@ -18,10 +18,11 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.spice import get_stanford_models, spice
 
 from src.data.ptb import java_failure, ptb_tokenize, put_java_on_path, tokenize_captions
+from src.data.record import ImageId, with_known_ids
 from src.errors import InputError
 from src.progress import Progress
 
-_WANTED = 'a list of {"image_id": int, "caption": str}'
+_WANTED = 'a list of {"image_id": int or str, "caption": str}'
 
 
 class CaptionScores(NamedTuple):
@@ -35,14 +36,15 @@ class CaptionScores(NamedTuple):
 
 
 def compute_metrics(
-    captions: Mapping[int, str], ground_truths: Mapping[int, Sequence[str]], *, ptb_done: bool = False
+    captions: Mapping[ImageId, str], ground_truths: Mapping[ImageId, Sequence[str]], *, ptb_done: bool = False
 ) -> CaptionScores:
-    """Score one caption per image id against its ground truths; document frequencies are those of `ground_truths`.
+    """Score one caption per image id against its ground truths; document frequencies are those of all `ground_truths`.
 
     ptb_done: the ground truths (not the captions) come from `ptb_tokenize` already.
-    InputError if the two do not hold the same images, or if Java is missing or fails. METEOR takes 10 s to load.
+    InputError if a caption has no ground truths, or if Java is missing or fails. METEOR takes 10 s to load.
     """
-    truths, results = tokenized(captions, ground_truths, ptb_done=ptb_done)
+    documents, results = tokenized(captions, ground_truths, ptb_done=ptb_done)
+    truths = {image_id: documents[image_id] for image_id in results}
     with Progress("metrics", 5, "metric") as bar:
         bleu, bleu_counts = _bleu(truths, results)
         bar.update(note="METEOR")
@@ -50,7 +52,7 @@ def compute_metrics(
         bar.update(note="ROUGE-L")
         rouge, rouge_per_image = Rouge().compute_score(truths, results)
         bar.update(note="CIDEr")
-        cider, cider_per_image = Cider().compute_score(truths, results)
+        cider, cider_per_image = _cider(documents, results)
         bar.update(note="SPICE")
         spice_per_image = _spice(truths, results)
         bar.update()
@@ -64,33 +66,34 @@ def compute_metrics(
 
 
 def tokenized(
-    captions: Mapping[int, str], ground_truths: Mapping[int, Sequence[str]], *, ptb_done: bool = False
-) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """Ground truths and captions as pycocoevalcap's scorers take them, in the order of the captions."""
-    _check_same_images(captions, ground_truths)
-    truths = {image_id: list(ground_truths[image_id]) for image_id in captions}
+    captions: Mapping[ImageId, str], ground_truths: Mapping[ImageId, Sequence[str]], *, ptb_done: bool = False
+) -> tuple[dict[ImageId, list[str]], dict[ImageId, list[str]]]:
+    """All ground truths, and the captions, as pycocoevalcap's scorers take them."""
+    _check_images(captions, ground_truths)
+    truths = {image_id: list(rows) for image_id, rows in ground_truths.items()}
     truths = truths if ptb_done else tokenize_captions(truths, None)
     lines = ptb_tokenize(list(captions.values()))
     return truths, {image_id: [line] for image_id, line in zip(captions, lines, strict=True)}
 
 
-def signature(*, document_frequencies: str, decoding: str, num_images: int) -> str:
+def signature(*, document_frequencies: str, decoding: str, num_images: int, of: int | None = None) -> str:
     """How the scores of `compute_metrics` were made, in SacreBLEU's manner.
 
     document_frequencies: the name of the evaluated split, whose ground truths give CIDEr's document frequencies.
-    decoding: for example "greedy", "beam3", or "file" for captions made elsewhere.
+    decoding: for example "greedy", "beam3", or "file" for captions made elsewhere. of: images of the whole split.
     """
-    parts = f"tok:ptb|df:{document_frequencies}|eos:no|decoding:{decoding}|images:{num_images}"
+    images = f"{num_images}" if of in (None, num_images) else f"{num_images}/{of}"
+    parts = f"tok:ptb|df:{document_frequencies}|eos:no|decoding:{decoding}|images:{images}"
     return f"{parts}|pycocoevalcap:{version('pycocoevalcap')}"
 
 
-def load_captions(path: str | Path) -> dict[int, str]:
-    """Read a COCO results file: a list of {"image_id": int, "caption": str}; other keys are not read.
+def load_captions(path: str | Path) -> dict[ImageId, str]:
+    """Read a COCO results file: a list of {"image_id": int or str, "caption": str}; other keys are not read.
 
     InputError naming the file and the first wrong entry. An empty caption is a caption.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        entries = json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give a COCO results file") from None
     except OSError as error:
@@ -99,11 +102,11 @@ def load_captions(path: str | Path) -> dict[int, str]:
         raise InputError(f"{path}: not valid JSON ({error}); want {_WANTED}") from error
     if not isinstance(entries, list) or not entries:
         raise InputError(f"{path}: want {_WANTED} with at least one entry")
-    captions: dict[int, str] = {}
+    captions: dict[ImageId, str] = {}
     for number, entry in enumerate(entries):
-        image_id = entry.get("image_id") if isinstance(entry, dict) else None
-        if type(image_id) is not int:  # not isinstance: True is an int
-            raise InputError(f'{path}: entry {number} has no integer "image_id"; want {{"image_id": 1, "caption": ""}}')
+        image_id: Any = entry.get("image_id") if isinstance(entry, dict) else None
+        if type(image_id) not in (int, str):  # not isinstance: True is an int
+            raise InputError(f'{path}: entry {number} has no "image_id"; want {{"image_id": 1, "caption": ""}}')
         if not isinstance(entry.get("caption"), str):
             raise InputError(f'{path}: entry {number} (image_id {image_id}) has no string "caption"; add it')
         if image_id in captions:
@@ -112,21 +115,40 @@ def load_captions(path: str | Path) -> dict[int, str]:
     return captions
 
 
-def _check_same_images(captions: Mapping[int, str], ground_truths: Mapping[int, Sequence[str]]) -> None:
+def load_split_captions(path: Path, image_ids: Collection[ImageId], split: str) -> dict[ImageId, str]:
+    """The captions of a results file by the image ids of a split; where some images have none, stderr says so.
+
+    Errors: InputError naming the file, and an image that is not in the split.
+    """
+    captions = with_known_ids(load_captions(path), image_ids, path)
+    others = [image_id for image_id in captions if image_id not in image_ids]
+    if others:
+        raise InputError(
+            f"{path}: {len(others)} of {len(captions)} captions are of images that are not in the {split} split "
+            f"(first image_id {others[0]!r}); give the split that was captioned as --split, or take them out"
+        )
+    if len(captions) < len(image_ids):
+        say = f"{path} has captions of {len(captions):,} of {len(image_ids):,} images of the {split} split"
+        print(f"{say}: scores are of these, CIDEr's document frequencies of the whole split", file=sys.stderr)
+    return captions
+
+
+def _check_images(captions: Mapping[ImageId, str], ground_truths: Mapping[ImageId, Sequence[str]]) -> None:
     if not captions:
         raise InputError("no captions to score")
-    for missing, what in (
-        (ground_truths.keys() - captions.keys(), "caption"),
-        (captions.keys() - ground_truths.keys(), "ground truth"),
-    ):
-        if missing:
-            raise InputError(f"no {what} for {len(missing)} images (first image_id {min(missing)}): give one for each")
-    empty = [image_id for image_id, rows in ground_truths.items() if not rows]
-    if empty:
-        raise InputError(f"no ground truth for {len(empty)} images (first image_id {empty[0]}): leave them out")
+    missing = [image_id for image_id in captions if not ground_truths.get(image_id)]
+    if missing:
+        raise InputError(f"no ground truth for {len(missing)} images (first image_id {missing[0]}): leave them out")
 
 
-def _bleu(truths: Mapping[int, list[str]], results: Mapping[int, list[str]]) -> tuple[list[float], np.ndarray]:
+def _cider(documents: Mapping[ImageId, list[str]], results: Mapping[ImageId, list[str]]) -> tuple[float, np.ndarray]:
+    """CIDEr of `results`, and of each; its document frequencies are of all `documents`."""
+    captions = {**results, **{image_id: [""] for image_id in documents if image_id not in results}}
+    _, scores = Cider().compute_score({image_id: documents[image_id] for image_id in captions}, captions)
+    return float(np.mean(scores[: len(results)])), scores[: len(results)]
+
+
+def _bleu(truths: Mapping[ImageId, list[str]], results: Mapping[ImageId, list[str]]) -> tuple[list[float], np.ndarray]:
     """Bleu_1..4, and per image [n, 10] the counts that they are computed from."""
     scorer = BleuScorer(n=4)
     for image_id, (caption,) in results.items():
@@ -144,7 +166,7 @@ def _bleu(truths: Mapping[int, list[str]], results: Mapping[int, list[str]]) -> 
     return bleu, np.array(counts, np.float64)
 
 
-def _meteor(truths: Mapping[int, list[str]], results: Mapping[int, list[str]]) -> tuple[float, np.ndarray]:
+def _meteor(truths: Mapping[ImageId, list[str]], results: Mapping[ImageId, list[str]]) -> tuple[float, np.ndarray]:
     """METEOR, and per image [n, 23] the statistics that it is computed from (src.evaluation.bootstrap)."""
 
     def one_field(texts: list[str]) -> list[str]:
@@ -162,7 +184,7 @@ def _meteor(truths: Mapping[int, list[str]], results: Mapping[int, list[str]]) -
     return float(score), statistics
 
 
-def _spice(truths: Mapping[int, list[str]], results: Mapping[int, list[str]]) -> np.ndarray | None:
+def _spice(truths: Mapping[ImageId, list[str]], results: Mapping[ImageId, list[str]]) -> np.ndarray | None:
     """SPICE of each image, in the order of `results`; None, and one line on stderr, where it cannot run."""
     folder = Path(spice.__file__).parent
     if not (folder / "lib" / f"{get_stanford_models.JAR}-models.jar").is_file():

@@ -50,14 +50,14 @@ def read_results(folders: Mapping[str, Sequence[Path]], name: str) -> Results:
 
 
 def write_comparison(
-    folders: Mapping[str, Sequence[Path]], configs: Mapping[str, Config], target: Path, plan: Plan
+    folders: Mapping[str, Sequence[Path]], configs: Mapping[str, Config], target: Path, plan: Plan, split: str
 ) -> str:
     """Write report.md, report.json and PNG plots of `folders` (system -> run folder of each seed) into `target`.
 
     Returns the text of report.md. Errors: InputError where a run has not been evaluated, or not as the others.
     """
     target.mkdir(parents=True, exist_ok=True)
-    evaluations, segments, left_out, line = read_results(folders, results_name("test", configs["ce"].eval))
+    evaluations, segments, left_out, line = read_results(folders, results_name(split, configs["ce"].eval))
     lines = {system: [read_lines(folder / "metrics.jsonl") for folder in runs] for system, runs in folders.items()}
     report: dict[str, Any] = {
         "systems": {system: over_seeds(results) for system, results in evaluations.items()},
@@ -72,7 +72,7 @@ def write_comparison(
     plot_learning(lines, report["budget"], target)
     plot_curves(lines, target)
     plot_quality_diversity(evaluations, target)
-    text = markdown(report, next(iter(configs.values())), len(plan.seeds))
+    text = markdown(report, next(iter(configs.values())), len(plan.seeds), split)
     write_text(target / "report.md", text)
     return text
 
@@ -154,12 +154,12 @@ def stability(runs: Sequence[Sequence[dict]]) -> dict[str, float]:
     }
 
 
-def markdown(report: dict, config: Config, seeds: int) -> str:
+def markdown(report: dict, config: Config, seeds: int, split: str) -> str:
     """report.md: every section of report.json as a table, metrics times 100."""
     systems = report["systems"]
     metrics = [name for name in systems["ce"] if name in METRICS]
     others = [name for name in systems["ce"] if name not in METRICS]
-    published = published_figures(config.data.dataset)
+    published = published_figures(config.data.dataset, split)
     main = {system: [printed_score(table[name]) for name in metrics] for system, table in systems.items()}
     columns = list(metrics)
     if published:
@@ -174,14 +174,19 @@ def markdown(report: dict, config: Config, seeds: int) -> str:
         for pair, interval in report["differences"].items()
     }
     spread = "Means and standard deviations over seeds, " if seeds > 1 else ""
-    rows = [f"# {', '.join(systems)} on {config.data.dataset}, test split, {seeds} seed{'s' if seeds > 1 else ''}", ""]
+    rows = [
+        f"# {', '.join(systems)} on {config.data.dataset}, {split} split, {seeds} seed{'s' if seeds > 1 else ''}",
+        "",
+    ]
     rows += [f"{spread}times 100.".capitalize(), "", *_table(columns, main)]
     rows += ["", "Diversity of sampled captions, and endings of the others (docs/metrics.md).", ""]
     rows += _table(
         others, {s: [printed_number(name, table[name]["mean"]) for name in others] for s, table in systems.items()}
     )
     rows += ["", "Differences, times 100: mean [95 % interval of a paired bootstrap over images] (of each seed). An"]
-    rows += ["interval covers the choice of test images, not the variance of training. BLEU and METEOR are computed"]
+    rows += [
+        f"interval covers the choice of {split} images, not the variance of training. BLEU and METEOR are computed"
+    ]
     rows += ["from the counts of all seeds together.", "", *_table(metrics, pairs)]
     for title, section in (("Budget of one seed", "budget"), ("Stability", "stability")):
         names = list(next(iter(report[section].values())))
@@ -196,8 +201,8 @@ def markdown(report: dict, config: Config, seeds: int) -> str:
     return "\n".join(rows) + "\n"
 
 
-def published_figures(dataset: str) -> dict[str, str]:
-    """CIDEr on the test split of a dataset by system, with decoding and source, from docs/published_results.yaml.
+def published_figures(dataset: str, split: str = "test") -> dict[str, str]:
+    """CIDEr on a split of a dataset by system, with decoding and source, from docs/published_results.yaml.
 
     Errors: InputError where the file is damaged, or an entry lacks a key.
     """
@@ -206,7 +211,7 @@ def published_figures(dataset: str) -> dict[str, str]:
         figures: dict[str, list[str]] = {}
         for entry in entries:
             system, value = entry["system"], entry["value"]
-            if (entry["dataset"], entry["split"], entry["metric"]) == (dataset, "test", "CIDEr") and value is not None:
+            if (entry["dataset"], entry["split"], entry["metric"]) == (dataset, split, "CIDEr") and value is not None:
                 figures.setdefault(system, []).append(f"{value} ({entry['decoding']}; {entry['source']})")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(f"{PUBLISHED}: {' '.join(repr(error).split())}: restore it, or complete the entry") from None

@@ -10,6 +10,8 @@ import numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 
+from src.data.record import ImageId
+
 # A caption that ends in one of these breaks off.
 FUNCTION_WORDS = frozenset(
     word
@@ -22,7 +24,7 @@ FUNCTION_WORDS = frozenset(
 
 
 def diversity(
-    samples: Mapping[int, Sequence[str]], ground_truths: Mapping[int, Sequence[str]], training: Collection[str]
+    samples: Mapping[ImageId, Sequence[str]], ground_truths: Mapping[ImageId, Sequence[str]], training: Collection[str]
 ) -> dict[str, float]:
     """Scores of sampled captions, by name.
 
@@ -58,7 +60,7 @@ def distinct_ngrams(captions: Sequence[str], n: int) -> float:
     return len({ngram for caption in captions for ngram in ngrams(caption, n)}) / words if words else 0.0
 
 
-def mutual_bleu(samples: Mapping[int, Sequence[str]]) -> float:
+def mutual_bleu(samples: Mapping[ImageId, Sequence[str]]) -> float:
     """Corpus BLEU-4 of the g-th captions of all images against their other captions, mean over g."""
     group_size = len(next(iter(samples.values())))
     scores = []
@@ -69,7 +71,7 @@ def mutual_bleu(samples: Mapping[int, Sequence[str]]) -> float:
     return float(np.mean(scores))
 
 
-def best_cider(samples: Mapping[int, Sequence[str]], ground_truths: Mapping[int, Sequence[str]]) -> float:
+def best_cider(samples: Mapping[ImageId, Sequence[str]], ground_truths: Mapping[ImageId, Sequence[str]]) -> float:
     """Mean over images of the highest CIDEr among an image's captions."""
     truths = {image_id: list(ground_truths[image_id]) for image_id in samples}
     group_size = len(next(iter(samples.values())))

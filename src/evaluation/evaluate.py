@@ -15,6 +15,7 @@ from src.data.features import FeatureSource
 from src.data.images import ImageSource
 from src.data.ptb import tokenize_captions
 from src.data.questions import load_questions, questions_file
+from src.data.record import ImageId, with_known_ids
 from src.data.tokenizer import Tokenizer
 from src.decoding.beam import BeamDecoder
 from src.decoding.sampler import GreedyDecoder, GroupSampler
@@ -57,7 +58,10 @@ def evaluate(
     decodes its share; the first scores, and the others return None. with_prism: also what the questions of
     caprl.questions about the images find in the samples.
     """
-    questions = load_questions(questions_file(config, split)) if with_prism else {}
+    questions = {}
+    if with_prism:
+        path = questions_file(config, split)
+        questions = with_known_ids(load_questions(path), dataset.by_image_id(split), path)
     captioner, tokenizer = load_captioner(config, checkpoint, cached=not config.encoder.trainable)
     records = dataset.records[split]
     (source,) = build_sources(config, {split: records}, [split], captioner.encoder, workers)
@@ -148,15 +152,18 @@ def sample_captions(
     return [texts[start : start + group_size] for start in range(0, len(texts), group_size)]
 
 
-def caption_rows(captions: Mapping[int, str]) -> list[dict[str, Any]]:
+def caption_rows(captions: Mapping[ImageId, str]) -> list[dict[str, Any]]:
     """Captions in COCO's results format."""
     return [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
 
 
 def scored(
-    captions: dict[int, str], dataset: Dataset, split: str, decoding: str
+    captions: dict[ImageId, str], dataset: Dataset, split: str, decoding: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Metrics, signature and number of images of one caption per image of a split; and its segment statistics."""
+    """Metrics, signature and number of images of captions, one for each image of a split or of some of it; and their
+    segment statistics.
+    """
     scores: CaptionScores = compute_metrics(captions, dataset.by_image_id(split), ptb_done=True)
-    line = signature(document_frequencies=split, decoding=decoding, num_images=len(captions))
+    images = len(dataset.records[split])
+    line = signature(document_frequencies=split, decoding=decoding, num_images=len(captions), of=images)
     return {"metrics": scores.metrics, "signature": line, "num_images": len(captions)}, scores.segments

@@ -10,16 +10,17 @@ import numpy as np
 
 from src.config import Config
 from src.data.questions import Answerer, Question, present
+from src.data.record import ImageId
 from src.errors import InputError, RunStopped
 from src.evaluation.bootstrap import resampled
-from src.rng import generator
+from src.rng import counter_of, generator
 
 RESAMPLES = 1000  # of the bootstrap over images
 
 
 def prism(
-    samples: Mapping[int, Sequence[str]],
-    questions: Mapping[int, Sequence[Question]],
+    samples: Mapping[ImageId, Sequence[str]],
+    questions: Mapping[ImageId, Sequence[Question]],
     answerer: Answerer,
     config: Config,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -36,8 +37,8 @@ def prism(
     if not asked:
         raise InputError(f"caprl.questions={config.caprl.questions} has no question on an image of this split")
     presented = [
-        present(question, caption, generator("prism", config.seed, image_id, k, q).permutation(len(question.options)))
-        for image_id in asked
+        present(question, caption, generator("prism", config.seed, number, k, q).permutation(len(question.options)))
+        for image_id, number in ((image_id, counter_of(image_id)) for image_id in asked)
         for k, caption in enumerate(samples[image_id])
         for q, question in enumerate(questions[image_id])
     ]

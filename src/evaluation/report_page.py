@@ -73,7 +73,7 @@ def write_comparison_page(
     for title, section in (("Budget of one seed", "budget"), ("Stability", "stability")):
         tables.append(value_table(f"{title} (docs/metrics.md).", report[section]))
     config = systems["ce"].config
-    published = published_figures(config.data.dataset)
+    published = published_figures(config.data.dataset, name.partition("_")[0])
     if published:
         tables.append(Table("Published CIDEr", ["CIDEr"], {key: [figure] for key, figure in published.items()}))
     plots = [Plot(target / file, title) for file, title in _COMPARISON_PLOTS.items()]

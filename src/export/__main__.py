@@ -14,6 +14,7 @@ from src.config_load import load_config
 from src.environment import prepare_environment, run_program
 from src.errors import InputError, RunStopped
 from src.export.folder import FACTS, GRAPH, given_checkpoint
+from src.files import given_file, given_path
 
 
 def main() -> None:
@@ -21,9 +22,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "python -m src.export", description="Export a checkpoint as one folder, with a MindIR graph."
     )
-    parser.add_argument("--config", help="the YAML file that the checkpoint was trained with")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint, or an exported folder")
-    parser.add_argument("--output", type=Path, required=True, help="the folder to write; it must not exist")
+    parser.add_argument("--config", type=given_file, help="the YAML file that the checkpoint was trained with")
+    parser.add_argument("--checkpoint", type=given_file, required=True, help="a checkpoint, or an exported folder")
+    parser.add_argument("--output", type=given_path, required=True, help="the folder to write; it must not exist")
     parser.add_argument("--batch", type=int, default=1, help="images per call of the graph")
     parser.add_argument("--compare", type=int, default=16, help="images whose captions are compared")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")

@@ -15,7 +15,7 @@ from src import __version__
 from src.config import Config
 from src.config_load import write_whole_config
 from src.data.dataset import build_image_source, padded_batches, preprocessing
-from src.data.locate import find_images, read_records
+from src.data.locate import evaluated_split, find_images, read_records
 from src.data.tokenizer import Tokenizer
 from src.export.folder import CONFIG, MODEL, TOKENIZER
 from src.files import file_digest
@@ -67,12 +67,13 @@ def server_facts(config: Config, tokenizer: Tokenizer, graph: Path, batch: int) 
 def compared_pixels(config: Config, images: int, batch: int) -> tuple[str, Iterable[np.ndarray]]:
     """What the graph is tried on, in words, and its batches float32 [B, 3, H, H], the last filled up.
 
-    The first `images` of the test split; where there is no folder `data.root`, noise.
+    The first `images` of the split that is evaluated; where there is no folder `data.root`, noise.
     """
     if Path(config.data.root).is_dir():
-        records = read_records(config)[0]["test"][:images]
+        split = evaluated_split(config, None)
+        records = read_records(config)[0][split][:images]
         source = build_image_source(config, find_images(config, [record.file for record in records]))
-        return f"{len(records)} test images", source.batches(padded_batches(len(records), batch))
+        return f"{len(records)} {split} images", source.batches(padded_batches(len(records), batch))
     side, wanted = config.data.image_size, preprocessing(config)
     draws = uniforms(config.seed, 0, 0, images, 3 * side * side).reshape(images, 3, side, side)
     mean, std = (np.reshape(values, (3, 1, 1)) for values in (wanted.mean, wanted.std))

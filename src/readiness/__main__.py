@@ -15,6 +15,7 @@ from pathlib import Path
 from src.config_load import load_config
 from src.environment import prepare_environment, run_program
 from src.errors import InputError
+from src.files import given_file
 from src.tables import markdown_table
 
 DEVICE_GB = (32, 64)  # memory of an Ascend 910 and of a 910B
@@ -23,7 +24,7 @@ DEVICE_GB = (32, 64)  # memory of an Ascend 910 and of a 910B
 def main() -> None:
     """Print a table with a line for each zone, what is in the way, and the memory."""
     parser = argparse.ArgumentParser("python -m src.readiness", description="Check that graphs can run on Ascend.")
-    parser.add_argument("--config", required=True)
+    parser.add_argument("--config", type=given_file, required=True)
     parser.add_argument("--vocab", type=int, help="tokens; default: 30522 for word pieces, 10000 for words")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from src.config_load import load_config
-from src.environment import prepare_environment, run_program
+from src.environment import for_modules, prepare_environment, run_program
+from src.files import given_file, given_path
 from src.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -134,21 +135,22 @@ def _parameters(zone: "Zone") -> dict[str, np.ndarray]:
     return {parameter.name: parameter.asnumpy().copy() for parameter in zone.cell.get_parameters()}
 
 
-def compare_on_cpu(folder: Path, device: str, vocab: int, config: str, overrides: Sequence[str]) -> bool:
+def compare_on_cpu(folder: Path, device: str, vocab: int, config: Path, overrides: Sequence[str]) -> bool:
     """Run this program on what has been recorded on `device`; returns whether all is within tolerance."""
-    options = ["--recorded", str(folder), "--device", device, "--vocab", str(vocab), "--config", config, *overrides]
+    options = ["--recorded", str(folder), "--device", device, "--vocab", str(vocab), "--config", str(config)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MS_DEV_SAVE_GRAPHS")}
-    done = subprocess.run([sys.executable, "-m", "src.readiness.compare", *options], env=environment)
+    command = [sys.executable, "-m", "src.readiness.compare", *options, *overrides]
+    done = subprocess.run(command, **for_modules(environment))
     return done.returncode == 0
 
 
 def main() -> None:
     """Print a line for each comparison; status 1 where one is beyond its tolerance."""
     parser = argparse.ArgumentParser(description="Repeat recorded zones on the CPU, and compare.")
-    parser.add_argument("--recorded", type=Path, required=True, help="folder of record_zone's files")
+    parser.add_argument("--recorded", type=given_path, required=True, help="folder of record_zone's files")
     parser.add_argument("--device", required=True, help="what they were recorded on")
     parser.add_argument("--vocab", type=int, required=True)
-    parser.add_argument("--config", required=True)
+    parser.add_argument("--config", type=given_file, required=True)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, [*arguments.overrides, "device=CPU", "device_id=null"])

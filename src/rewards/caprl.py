@@ -12,6 +12,7 @@ import numpy as np
 
 from src.config import Config
 from src.data.questions import Answerer, Presentation, Question, load_questions, present, questions_file
+from src.data.record import ImageId, with_known_ids
 from src.errors import InputError
 from src.rewards.completions import Completions
 from src.rng import generator
@@ -73,14 +74,14 @@ class CapRL:
         return answers
 
 
-def build_caprl(config: Config, image_ids: Sequence[int], answerer: Callable[[], Answerer]) -> CapRL:
+def build_caprl(config: Config, image_ids: Sequence[ImageId], answerer: Callable[[], Answerer]) -> CapRL:
     """The reward for training images, as `caprl` says.
 
     answerer: builds the answering model, which may take minutes: after the questions were read.
     Errors: InputError naming the file, or of the answering model.
     """
     path = questions_file(config, "train")
-    of_image = load_questions(path)
+    of_image = with_known_ids(load_questions(path), image_ids, path)
     questions = [of_image.get(image_id, []) for image_id in image_ids]
     if not any(questions):
         raise InputError(f"{path}: no question is about a training image; image_id must be the annotations'")

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from pycocoevalcap.cider.cider import Cider
 
+from src.data.record import ImageId
+
 _MAX_N = 4
 _SIGMA = 6.0
 _SCALE = 10.0
@@ -192,7 +194,7 @@ def _ranges(first: np.ndarray, size: np.ndarray) -> np.ndarray:
     return np.repeat(first - before, size) + np.arange(size.sum())
 
 
-def corpus_cider(captions: Mapping[int, str], ground_truths: Mapping[int, Sequence[str]]) -> float:
+def corpus_cider(captions: Mapping[ImageId, str], ground_truths: Mapping[ImageId, Sequence[str]]) -> float:
     """pycocoevalcap's CIDEr of a split, for validation during training: one caption for each image.
 
     Captions are words separated by blanks as the tokenizer decodes them, ground truths PTB tokens: with word pieces the

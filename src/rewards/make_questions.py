@@ -12,12 +12,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_c
 
 from src.config import Config
 from src.config_load import load_config
-from src.data.locate import find_images, read_records
+from src.data.locate import evaluated_split, find_images, read_records
 from src.data.question_file import QuestionFile
 from src.data.questions import questions_file
-from src.data.records import SPLITS, Record
+from src.data.record import SPLITS, Record
 from src.environment import prepare_environment, run_program
 from src.errors import InputError, RunStopped
+from src.files import given_file
 from src.progress import Progress, say
 from src.rewards.question_maker import ImageFailed, QuestionMaker
 
@@ -25,7 +26,7 @@ from src.rewards.question_maker import ImageFailed, QuestionMaker
 def main() -> None:
     """Parse the command line, and ask about the images that are not done."""
     parser = argparse.ArgumentParser(description="Make questions about images, by a vision-language server.")
-    parser.add_argument("--config", required=True, help="a YAML file of configs/")
+    parser.add_argument("--config", type=given_file, required=True, help="a YAML file of configs/")
     parser.add_argument("--split", choices=SPLITS, default="train", help="default train")
     parser.add_argument("--questions", type=int, default=5, help="to write about each image (default 5)")
     parser.add_argument("--base_url", help="of the server: caprl.base_url for this command")
@@ -41,6 +42,7 @@ def main() -> None:
     if config.caprl.model is None:
         raise InputError("caprl.model=null: name the server's vision-language model, as --model NAME")
     prepare_environment(convolutions=False)
+    evaluated_split(config, arguments.split)  # it is there
     records, skipped = read_records(config)
     for left_out in skipped:
         print(f"skipped: {left_out.file}: {left_out.reason}")

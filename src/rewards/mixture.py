@@ -10,6 +10,7 @@ import numpy as np
 
 from src.config import CiderConfig, Config
 from src.data.questions import Answerer
+from src.data.record import ImageId
 from src.rewards import shape
 from src.rewards.caprl import CapRL, build_caprl
 from src.rewards.cider import CiderD
@@ -29,7 +30,7 @@ class Rewards:
         self,
         config: Config,
         ground_truths: Sequence[Sequence[str]],
-        image_ids: Sequence[int],
+        image_ids: Sequence[ImageId],
         answerer: Callable[[], Answerer],
     ) -> None:
         build: dict[str, Callable[[], Reward]] = {

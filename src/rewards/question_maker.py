@@ -23,6 +23,7 @@ from PIL import Image
 from src.config import CapRLConfig
 from src.data.image_url import image_url
 from src.data.questions import UNTYPED, Question, parse_question
+from src.data.record import ImageId, is_utf8
 from src.errors import InputError
 from src.progress import say
 from src.rewards.client import FAILURES, THINKS, Client
@@ -74,7 +75,7 @@ class QuestionMaker:
                 "OPENAI_API_KEY"
             ) from None
 
-    def make(self, image_id: int, load: Callable[[], bytes]) -> tuple[list[Question], Counter]:
+    def make(self, image_id: ImageId, load: Callable[[], bytes]) -> tuple[list[Question], Counter]:
         """Questions to be kept about the image whose bytes `load` gives, and how many were what.
 
         The counts are question_file.COUNTS. malformed: not as the prompt wants them, or asked twice; unreadable: 1
@@ -186,7 +187,7 @@ def read_list(reply: str | None) -> list | None:
         return None
 
 
-def clean_question(entry: Any, image_id: int) -> Question | None:
+def clean_question(entry: Any, image_id: ImageId) -> Question | None:
     """An entry of a reply as a question, blanks collapsed; None where it is none, or not as the prompt wants it."""
     if not isinstance(entry, dict) or not isinstance(entry.get("options"), list):
         return None
@@ -196,7 +197,7 @@ def clean_question(entry: Any, image_id: int) -> Question | None:
     asked, answer, *options = (" ".join(text.split()) for text in texts)
     if len(options) != OPTIONS or UNSEEN in options or any(map(_LETTERED.match, options)):
         return None
-    if not all(text.isprintable() for text in (asked, *options)):  # half of a surrogate pair cannot be sent
+    if not all(map(is_utf8, (asked, *options))):  # half of a surrogate pair cannot be sent
         return None
     kind = entry.get("type")
     kind = kind if kind in TYPES else UNTYPED

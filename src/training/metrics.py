@@ -54,7 +54,7 @@ def read_lines(path: Path) -> list[dict]:
     """The lines of a metrics.jsonl; one cut off by a crash is left out, with all behind it."""
     lines = []
     if path.exists():
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:

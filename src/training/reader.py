@@ -23,7 +23,7 @@ from src.config_load import load_config
 from src.data.questions import CANNOT, words_of
 from src.device import setup_device
 from src.errors import RunStopped
-from src.files import one_at_a_time
+from src.files import from_root, given_file, one_at_a_time
 from src.progress import Progress
 from src.rewards.reader import OPTIONS, QUESTIONS, Reader, ReaderModel, Vocabulary, load_reader
 from src.rewards.reader_examples import Example, held_out_examples, training_groups
@@ -163,7 +163,7 @@ def accuracies(reader: Reader, examples: Sequence[Example]) -> dict[str, dict[st
 def main() -> None:
     """Train the reader that rewards, and print how it answers questions on scenes it has not seen."""
     parser = argparse.ArgumentParser(description="Train the demo's reader and print its accuracy on other scenes.")
-    parser.add_argument("--config", type=Path, default=Path("configs/demo/grpo.yaml"))
+    parser.add_argument("--config", type=given_file, default=Path(from_root("configs/demo/grpo.yaml")))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)

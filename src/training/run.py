@@ -248,7 +248,8 @@ def list_skipped(folder: Path, dataset: Dataset) -> None:
     """Write skipped.txt, and say so, where images or captions were left out."""
     if dataset.skipped:
         listing = folder / "skipped.txt"
-        listing.write_text("".join(f"{skipped.file}\t{skipped.reason}\n" for skipped in dataset.skipped))
+        lines = (f"{skipped.file}\t{skipped.reason}\n" for skipped in dataset.skipped)
+        listing.write_text("".join(lines), encoding="utf-8")
         print(f"{len(dataset.skipped)} images or captions skipped, listed in {listing}")
 
 
