@@ -78,11 +78,13 @@ def distinct(runs: Sequence[ComparedRun]) -> dict[Path, Stage]:
 
 
 def is_evaluated(config: Config) -> bool:
-    """Whether eval.py has scored the result of this run on the test split with these settings."""
+    """Whether eval.py has scored the result of this run on the test split with these settings, and no metric failed."""
     name = results_name("test", config.eval)
     if not (config.run_folder / f"eval_{name}.json").is_file():
         return False
     result = read_evaluation(config.run_folder, name)
+    if result.get("left_out"):
+        return False
     wanted = examined_by(config, "test") if prism_flags(config, "test") else None
     if result.get("prism", {}).get("examined_by") != wanted:
         return False
