@@ -45,6 +45,7 @@ _KANA = 0.3  # share of the letters without blanks that makes a caption Japanese
 _HAN_RUN = re.compile(f"[{HAN}]+")
 _WIDE = HAN + "\u3001-\u303f\uff01-\uff65"  # with Chinese punctuation
 BLANK_BESIDE_HAN = f"(?<=[{_WIDE}]) | (?=[{_WIDE}])"
+_SHOWN = re.compile(rf"[{HAN}]+|[{_WIDE}]|[^\s{_WIDE}]+")
 _OTHER = rf"(?:(?![{HAN}_])[\w\u0300-\u036f])+"  # a letter may carry an accent of its own
 _PIECE = re.compile(rf"[{HAN}]+|\d+(?:,\d+)+|{_OTHER}(?:[-'’.]{_OTHER})*")
 
@@ -86,8 +87,7 @@ class Words:
         """A decoded caption with blanks between its words, none of which is dropped: as people choose words in it."""
         if self.cut_han is None:
             return caption
-        pieces = (piece for part in caption.split() for piece in re.split(f"([{HAN}]+)", part) if piece)
-        return " ".join(word for piece in pieces for word in self._cut(piece))
+        return " ".join(word for piece in _SHOWN.findall(caption) for word in self._cut(piece))
 
     def _cut(self, piece: str) -> list[str]:
         return self.cut_han(piece) if self.cut_han and _HAN_RUN.match(piece) else [piece]

@@ -30,7 +30,7 @@ def score_meteor(truths: Mapping[int, list[str]], results: Mapping[int, list[str
         """||| separates METEOR's fields, and pycocoevalcap leaves it in ground truths."""
         return [text.replace("|||", " ") for text in texts]
 
-    with _meteor_child() as meteor:
+    with meteor_child() as meteor:
         score, _ = meteor.compute_score(
             {image_id: one_field(texts) for image_id, texts in truths.items()},
             {image_id: one_field(texts) for image_id, texts in results.items()},
@@ -58,11 +58,11 @@ class _Meteor(meteor_module.Meteor):
         return line
 
     def __del__(self) -> None:
-        """Meteor's own waits for ever on its lock after a failure; `_meteor_child` ends the process instead."""
+        """Meteor's own waits for ever on its lock after a failure; `meteor_child` ends the process instead."""
 
 
 @contextlib.contextmanager
-def _meteor_child() -> Iterator[_Meteor]:
+def meteor_child() -> Iterator[_Meteor]:
     """METEOR's Java process, ended on leaving whatever happens; InputError if it breaks."""
     with plain_jar(METEOR_JAR, "data") as jar, tempfile.TemporaryFile() as stderr:
         meteor = _Meteor(jar, stderr)

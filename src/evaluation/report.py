@@ -101,7 +101,7 @@ def remarks(results: Mapping[str, Sequence[dict]]) -> list[str]:
     tables = [result["metrics"].keys() for result in every]
     partial = sorted(set().union(*tables) - set(tables[0]).intersection(*tables))
     if partial:
-        lines[f"Not every result has {', '.join(partial)}: left out of the table"] = None
+        lines[f"Left out, since not every run has it: {', '.join(partial)}"] = None
     return list(lines)
 
 
