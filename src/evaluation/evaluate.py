@@ -67,7 +67,9 @@ def evaluate(
     drawn = None
     if config.eval.samples:
         drawn = sample_captions(config, captioner, tokenizer, source, len(records), workers)
-    answerer = build_answerer(config, workers, examiner=True) if with_prism else None
+    answerer = None
+    if with_prism:
+        answerer = build_answerer(config, workers, examiner=True, language=dataset.words.language)
     workers.wait()
     if not workers.is_first:
         return None

@@ -42,7 +42,7 @@ def run_rl(run: Run, reference: Captioner) -> None:
     if grpo.top_k > run.tokenizer.vocab_size:
         raise InputError(f"grpo.top_k={grpo.top_k} must be at most {run.tokenizer.vocab_size}, the vocabulary's size")
     image_ids = [record.image_id for record in run.dataset.records["train"]]
-    answerer = partial(build_answerer, config, run.workers, examiner=False)
+    answerer = partial(build_answerer, config, run.workers, examiner=False, language=run.dataset.words.language)
     rewards = Rewards(config, run.dataset.ground_truths["train"], image_ids, answerer)
     total_steps = grpo.rollouts * config.updates_per_rollout
     rates = learning_rates(grpo.optimizer, total_steps)
