@@ -83,11 +83,13 @@ def distinct(runs: Sequence[ComparedRun]) -> dict[Path, Stage]:
 
 
 def is_evaluated(config: Config, split: str) -> bool:
-    """Whether eval.py has scored the result of this run on a split with these settings."""
+    """Whether eval.py has scored the result of this run on a split with these settings, and no metric failed."""
     name = results_name(split, config.eval)
     if not (config.run_folder / f"eval_{name}.json").is_file():
         return False
     result = read_evaluation(config.run_folder, name)
+    if result.get("left_out"):
+        return False
     wanted = examined_by(config, split) if prism_flags(config, split) else None
     if result.get("prism", {}).get("examined_by") != wanted:
         return False

@@ -16,6 +16,8 @@ class DataConfig:
     dataset: str
     format: Literal["coco", "karpathy", "table"]
     root: str
+    language: Literal["auto", "en", "zh"]
+    segmentation: Literal["characters", "jieba"]
     annotations: str
     images: str
     lists: str | None

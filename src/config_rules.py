@@ -176,6 +176,11 @@ def check(config: Config) -> None:
             "must be one folder name of letters, digits, '.', '-' and '_'",
         ),
         (
+            "data.segmentation",
+            c.data.segmentation == "characters" or c.data.language != "en",
+            "is for Chinese captions, and data.language=en is given: leave one of the two out",
+        ),
+        (
             "tokenizer.vocab",
             c.tokenizer.kind == "word" or c.tokenizer.vocab is not None,
             "must name a vocab.txt where tokenizer.kind is wordpiece",

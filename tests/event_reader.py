@@ -61,6 +61,15 @@ def read_pictures(folder: Path) -> list[tuple[int, dict[str, bytes]]]:
     return [(step, pictures) for step, pictures in rows if pictures]
 
 
+def read_texts(folder: Path) -> list[tuple[int, dict[str, str]]]:
+    """The texts of every step that has any, in order."""
+    rows = [
+        (event.step, {v.tag: v.tensor.string_val[0].decode() for v in event.summary.value if v.HasField("tensor")})
+        for event in read_events(folder)
+    ]
+    return [row for row in rows if row[1]]
+
+
 def logged_scalars(folder: Path) -> list[tuple[int, dict[str, float]]]:
     """What metrics.jsonl says that `read_scalars` must be: the same numbers as float32."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

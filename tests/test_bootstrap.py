@@ -5,8 +5,9 @@ import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from test_caption_metrics import no_spice, scenes, scores  # noqa: F401  fixtures
 
-from src.evaluation.bootstrap import average_seeds, corpus_metrics, meteor_score, paired_differences
-from src.evaluation.caption_metrics import _meteor_child, tokenized
+from src.evaluation.bootstrap import average_seeds, corpus_metrics, meteor_score, paired_differences, whole_split
+from src.evaluation.caption_metrics import tokenized
+from src.evaluation.java_metrics import meteor_child
 
 
 def test_the_whole_split_gives_the_whole_scores(scores):  # noqa: F811
@@ -24,7 +25,7 @@ def test_a_resample_is_scored_as_pycocoevalcap_scores_it(scores):  # noqa: F811
     bleu, _ = Bleu(4).compute_score(resampled_truths, resampled_results, verbose=0)
     mine = corpus_metrics(scores.segments, counts)
     np.testing.assert_allclose([mine[f"Bleu_{n}"][0] for n in range(1, 5)], bleu, rtol=1e-9)
-    with _meteor_child() as meteor:
+    with meteor_child() as meteor:
         one_field = {key: [text.replace("|||", " ") for text in texts] for key, texts in resampled_truths.items()}
         one_result = {key: [text.replace("|||", " ") for text in texts] for key, texts in resampled_results.items()}
         score, _ = meteor.compute_score(one_field, one_result)
@@ -63,6 +64,12 @@ def test_the_interval_of_a_metric_that_few_images_have():
     nan = [np.nan] * 49
     some, other = (flat(np.zeros(50)) | {"prism_mean": np.array([value, *nan])} for value in (0.75, 0.5))
     assert paired_differences(some, other, resamples=50)["prism_mean"] == {"mean": 0.25, "low": 0.25, "high": 0.25}
+
+
+def test_metrics_that_were_left_out_have_no_interval():
+    system, other = ({"CIDEr": np.array(values)} for values in ([1.0, 2.0], [0.5, 1.5]))
+    result = paired_differences(system, other, resamples=10)
+    assert list(result) == ["CIDEr"] and result["CIDEr"]["mean"] == 0.5 and whole_split(system) == {"CIDEr": 1.5}
 
 
 def test_seeds_are_averaged_image_by_image():

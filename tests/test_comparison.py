@@ -87,7 +87,7 @@ def test_published_figures(tmp_path, monkeypatch):
     assert published_figures("demo") == {"grpo": "50.5 (greedy; a paper)"}
 
 
-def write_run(folder, cider, images=4, spice=False, decoding="greedy"):
+def write_run(folder, cider, images=4, spice=False, decoding="greedy", failed=()):
     """A run folder as training and eval.py leave it; `cider`: of every image."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(len(str(folder)))
@@ -97,8 +97,11 @@ def write_run(folder, cider, images=4, spice=False, decoding="greedy"):
     metrics = {f"Bleu_{n}": 0.5 for n in (1, 2, 3, 4)} | {"METEOR": 0.25, "ROUGE_L": 0.25, "CIDEr": cider}
     if spice:
         segments["SPICE"], metrics["SPICE"] = np.full(images, 0.125), 0.125
+    for name in failed:
+        del segments[name.lower()], metrics[name]
     write_arrays(folder / "segments_test.npz", segments)
     result = {"metrics": metrics, "signature": f"tok:ptb|decoding:{decoding}|images:{images}", "num_images": images}
+    result |= {"left_out": dict.fromkeys(failed, "out of memory")} if failed else {}
     result |= {"diversity": {"self-CIDEr": 0.625, "vocabulary": 1345, "best-CIDEr": 1.5}}
     write_json(folder / "eval_test.json", result | {"endings": {"function_word": 0.25, "truncated": 0.0}})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
@@ -111,8 +114,8 @@ def compare(tmp_path, **changes):
     """report.json and report.md of two seeds of the five systems, the second 0.125 better; `changes` to first seeds."""
     folders = {system: [tmp_path / f"{system}-{seed}" for seed in (1, 2)] for system in CIDER}
     for system, (first, second) in folders.items():
-        write_run(first, CIDER[system], **changes.get(system, {}))
-        write_run(second, CIDER[system] + 0.125)
+        write_run(first, CIDER[system], **changes.get(system, changes.get("everywhere", {})))
+        write_run(second, CIDER[system] + 0.125, **changes.get("everywhere", {}))
     configs = {system: load_config(f"configs/demo/{system.partition('_')[0]}.yaml") for system in CIDER}
     plan = load_plan(ROOT / "configs/demo/comparison.yaml", ["seeds=2", "resamples=10"])
     text = write_comparison(folders, configs, tmp_path / "report", plan, "test")
@@ -146,6 +149,19 @@ def test_a_metric_that_one_run_lacks_is_left_out(tmp_path):
     report, text = compare(tmp_path, scst={"spice": True})
     assert "SPICE" not in report["systems"]["scst"] and "SPICE" not in report["differences"]["grpo-scst"]
     assert report["left_out"] == ["SPICE"] and "not every run has it: SPICE" in text
+
+
+def test_meteor_that_failed_in_one_run_or_in_all_is_named_with_its_reason(tmp_path):
+    failed = {"failed": ["METEOR"]}
+    report, text = compare(tmp_path / "one", scst=failed)
+    assert "METEOR is left out: out of memory (scst)." in text and "not every run has it: METEOR." in text
+    assert all("METEOR" not in table for table in (*report["systems"].values(), *report["differences"].values()))
+    assert "| Bleu_4 | ROUGE_L | CIDEr |" in text and report["left_out"] == ["METEOR"]
+    report, text = compare(tmp_path / "all", everywhere=failed)
+    assert "METEOR is left out: out of memory (ce, scst, grpo, scst_equal_updates, grpo_equal_updates)." in text
+    assert "not every run" not in text and report["left_out"] == [] and "METEOR" not in report["differences"]["grpo-ce"]
+    page = " ".join(report["remarks"])
+    assert page.count("METEOR") == 1
 
 
 @pytest.mark.parametrize("change", [{"images": 3}, {"decoding": "beam3"}])

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from event_reader import crc32c, logged_scalars, read_pictures, read_scalars
+from event_reader import crc32c, logged_scalars, read_pictures, read_scalars, read_texts
 from PIL import Image
 from tiny import tiny_data
 
@@ -93,6 +93,17 @@ def test_a_small_split_is_shown_whole():
 def test_no_caption_is_too_long_or_strange(caption):
     (picture,) = panel_of(FILES[:1]).draw([caption]).values()
     assert opened(picture).size == (350, 168)
+
+
+def test_what_the_font_lacks_is_written_as_text(tmp_path):
+    writer = MetricsWriter(tmp_path, "ce", 0, panel_of(FILES[:3]))
+    writer.write_captions(4, ["一只猫", "a cat", "un café"])
+    assert read_texts(tmp_path) == [
+        (4, {"captions/100/text_summary": "一只猫", "captions/102/text_summary": "un café"}),
+    ]
+    first, second, third = read_pictures(tmp_path)[0][1].values()
+    words = [np.asarray(opened(data))[:, 176:] for data in (first, second, third)]
+    assert np.array_equal(words[0], words[2]) and not np.array_equal(words[0], words[1])  # both name the other place
 
 
 def test_lines_break_between_words():

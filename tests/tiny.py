@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from programs import run_forked
@@ -60,6 +61,38 @@ def tiny_data() -> Path:
     root = Path(tempfile.mkdtemp(prefix="tiny-demo-")) / "demo"
     generate_demo(root, train=64, val=16, test=16, size=64)
     return root
+
+
+CHINESE = {"red": "红色", "yellow": "黄色", "green": "绿色", "blue": "蓝色", "purple": "紫色", "white": "白色"}
+CHINESE |= {"circle": "圆", "square": "方块", "triangle": "三角形", "star": "星星", "ring": "圆环", "heart": "心"}
+CHINESE |= {"small": "小", "large": "大"}
+
+
+def chinese_data(root: Path, translate: Callable[[str], str] = str) -> Path:
+    """The 64 scenes with three Chinese captions each, in `root`, with links to the images. translate: of a caption."""
+    (root / "annotations").mkdir(parents=True)
+    (root / "images").symlink_to(tiny_data() / "images")
+    for split in ("train", "val", "test"):
+        data = json.loads((tiny_data() / f"annotations/captions_{split}.json").read_text())
+        rows = [
+            {"id": 3 * place + number, "image_id": image["id"], "caption": translate(caption)}
+            for place, image in enumerate(data["images"])
+            for number, caption in enumerate(chinese_captions(image["scene"]))
+        ]
+        text = json.dumps(data | {"annotations": rows}, ensure_ascii=False)
+        (root / f"annotations/captions_{split}.json").write_text(text, encoding="utf-8")
+    return root
+
+
+def chinese_captions(scene: dict) -> list[str]:
+    """What is there, and where, with mixed and full-width letters, and punctuation."""
+    things = [CHINESE[o["size"]] + CHINESE[o["colour"]] + CHINESE[o["shape"]] for o in scene["objects"]]
+    listed = "和".join(f"一个{thing}" for thing in things)
+    return [
+        f"图中有{listed}。",
+        f"{listed}，在Ｔ恤上",
+        f"{things[0]}在picture{'右边' if len(things) > 1 else '中间'}！",
+    ]
 
 
 @functools.cache

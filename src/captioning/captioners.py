@@ -17,6 +17,7 @@ from src.config import Config
 from src.data.dataset import build_image_source, weights_digest
 from src.data.image_files import ImageFiles
 from src.data.photographs import Photograph
+from src.data.words import ENGLISH, build_chinese
 from src.decoding.attention import CrossAttention
 from src.decoding.sampler import GreedyDecoder
 from src.evaluation.evaluate import build_decoder, build_sampler, load_captioner
@@ -32,6 +33,13 @@ class Inputs(NamedTuple):
     pixels: np.ndarray
     key: int
     state: int
+
+
+class Looks(NamedTuple):
+    """The words of a caption, as people choose them in its text, and where each looked, float32 [words, N]."""
+
+    words: list[str]
+    weights: np.ndarray
 
 
 class Captioners:
@@ -58,8 +66,11 @@ class Captioners:
         rows = {name: decoders(features[decoders.encoder], draws) for name, decoders in self._decoders.items()}
         return [{name: captions[row] for name, captions in rows.items()} for row in range(len(photographs))]
 
-    def attend(self, photograph: Inputs, captions: Captions) -> dict[str, list[np.ndarray]]:
-        """Where each word of these captions of one photograph looked, by checkpoint: float32 [words, N] of each."""
+    def attend(self, photograph: Inputs, captions: Captions) -> dict[str, list[Looks]]:
+        """Where each word of these captions of one photograph looked, by checkpoint.
+
+        Errors: InputError where captions are cut by jieba, and it is missing.
+        """
         features = self._encode([photograph])
         return {
             name: decoders.attend(features[decoders.encoder], captions[name])
@@ -101,7 +112,7 @@ class _Decoders:
             self._single[decoding_name(config.eval)] = build_decoder(config, captioner, self._tokenizer, workers)
         self._sampler = build_sampler(config, captioner, self._tokenizer, workers) if config.eval.samples else None
         self._attention = graphs.keep("attention", CrossAttention(captioner, self._tokenizer.bos_id))
-        self._tokens = config.eval.tokens
+        self._tokens, self._segmentation = config.eval.tokens, config.data.segmentation
 
     def __call__(self, features: Tensor, draws: Tensor | None) -> list[list[Caption]]:
         """For each of B images its captions, from features [B, N, C] and uniforms [B, G, T]."""
@@ -115,16 +126,16 @@ class _Decoders:
             columns.append(self._captions("sample", ids, logprobs, images))
         return [list(chain(*parts)) for parts in zip(*columns)]
 
-    def attend(self, features: Tensor, captions: Sequence[Caption]) -> list[np.ndarray]:
-        """Attention of each word, float32 [words, N] of each caption, from features [1, N, C].
-
-        A word of several pieces has their mean.
-        """
-        texts = [row.caption for row in captions]
+    def attend(self, features: Tensor, captions: Sequence[Caption]) -> list[Looks]:
+        """Attention of each word of each caption, from features [1, N, C]. A word of several pieces has their mean."""
+        cut = build_chinese(self._segmentation) if self._tokenizer.chinese else ENGLISH
+        texts = [cut.spaced(row.caption) for row in captions]
         ids, _, _ = self._tokenizer.encode_targets(texts, self._tokens)
         weights = self._attention(features, Tensor(ids)).asnumpy()  # [M, T, N]
         words = [self._tokenizer.words_of_tokens(text)[: self._tokens] for text in texts]
-        return [mean_by_word(rows, row_words) for rows, row_words in zip(weights, words)]
+        return [
+            Looks(text.split(), mean_by_word(rows, row_words)) for text, rows, row_words in zip(texts, weights, words)
+        ]
 
     def _captions(self, decoding: str, ids: Tensor, logprobs: Tensor, images: int) -> list[list[Caption]]:
         """The rows of each image, from ids [M, T] and logprobs [M, T] or, of beams, [M]."""

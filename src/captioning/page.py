@@ -5,6 +5,7 @@ Letters: H, W pixels of the small picture; N image tokens, a square grid. Nothin
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -34,11 +35,13 @@ STYLE = """
 
 
 class Shown(NamedTuple):
-    """One photograph's results. small: uint8 [H, W, 3]; looks: by checkpoint, of each caption float32 [words, N]."""
+    """One photograph's results. small: uint8 [H, W, 3]; looks: by checkpoint, the words of each caption and the
+    attention of each, float32 [words, N].
+    """
 
     small: np.ndarray
     captions: Captions
-    looks: dict[str, list[np.ndarray]]
+    looks: Mapping[str, Sequence[tuple[list[str], np.ndarray]]]
 
 
 def small_picture(pixels: np.ndarray) -> np.ndarray:
@@ -68,14 +71,11 @@ def choices(captions: Captions) -> list[tuple[str, int]]:
 
 def attention_strip(shown: Shown, number: int) -> str:
     """A small picture for each word of a caption, numbered by `choices`: where it looked less, it is darker."""
-    every = [
-        (row.caption, looks) for name, rows in shown.captions.items() for row, looks in zip(rows, shown.looks[name])
-    ]
-    caption, looks = every[number]
+    words, looks = [found for name in shown.captions for found in shown.looks[name]][number]
     figures = [
         f'<figure><img src="{jpeg_url(shade(shown.small, weights))}" alt="{escape(where(weights))}" '
         f'title="{escape(where(weights))}"><figcaption>{escape(word)}</figcaption></figure>'
-        for word, weights in zip(caption.split(), looks)
+        for word, weights in zip(words, looks)
     ]
     return f'<div class="looks">{"".join(figures)}</div>'
 

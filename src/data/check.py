@@ -7,6 +7,7 @@ image or caption that is skipped; the weights of the encoder and the reward's qu
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def main() -> None:
         encoder.kind, variant=encoder.variant, checkpoint=encoder.checkpoint, image_size=config.data.image_size
     )
     dataset = load_dataset(config)
+    if dataset.words.warning:
+        print(dataset.words.warning, file=sys.stderr)
     tokenizer = build_tokenizer(config, dataset)
     rows = [
         [split, *split_facts([tokens for image in truths for tokens in encode(tokenizer, image)], len(truths), config)]
@@ -52,6 +55,8 @@ def main() -> None:
     ]
     print("\n".join(markdown_table(COLUMNS, rows)))
     print(f"vocabulary: {tokenizer.vocab_size}, of which {int(tokenizer.allowed.sum())} can be produced")
+    if dataset.words.note:
+        print(dataset.words.note)
     for skipped in dataset.skipped:
         print(f"skipped: {skipped.file}: {skipped.reason}")
     print(f"{len(dataset.skipped)} images or captions skipped", flush=True)

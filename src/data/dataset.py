@@ -17,10 +17,10 @@ from src.data.image_files import ImageFiles, Images, UnchangedImages
 from src.data.images import ImageSource
 from src.data.locate import find_images, read_records, read_split
 from src.data.photographs import READER
-from src.data.ptb import tokenize_captions
 from src.data.record import ImageId, Record, Skipped
 from src.data.shards import ShardImages
 from src.data.tokenizer import Tokenizer, build_word_tokenizer, build_wordpiece_tokenizer
+from src.data.words import Words, choose_words
 from src.environment import convolutions_are_slow
 from src.models.variants import PREPROCESSING, Preprocessing
 from src.workers import Workers
@@ -28,11 +28,12 @@ from src.workers import Workers
 
 @dataclass(frozen=True)
 class Dataset:
-    """Records of each split, and their PTB-tokenised ground truths in the same order."""
+    """Records of each split, their tokenised ground truths in the same order, and what made words of them."""
 
     records: dict[str, list[Record]]
     ground_truths: dict[str, list[list[str]]]
     skipped: list[Skipped]
+    words: Words
 
     def by_image_id(self, split: str) -> dict[ImageId, list[str]]:
         """Tokenised ground truths of a split, looked up by image id."""
@@ -47,18 +48,19 @@ def load_dataset(config: Config, scored: str | None = None) -> Dataset:
     """
     records, skipped = read_records(config) if scored is None else read_split(config, scored)
     everything = {record.image_id: record.captions for split in records.values() for record in split}
-    tokenized = tokenize_captions(everything, config.cache_folder)
+    words = choose_words(config.data, (caption for captions in everything.values() for caption in captions))
+    tokenized = words.tokenize_images(everything, config.cache_folder)
     ground_truths = {split: [tokenized[record.image_id] for record in rows] for split, rows in records.items()}
-    return Dataset(records, ground_truths, skipped)
+    return Dataset(records, ground_truths, skipped, words)
 
 
 def build_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
     """Words of the training captions, or BERT's word pieces, as `tokenizer.kind` says."""
-    vocab = config.tokenizer.vocab
+    vocab, chinese = config.tokenizer.vocab, dataset.words.language == "zh"
     if config.tokenizer.kind == "wordpiece" and vocab is not None:  # src/config_rules.py refuses it without
-        return build_wordpiece_tokenizer(Path(vocab))
+        return build_wordpiece_tokenizer(Path(vocab), chinese=chinese)
     captions = (caption for truths in dataset.ground_truths["train"] for caption in truths)
-    return build_word_tokenizer(captions, config.tokenizer.min_count)
+    return build_word_tokenizer(captions, config.tokenizer.min_count, chinese=chinese)
 
 
 def preprocessing(config: Config) -> Preprocessing:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
+from src.data.words import BLANK_BESIDE_HAN
 from src.errors import InputError
 from src.files import whole_file
 
@@ -30,6 +31,7 @@ class Tokenizer:
         vocab_size: V.
         pad_id, unk_id, bos_id, eos_id: ids of the special tokens.
         allowed: bool [V], the ids that the policy may produce: all but PAD, UNK, BOS, [MASK] and [unusedN].
+        chinese: whether `decode` writes Chinese, without blanks beside Han characters.
         fingerprint: sha256 (hexadecimal) of the vocabulary in its order.
     """
 
@@ -48,6 +50,7 @@ class Tokenizer:
         self.pad_id, self.unk_id, self.bos_id, self.eos_id = (vocab[token] for token in specials)
         self.allowed = np.array([not (t == "[MASK]" or t.startswith("[unused")) for t in tokens])  # [V]
         self.allowed[[self.pad_id, self.unk_id, self.bos_id]] = False
+        self.chinese = isinstance(library.decoder, decoders.Sequence)
         self.fingerprint = hashlib.sha256("\n".join(tokens).encode()).hexdigest()
 
     @property
@@ -60,7 +63,10 @@ class Tokenizer:
         return self._library.encode(caption, add_special_tokens=False).ids
 
     def words_of_tokens(self, caption: str) -> list[int]:
-        """For each token of `encode(caption)` which word, between blanks, of the caption it belongs to."""
+        """For each token of `encode(caption)` which word, between blanks, of the caption it belongs to.
+
+        Of Chinese give `Words.spaced`.
+        """
         encoding = self._library.encode(caption, add_special_tokens=False)
         return [len(caption[: start + 1].split()) - 1 for start, _ in encoding.offsets]
 
@@ -100,10 +106,10 @@ class Tokenizer:
             partial.write_text(self._library.to_str(pretty=True), encoding="utf-8")
 
 
-def build_word_tokenizer(captions: Iterable[str], min_count: int) -> Tokenizer:
+def build_word_tokenizer(captions: Iterable[str], min_count: int, *, chinese: bool = False) -> Tokenizer:
     """Words that occur at least `min_count` times, by falling count, then alphabetically, from id 4 on.
 
-    `captions` are PTB-tokenised: lower-case words with blanks between. Raises InputError if no word is left.
+    `captions` are tokenised: lower-case words with blanks between. Raises InputError if no word is left.
     """
     counts = Counter(word for caption in captions for word in caption.split())
     words = sorted((word for word in counts if counts[word] >= min_count), key=lambda word: (-counts[word], word))
@@ -114,10 +120,12 @@ def build_word_tokenizer(captions: Iterable[str], min_count: int) -> Tokenizer:
     library = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=specials[1]))
     library.normalizer = normalizers.Lowercase()
     library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if chinese:
+        library.decoder = _chinese_decoder()
     return Tokenizer(library, "the training captions")
 
 
-def build_wordpiece_tokenizer(vocab_file: Path) -> Tokenizer:
+def build_wordpiece_tokenizer(vocab_file: Path, *, chinese: bool = False) -> Tokenizer:
     """BERT's lower-cased word pieces from a vocab.txt, one token per line; BOS is [CLS], EOS is [SEP].
 
     Raises InputError if the file is missing, not UTF-8, has a blank line, names a token twice or lacks a special one.
@@ -138,8 +146,14 @@ def build_wordpiece_tokenizer(vocab_file: Path) -> Tokenizer:
     library = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100))
     library.normalizer = normalizers.BertNormalizer(lowercase=True)
     library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    library.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+    library.decoder = _chinese_decoder() if chinese else decoders.WordPiece(prefix="##", cleanup=False)
     return Tokenizer(library, f"tokenizer.vocab={vocab_file}")
+
+
+def _chinese_decoder() -> decoders.Decoder:
+    """Words or pieces as Chinese is written; kept in tokenizer.json, so that whoever decodes need not know it."""
+    joined = [decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse()]
+    return decoders.Sequence([*joined, decoders.Replace(Regex(BLANK_BESIDE_HAN), "")])
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -52,10 +52,13 @@ def corpus_metrics(segments: Mapping[str, np.ndarray], counts: np.ndarray) -> di
     """Each metric [R] of resamples: counts [R, n] says how often a resample holds an image; NaN without any.
 
     segments: `bleu` [n, 10], `meteor` [n, 23], and any metric that is a mean over images [n] (NaN: of the others), by
-    its name.
+    its name. A metric that was left out has none.
     """
-    result = {f"Bleu_{k}": column for k, column in enumerate(bleu_scores(counts @ segments["bleu"]).T, start=1)}
-    result["METEOR"] = meteor_score(counts @ segments["meteor"])
+    result: dict[str, np.ndarray] = {}
+    if "bleu" in segments:
+        result |= {f"Bleu_{k}": column for k, column in enumerate(bleu_scores(counts @ segments["bleu"]).T, start=1)}
+    if "meteor" in segments:
+        result["METEOR"] = meteor_score(counts @ segments["meteor"])
     for name, values in segments.items():
         if values.ndim == 1:
             known = ~np.isnan(values)  # Prism's, of an image without questions
@@ -72,8 +75,12 @@ def average_seeds(seeds: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.nda
 
 def whole_split(segments: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Each metric of the split itself."""
-    once = np.ones((1, len(segments["bleu"])))
+    once = np.ones((1, _images(segments)))
     return {name: float(values[0]) for name, values in corpus_metrics(segments, once).items()}
+
+
+def _images(segments: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(segments.values())))
 
 
 def resampled(images: int, resamples: int) -> np.ndarray:
@@ -89,7 +96,7 @@ def paired_differences(
 
     Both are scored on the same resampled images (Koehn 2004); the interval takes percentiles.
     """
-    counts = resampled(len(system["bleu"]), resamples)
+    counts = resampled(_images(system), resamples)
     ours, theirs = corpus_metrics(system, counts), corpus_metrics(other, counts)
     ours_whole, theirs_whole = whole_split(system), whole_split(other)
     result = {}

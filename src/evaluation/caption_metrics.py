@@ -1,11 +1,10 @@
-"""Scores of captions by pycocoevalcap after its PTB tokenizer, and the line that says how a score was made."""
+"""Scores of captions by pycocoevalcap, over words as src/data/words.py makes them, and the line that says how."""
 
-import contextlib
 import functools
 import json
-import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,77 +12,98 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
-from pycocoevalcap.spice import get_stanford_models, spice
 
-from src.data.ptb import java_failure, ptb_tokenize, put_java_on_path, tokenize_captions
 from src.data.record import ImageId, with_known_ids
+from src.data.words import ENGLISH, Words
 from src.errors import InputError
+from src.evaluation.java_metrics import score_meteor, score_spice, spice_has_models
 from src.progress import Progress
 
 _WANTED = 'a list of {"image_id": int or str, "caption": str}'
+ONE_IMAGE = "CIDEr is 0.0: it weighs words by the logarithm of the number of images, and there is one image, log 1 = 0"
+
+Truths = Mapping[ImageId, list[str]]
+Scores = tuple[dict[str, float], dict[str, np.ndarray]]  # metrics and segments of one scorer
 
 
 class CaptionScores(NamedTuple):
-    """`metrics`: Bleu_1..4, METEOR, ROUGE_L, CIDEr on pycocoevalcap's scale.
+    """`metrics`: Bleu_1..4, METEOR, ROUGE_L, CIDEr, SPICE on pycocoevalcap's scale.
 
     `segments`: what src.evaluation.bootstrap computes them from, one row per image in the order of the captions.
+    `left_out`: metrics that failed, and why. `notes`: what a reader of the scores must know, a line each.
     """
 
     metrics: dict[str, float]
     segments: dict[str, np.ndarray]
+    left_out: dict[str, str]
+    notes: list[str]
 
 
 def compute_metrics(
-    captions: Mapping[ImageId, str], ground_truths: Mapping[ImageId, Sequence[str]], *, ptb_done: bool = False
+    captions: Mapping[ImageId, str],
+    ground_truths: Mapping[ImageId, Sequence[str]],
+    *,
+    words: Words = ENGLISH,
+    tokenized_truths: bool = False,
 ) -> CaptionScores:
     """Score one caption per image id against its ground truths; document frequencies are those of all `ground_truths`.
 
-    ptb_done: the ground truths (not the captions) come from `ptb_tokenize` already.
-    InputError if a caption has no ground truths, or if Java is missing or fails. METEOR takes 10 s to load.
+    tokenized_truths: the ground truths (not the captions) come from `words` already. What fails is left out, with one
+    line on stderr. InputError if a caption has no ground truths, if English captions cannot be tokenised for want of
+    Java, or if every metric fails. METEOR takes 10 s to load.
     """
-    documents, results = tokenized(captions, ground_truths, ptb_done=ptb_done)
+    documents, results = tokenized(captions, ground_truths, words, tokenized_truths=tokenized_truths)
     truths = {image_id: documents[image_id] for image_id in results}
-    with Progress("metrics", 5, "metric") as bar:
-        bleu, bleu_counts = _bleu(truths, results)
-        bar.update(note="METEOR")
-        meteor, meteor_statistics = _meteor(truths, results)
-        bar.update(note="ROUGE-L")
-        rouge, rouge_per_image = Rouge().compute_score(truths, results)
-        bar.update(note="CIDEr")
-        cider, cider_per_image = _cider(documents, results)
-        bar.update(note="SPICE")
-        spice_per_image = _spice(truths, results)
-        bar.update()
-    metrics = {f"Bleu_{n}": float(score) for n, score in enumerate(bleu, start=1)}
-    metrics |= {"METEOR": meteor, "ROUGE_L": float(rouge), "CIDEr": float(cider)}
-    segments = {"bleu": bleu_counts, "meteor": meteor_statistics}
-    segments |= {"ROUGE_L": np.asarray(rouge_per_image), "CIDEr": np.asarray(cider_per_image)}
-    if spice_per_image is not None:
-        metrics["SPICE"], segments["SPICE"] = float(spice_per_image.mean()), spice_per_image
-    return CaptionScores(metrics, segments)
+    scorers = _scorers(words, documents)
+    metrics: dict[str, float] = {}
+    segments: dict[str, np.ndarray] = {}
+    left_out: dict[str, str] = {}
+    with Progress("metrics", len(scorers), "metric") as bar:
+        for name, scorer in scorers.items():
+            try:
+                found, statistics = scorer(truths, results)
+            except Exception as error:  # whatever one scorer runs into, the others are worth hours of training
+                kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+                left_out[name] = kind + " ".join(str(error).split())
+                print(f"{name} is left out: {left_out[name]}", file=sys.stderr)
+            else:
+                metrics |= found
+                segments |= statistics
+            bar.update(note=name)
+    if not metrics:
+        raise InputError(f"no metric could be computed, first {next(iter(left_out.values()))}")
+    notes = ["METEOR and SPICE are left out: they are made for English"] if words.language == "zh" else []
+    notes += [ONE_IMAGE] if len(documents) == 1 and "CIDEr" in metrics else []
+    for note in notes:
+        _say_once(note)
+    return CaptionScores(metrics, segments, left_out, notes)
 
 
 def tokenized(
-    captions: Mapping[ImageId, str], ground_truths: Mapping[ImageId, Sequence[str]], *, ptb_done: bool = False
+    captions: Mapping[ImageId, str],
+    ground_truths: Mapping[ImageId, Sequence[str]],
+    words: Words = ENGLISH,
+    *,
+    tokenized_truths: bool = False,
 ) -> tuple[dict[ImageId, list[str]], dict[ImageId, list[str]]]:
     """All ground truths, and the captions, as pycocoevalcap's scorers take them."""
     _check_images(captions, ground_truths)
     truths = {image_id: list(rows) for image_id, rows in ground_truths.items()}
-    truths = truths if ptb_done else tokenize_captions(truths, None)
-    lines = ptb_tokenize(list(captions.values()))
+    truths = truths if tokenized_truths else words.tokenize_images(truths)
+    lines = words.tokenize(list(captions.values()))
     return truths, {image_id: [line] for image_id, line in zip(captions, lines, strict=True)}
 
 
-def signature(*, document_frequencies: str, decoding: str, num_images: int, of: int | None = None) -> str:
+def signature(*, tokens: str, document_frequencies: str, decoding: str, num_images: int, of: int | None = None) -> str:
     """How the scores of `compute_metrics` were made, in SacreBLEU's manner.
 
-    document_frequencies: the name of the evaluated split, whose ground truths give CIDEr's document frequencies.
-    decoding: for example "greedy", "beam3", or "file" for captions made elsewhere. of: images of the whole split.
+    tokens: Words.name. document_frequencies: the name of the evaluated split, whose ground truths give CIDEr's
+    document frequencies. decoding: for example "greedy", "beam3", or "file" for captions made elsewhere.
+    of: images of the whole split.
     """
     images = f"{num_images}" if of in (None, num_images) else f"{num_images}/{of}"
-    parts = f"tok:ptb|df:{document_frequencies}|eos:no|decoding:{decoding}|images:{images}"
+    parts = f"tok:{tokens}|df:{document_frequencies}|eos:no|decoding:{decoding}|images:{images}"
     return f"{parts}|pycocoevalcap:{version('pycocoevalcap')}"
 
 
@@ -141,14 +161,21 @@ def _check_images(captions: Mapping[ImageId, str], ground_truths: Mapping[ImageI
         raise InputError(f"no ground truth for {len(missing)} images (first image_id {missing[0]}): leave them out")
 
 
-def _cider(documents: Mapping[ImageId, list[str]], results: Mapping[ImageId, list[str]]) -> tuple[float, np.ndarray]:
-    """CIDEr of `results`, and of each; its document frequencies are of all `documents`."""
-    captions = {**results, **{image_id: [""] for image_id in documents if image_id not in results}}
-    _, scores = Cider().compute_score({image_id: documents[image_id] for image_id in captions}, captions)
-    return float(np.mean(scores[: len(results)])), scores[: len(results)]
+def _scorers(words: Words, documents: Truths) -> dict[str, Callable[[Truths, Truths], Scores]]:
+    """What is computed, by the name under which a failure is told, in the order of tables."""
+    english = words.language == "en"
+    scorers: dict[str, Callable[[Truths, Truths], Scores]] = {"BLEU": _bleu}
+    scorers |= {"METEOR": _meteor} if english else {}
+    scorers |= {"ROUGE_L": _rouge, "CIDEr": partial(_cider, documents)}
+    if english and spice_has_models():
+        scorers["SPICE"] = _spice
+    elif english:
+        command = "python -m pycocoevalcap.spice.get_stanford_models"
+        _say_once(f"SPICE is left out, for want of its models: '{command}' downloads them (400 MB)")
+    return scorers
 
 
-def _bleu(truths: Mapping[ImageId, list[str]], results: Mapping[ImageId, list[str]]) -> tuple[list[float], np.ndarray]:
+def _bleu(truths: Truths, results: Truths) -> Scores:
     """Bleu_1..4, and per image [n, 10] the counts that they are computed from."""
     scorer = BleuScorer(n=4)
     for image_id, (caption,) in results.items():
@@ -163,81 +190,32 @@ def _bleu(truths: Mapping[ImageId, list[str]], results: Mapping[ImageId, list[st
         ]
         for image in scorer.ctest
     ]
-    return bleu, np.array(counts, np.float64)
+    metrics = {f"Bleu_{n}": float(score) for n, score in enumerate(bleu, start=1)}
+    return metrics, {"bleu": np.array(counts, np.float64)}
 
 
-def _meteor(truths: Mapping[ImageId, list[str]], results: Mapping[ImageId, list[str]]) -> tuple[float, np.ndarray]:
-    """METEOR, and per image [n, 23] the statistics that it is computed from (src.evaluation.bootstrap)."""
-
-    def one_field(texts: list[str]) -> list[str]:
-        """||| separates METEOR's fields, and pycocoevalcap leaves it in ground truths."""
-        return [text.replace("|||", " ") for text in texts]
-
-    with _meteor_child() as meteor:
-        score, _ = meteor.compute_score(
-            {image_id: one_field(texts) for image_id, texts in truths.items()},
-            {image_id: one_field(texts) for image_id, texts in results.items()},
-        )
-        statistics = np.array([line.split() for line in meteor.lines], np.float64)
-    perfect = (statistics[:, 21:23] == statistics[:, 0:2]).all(1) & (statistics[:, 20] == 1)
-    statistics[perfect, 20] = 0  # as METEOR does before it sums
-    return float(score), statistics
+def _meteor(truths: Truths, results: Truths) -> Scores:
+    score, statistics = score_meteor(truths, results)
+    return {"METEOR": score}, {"meteor": statistics}
 
 
-def _spice(truths: Mapping[ImageId, list[str]], results: Mapping[ImageId, list[str]]) -> np.ndarray | None:
-    """SPICE of each image, in the order of `results`; None, and one line on stderr, where it cannot run."""
-    folder = Path(spice.__file__).parent
-    if not (folder / "lib" / f"{get_stanford_models.JAR}-models.jar").is_file():
-        command = "python -m pycocoevalcap.spice.get_stanford_models"
-        _say_once(f"SPICE is left out, for want of its models: '{command}' downloads them (400 MB)")
-        return None
-    put_java_on_path()
-    try:
-        _, scores = spice.Spice().compute_score(truths, results)
-    except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        _say_once(f"SPICE is left out: it failed in {folder} ({' '.join(str(error).split())})")
-        return None
-    by_image = dict(zip(sorted(results), scores, strict=True))  # its scores are in the order of the sorted ids
-    return np.array([by_image[image_id]["All"]["f"] for image_id in results])
+def _rouge(truths: Truths, results: Truths) -> Scores:
+    score, per_image = Rouge().compute_score(truths, results)
+    return {"ROUGE_L": float(score)}, {"ROUGE_L": np.asarray(per_image)}
+
+
+def _cider(documents: Truths, truths: Truths, results: Truths) -> Scores:
+    """Document frequencies are of all `documents`, with or without results."""
+    captions = {**results, **{image_id: [""] for image_id in documents if image_id not in results}}
+    _, per_image = Cider().compute_score({image_id: documents[image_id] for image_id in captions}, captions)
+    return {"CIDEr": float(np.mean(per_image[: len(results)]))}, {"CIDEr": per_image[: len(results)]}
+
+
+def _spice(truths: Truths, results: Truths) -> Scores:
+    per_image = score_spice(truths, results)
+    return {"SPICE": float(per_image.mean())}, {"SPICE": per_image}
 
 
 @functools.cache
 def _say_once(line: str) -> None:
     print(line, file=sys.stderr)
-
-
-class _Meteor(Meteor):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lines: list[str] = []
-
-    def _stat(self, hypothesis_str: str, reference_list: list[str]) -> str:
-        """Meteor's own, but keeps the line of statistics."""
-        line = super()._stat(hypothesis_str, reference_list)
-        self.lines.append(line)
-        return line
-
-    def __del__(self) -> None:
-        """Meteor's own waits for ever on its lock after a failure; `_meteor_child` ends the process instead."""
-
-
-@contextlib.contextmanager
-def _meteor_child() -> Iterator[Meteor]:
-    """METEOR's Java process, ended on leaving whatever happens; InputError if it breaks."""
-    put_java_on_path()
-    try:
-        meteor = _Meteor()
-    except OSError as error:
-        raise InputError(f"java does not start: {error}") from error
-    child = meteor.meteor_p
-    try:
-        yield meteor
-    except (OSError, ValueError) as error:  # a closed pipe, or a line that is not a number
-        child.kill()
-        raise java_failure("METEOR", child.stderr.read()) from error
-    finally:
-        child.kill()
-        child.wait()
-        for pipe in (child.stdin, child.stdout, child.stderr):
-            with contextlib.suppress(OSError):  # what was not written yet
-                pipe.close()

@@ -17,22 +17,26 @@ from src.errors import InputError
 from src.evaluation.bootstrap import average_seeds, paired_differences, whole_split
 from src.evaluation.files import read_arrays, read_evaluation, results_name, write_json, write_text
 from src.evaluation.plots import plot_curves, plot_learning, plot_quality_diversity
-from src.evaluation.report import common_signature
+from src.evaluation.report import common_signature, remarks
 from src.rewards.mixture import reward_signature
 from src.tables import markdown_table
 from src.training.metrics import read_lines
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "published_results.yaml"
 METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE", "prism_mean", "prism_best")
+_SEGMENTS = {"bleu": "Bleu_1", "meteor": "METEOR"}  # segments that a metric of another name is computed from
 EQUAL_UPDATES = "_equal_updates"  # ends the name of a system that was given updates, not captions
 
 
 class Results(NamedTuple):
-    """What eval.py wrote, by system for each seed; left_out: metrics that only some runs have, and that are no more."""
+    """What eval.py wrote, by system for each seed; left_out: metrics that only some runs have, and that are no more;
+    remarks: of src.evaluation.report.
+    """
 
     evaluations: dict[str, list[dict]]
     segments: dict[str, list[dict[str, np.ndarray]]]
     left_out: list[str]
+    remarks: list[str]
     signature: str
 
 
@@ -46,7 +50,8 @@ def read_results(folders: Mapping[str, Sequence[Path]], name: str) -> Results:
     segments = {
         system: [read_arrays(folder / f"segments_{name}.npz") for folder in runs] for system, runs in folders.items()
     }
-    return Results(evaluations, segments, drop_partial_metrics(evaluations, segments), line)
+    said = remarks(evaluations)
+    return Results(evaluations, segments, drop_partial_metrics(evaluations, segments), said, line)
 
 
 def write_comparison(
@@ -57,7 +62,7 @@ def write_comparison(
     Returns the text of report.md. Errors: InputError where a run has not been evaluated, or not as the others.
     """
     target.mkdir(parents=True, exist_ok=True)
-    evaluations, segments, left_out, line = read_results(folders, results_name(split, configs["ce"].eval))
+    evaluations, segments, left_out, said, line = read_results(folders, results_name(split, configs["ce"].eval))
     lines = {system: [read_lines(folder / "metrics.jsonl") for folder in runs] for system, runs in folders.items()}
     report: dict[str, Any] = {
         "systems": {system: over_seeds(results) for system, results in evaluations.items()},
@@ -65,6 +70,7 @@ def write_comparison(
         "budget": {system: budget(runs, configs[system]) for system, runs in lines.items() if system != "ce"},
         "stability": {system: stability(runs) for system, runs in lines.items() if system != "ce"},
         "left_out": left_out,
+        "remarks": said,
         "signatures": {"score": line}
         | {system: reward_signature(config) for system, config in configs.items() if system != "ce"},
     }
@@ -80,12 +86,15 @@ def write_comparison(
 def drop_partial_metrics(
     evaluations: Mapping[str, Sequence[dict]], segments: Mapping[str, Sequence[dict[str, np.ndarray]]]
 ) -> list[str]:
-    """Take out of both, in place, the metrics that only some runs have (SPICE may fail), and return their names."""
+    """Take out of both, in place, the metrics that only some runs have, and return their names."""
     tables = [result["metrics"] for results in evaluations.values() for result in results]
     partial = set().union(*tables) - set(tables[0]).intersection(*tables)
-    for table in [*tables, *(statistics for seeds in segments.values() for statistics in seeds)]:
+    for table in tables:
         for metric in partial & table.keys():
             del table[metric]
+    for statistics in (statistics for seeds in segments.values() for statistics in seeds):
+        for name in [name for name in statistics if _SEGMENTS.get(name, name) in partial]:
+            del statistics[name]
     return sorted(partial)
 
 
@@ -194,8 +203,7 @@ def markdown(report: dict, config: Config, seeds: int, split: str) -> str:
         rows += _table(
             names, {s: [printed_number(name, values[name]) for name in names] for s, values in report[section].items()}
         )
-    if report["left_out"]:
-        rows += ["", f"Left out, since not every run has it: {', '.join(report['left_out'])}."]
+    rows += [line for remark in report["remarks"] for line in ("", f"{remark}.")]
     rows += ["", "Signatures:", "", *[f"- {system}: `{line}`" for system, line in report["signatures"].items()]]
     rows += ["", "![learning](learning.png) ![curves](curves.png) ![quality and diversity](quality_diversity.png)"]
     return "\n".join(rows) + "\n"

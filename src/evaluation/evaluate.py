@@ -13,7 +13,6 @@ from src.config import Config
 from src.data.dataset import Dataset, build_sources, padded_batches
 from src.data.features import FeatureSource
 from src.data.images import ImageSource
-from src.data.ptb import tokenize_captions
 from src.data.questions import load_questions, questions_file
 from src.data.record import ImageId, with_known_ids
 from src.data.tokenizer import Tokenizer
@@ -72,7 +71,9 @@ def evaluate(
     drawn = None
     if config.eval.samples:
         drawn = sample_captions(config, captioner, tokenizer, source, len(records), workers)
-    answerer = build_answerer(config, workers, examiner=True) if with_prism else None
+    answerer = None
+    if with_prism:
+        answerer = build_answerer(config, workers, examiner=True, language=dataset.words.language)
     workers.wait()
     if not workers.is_first:
         return None
@@ -81,14 +82,16 @@ def evaluate(
     name = results_name(split, config.eval)
     write_json(folder / f"captions_{name}.json", caption_rows(captions))
     result, segments = scored(captions, dataset, split, decoding_name(config.eval))
-    result["endings"] = {"function_word": broken_endings(texts), "truncated": float(1 - ended.mean())}
+    result["endings"] = {"truncated": float(1 - ended.mean())}
+    if dataset.words.language == "en":
+        result["endings"] = {"function_word": broken_endings(texts)} | result["endings"]
     samples = {}
     if drawn is not None:
         samples = {record.image_id: rows for record, rows in zip(records, drawn)}
         rows = [{"image_id": image_id, "captions": captions} for image_id, captions in samples.items()]
         write_json(folder / f"samples_{split}.json", rows)
         training = {caption for rows in dataset.ground_truths["train"] for caption in rows}
-        result["diversity"] = diversity(tokenize_captions(samples, None), dataset.by_image_id(split), training)
+        result["diversity"] = diversity(dataset.words.tokenize_images(samples), dataset.by_image_id(split), training)
     if answerer is not None:
         result["prism"], found = prism(samples, questions, answerer, config)
         result["prism"]["examined_by"] = examined_by(config, split)
@@ -162,8 +165,15 @@ def scored(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Metrics, signature and number of images of captions, one for each image of a split or of some of it; and their
     segment statistics.
+
+    Also what failed (`left_out`) and what to know about the scores (`notes`), where there is anything.
     """
-    scores: CaptionScores = compute_metrics(captions, dataset.by_image_id(split), ptb_done=True)
+    words = dataset.words
+    scores: CaptionScores = compute_metrics(captions, dataset.by_image_id(split), words=words, tokenized_truths=True)
     images = len(dataset.records[split])
-    line = signature(document_frequencies=split, decoding=decoding, num_images=len(captions), of=images)
-    return {"metrics": scores.metrics, "signature": line, "num_images": len(captions)}, scores.segments
+    line = signature(
+        tokens=words.name, document_frequencies=split, decoding=decoding, num_images=len(captions), of=images
+    )
+    result = {"metrics": scores.metrics, "signature": line, "num_images": len(captions)}
+    remarks = {"left_out": scores.left_out, "notes": scores.notes}
+    return result | {name: value for name, value in remarks.items() if value}, scores.segments

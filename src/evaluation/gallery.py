@@ -13,8 +13,8 @@ from src.config import Config
 from src.data.image_url import thumbnail_url
 from src.data.locate import find_images
 from src.data.photographs import UnusableImage
-from src.data.ptb import ptb_tokenize
 from src.data.records import Record
+from src.data.words import Words
 from src.errors import InputError
 from src.evaluation.caption_metrics import load_captions
 from src.evaluation.files import read_arrays, read_samples
@@ -26,10 +26,13 @@ _SIDE = 320  # pixels of an image's longer side
 
 
 class Caption(NamedTuple):
-    """A caption of one image; cider: on pycocoevalcap's scale; looks: attention of each word, float32 [words, N]."""
+    """A caption of one image; cider: on pycocoevalcap's scale; words: as people choose them in the text; looks:
+    attention of each, float32 [words, N].
+    """
 
     text: str
     cider: float
+    words: list[str]
     looks: np.ndarray
 
 
@@ -86,7 +89,8 @@ def build_gallery(systems: Mapping[str, System], split: str, name: str) -> tuple
     config = next(iter(systems.values())).config
     dataset = load_dataset(config)
     records, truths = dataset.records[split], dataset.ground_truths[split]
-    ciders = {key: read_arrays(system.folder / f"segments_{name}.npz")["CIDEr"] for key, system in systems.items()}
+    segments = {key: read_arrays(system.folder / f"segments_{name}.npz") for key, system in systems.items()}
+    ciders = {key: arrays.get("CIDEr", np.zeros(len(records))) for key, arrays in segments.items()}
     reasons = choose_images(image_gains(ciders))
     chosen = np.array(sorted(reasons))
     scorer = CiderD(truths, [truths[index] for index in chosen], eos=False)
@@ -94,7 +98,8 @@ def build_gallery(systems: Mapping[str, System], split: str, name: str) -> tuple
     for key, system in systems.items():
         groups = read_groups(system, records, split, name)
         groups = [groups[index] for index in chosen]
-        captions[key] = scored_groups(groups, scorer, look(system, records, split, chosen, groups))
+        looks = look(system, records, split, chosen, groups, dataset.words)
+        captions[key] = scored_groups(groups, scorer, looks, dataset.words)
     shown = [records[index] for index in chosen]
     pictures = [
         Picture(record.file.name, url, record.captions, reasons[index], {key: captions[key][place] for key in systems})
@@ -120,21 +125,26 @@ def read_groups(system: System, records: Sequence[Record], split: str, name: str
 
 
 def scored_groups(
-    groups: Sequence[Sequence[str]], scorer: CiderD, looks: Sequence[Sequence[np.ndarray]]
+    groups: Sequence[Sequence[str]], scorer: CiderD, looks: Sequence[Sequence[np.ndarray]], words: Words
 ) -> list[list[Caption]]:
     """The captions of each image of `scorer`, [images][G], with their CIDEr."""
     flat = [caption for group in groups for caption in group]
     image_rows = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-    words = [line.split() for line in ptb_tokenize(flat)]
-    scores = iter(scorer(image_rows, words, np.zeros(len(flat), bool)))
+    tokens = [line.split() for line in words.tokenize(flat)]
+    scores = iter(scorer(image_rows, tokens, np.zeros(len(flat), bool)))
     return [
-        [Caption(text, float(next(scores)), weights) for text, weights in zip(group, rows)]
+        [Caption(text, float(next(scores)), words.spaced(text).split(), weights) for text, weights in zip(group, rows)]
         for group, rows in zip(groups, looks)
     ]
 
 
 def look(
-    system: System, records: Sequence[Record], split: str, chosen: np.ndarray, groups: Sequence[Sequence[str]]
+    system: System,
+    records: Sequence[Record],
+    split: str,
+    chosen: np.ndarray,
+    groups: Sequence[Sequence[str]],
+    words: Words,
 ) -> list[list[np.ndarray]]:
     """Attention of each word of the captions of the chosen images, float32 [words, N] of each, [images][G].
 
@@ -152,7 +162,7 @@ def look(
     captioner, tokenizer = load_captioner(config, system.checkpoint, cached=not config.encoder.trainable)
     (source,) = build_sources(config, {split: records}, [split], captioner.encoder, alone)
     cell = graph_cache(config, tokenizer, alone).keep("attention", CrossAttention(captioner, tokenizer.bos_id))
-    flat = [caption for group in groups for caption in group]
+    flat = [words.spaced(caption) for group in groups for caption in group]
     ids = tokenizer.encode_targets(flat, config.eval.tokens)[0].reshape(len(groups), -1, config.eval.tokens)
     batches = padded_batches(len(groups), min(len(groups), config.eval.batch_images))
     weights = [

@@ -56,7 +56,7 @@ def render_page(
     style, script = ((_PARTS / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     captions: list[Caption] = []
     cards = "\n".join(_card(picture, captions) for picture in pictures)  # fills `captions`
-    looks = script_json([[packed(weights) for weights in caption.looks] for caption in captions])
+    looks = script_json([list(map(packed, caption.words, caption.looks)) for caption in captions])
     values = list(pictures[0].sort_values())
     gain = "gain" if _has_gains(pictures[0]) else "CIDEr"
     return Template((_PARTS / "page.html").read_text(encoding="utf-8")).substitute(
@@ -179,11 +179,11 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def packed(weights: np.ndarray) -> list[float | str]:
-    """Attention of one word [N]: the largest weight in percent, and all in 64 levels of it, a sign each."""
+def packed(word: str, weights: np.ndarray) -> list[float | str]:
+    """A word and its attention [N]: the largest weight in percent, and all in 64 levels of it, a sign each."""
     largest = float(weights.max())
     levels = np.rint(weights * (63 / largest)).astype(int) if largest > 0 else np.zeros(len(weights), int)
-    return [round(100 * largest, 1), "".join(_LEVELS[levels])]
+    return [word, round(100 * largest, 1), "".join(_LEVELS[levels])]
 
 
 def script_json(value: Any) -> str:

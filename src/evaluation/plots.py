@@ -74,7 +74,7 @@ def plot_quality_diversity(evaluations: Mapping[str, Sequence[dict]], target: Pa
     """quality_diversity.png: CIDEr of greedy captions against self-CIDEr of samples, one point per seed."""
     figure, axis = plt.subplots(figsize=(6, 4))
     for number, (system, results) in enumerate(evaluations.items()):
-        known = [result for result in results if "diversity" in result]
+        known = [result for result in results if "diversity" in result and "CIDEr" in result["metrics"]]
         x = [result["diversity"]["self-CIDEr"] for result in known]
         axis.scatter(x, [100 * result["metrics"]["CIDEr"] for result in known], color=f"C{number}", label=system)
     axis.set(xlabel="self-CIDEr of samples (diversity)", ylabel="CIDEr of greedy captions")

@@ -1,6 +1,6 @@
 """report.md: the scores of several runs side by side."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,6 +86,25 @@ def common_signature(results: Iterable[dict]) -> str:
     return signatures[0]
 
 
+def remarks(results: Mapping[str, Sequence[dict]]) -> list[str]:
+    """What a reader of one table must know, a line each: notes, metrics that failed, and why, and those that some lack.
+
+    results: as eval_<split>.json holds them, of each system.
+    """
+    every = [result for seeds in results.values() for result in seeds]
+    lines = dict.fromkeys(note for result in every for note in result.get("notes", ()))
+    failures: dict[str, list[str]] = {}  # systems by what failed, and why
+    for system, seeds in results.items():
+        for name, reason in (failure for result in seeds for failure in result.get("left_out", {}).items()):
+            failures.setdefault(f"{name} is left out: {reason}", []).append(system)
+    lines |= {f"{failure} ({', '.join(dict.fromkeys(systems))})": None for failure, systems in failures.items()}
+    tables = [result["metrics"].keys() for result in every]
+    partial = sorted(set().union(*tables) - set(tables[0]).intersection(*tables))
+    if partial:
+        lines[f"Left out, since not every run has it: {', '.join(partial)}"] = None
+    return list(lines)
+
+
 def write_report(folders: Mapping[str, Path], path: Path, name: str) -> str:
     """Write the report of the runs in `folders` (by system), and return it.
 
@@ -94,6 +113,7 @@ def write_report(folders: Mapping[str, Path], path: Path, name: str) -> str:
     results = {system: read_evaluation(folder, name) for system, folder in folders.items()}
     line = common_signature(results.values())
     title = f"{' and '.join(results)} on the {name.partition('_')[0]} split"
-    report = f"# {title}\n\n{metrics_table(results)}\n{prism_table(results)}\nSignature: `{line}`\n"
+    said = "".join(f"\n{remark}.\n" for remark in remarks({system: [result] for system, result in results.items()}))
+    report = f"# {title}\n\n{metrics_table(results)}\n{said}{prism_table(results)}\nSignature: `{line}`\n"
     write_text(path, report)
     return report

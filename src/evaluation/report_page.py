@@ -58,7 +58,8 @@ def write_stages_page(systems: Mapping[str, System], name: str, path: Path) -> N
     if all("diversity" in evaluation for evaluation in only.values()):
         plot_quality_diversity(results.evaluations, path.parent)
         plots.append(Plot(path.with_name("quality_diversity.png"), _QUALITY))
-    _write(systems, name, path, tables, plots, lines, f"Signature: {results.signature}.")
+    about = "".join(f"{remark}. " for remark in results.remarks) + f"Signature: {results.signature}."
+    _write(systems, name, path, tables, plots, lines, about)
 
 
 def write_comparison_page(
@@ -82,6 +83,7 @@ def write_comparison_page(
     about = (
         f"{seeds} seeds, ± is the standard deviation over them; images show seed {config.seed}. " if seeds > 1 else ""
     )
+    about += "".join(f"{remark}. " for remark in report["remarks"])
     about += f"Signature: {report['signatures']['score']}."
     _write(systems, name, target / "report.html", tables, plots, lines, about)
 

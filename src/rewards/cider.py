@@ -52,9 +52,9 @@ class _Order(NamedTuple):
 class CiderD:
     """CIDEr-D of completions against the ground truths of their images.
 
-    documents: the PTB-tokenised captions of every training image. One image is one document: document frequencies
+    documents: the tokenised captions of every training image. One image is one document: document frequencies
         and the number of images come from here. ValueError if there is none.
-    ground_truths: the PTB-tokenised captions of the images to reward, in the order that `image_rows` counts;
+    ground_truths: the tokenised captions of the images to reward, in the order that `image_rows` counts;
         None takes the documents. ValueError for an image without any.
     eos: add an EOS token to every caption of both, and to the completions that ended. It counts like a word.
     """
@@ -197,8 +197,8 @@ def _ranges(first: np.ndarray, size: np.ndarray) -> np.ndarray:
 def corpus_cider(captions: Mapping[ImageId, str], ground_truths: Mapping[ImageId, Sequence[str]]) -> float:
     """pycocoevalcap's CIDEr of a split, for validation during training: one caption for each image.
 
-    Captions are words separated by blanks as the tokenizer decodes them, ground truths PTB tokens: with word pieces the
-    score differs a little from eval.py's, which runs the PTB tokenizer (in Java) on the captions too.
+    Both are words separated by blanks. English captions come as the tokenizer decodes them: with word pieces the score
+    differs a little from eval.py's, which runs the PTB tokenizer (in Java) on the captions too.
     """
     truths = {image_id: list(ground_truths[image_id]) for image_id in captions}
     return float(Cider().compute_score(truths, {image_id: [caption] for image_id, caption in captions.items()})[0])

@@ -22,7 +22,7 @@ Reward = Callable[[Completions], np.ndarray]  # float [M]
 class Rewards:
     """The rewards whose weight is not 0. names: k of them; weights: float64 [k].
 
-    ground_truths: PTB-tokenised captions of every training image; image_ids: theirs, in the same order; answerer:
+    ground_truths: tokenised captions of every training image; image_ids: theirs, in the same order; answerer:
     builds the answering model of caprl. Errors: InputError where caprl lacks questions or an answering model.
     """
 
@@ -70,7 +70,7 @@ class CiderReward:
         if scorer is None:
             images, rows = np.unique(rows, return_inverse=True)
             scorer = CiderD([self.ground_truths[image] for image in images], eos=self.eos)
-        return scorer(rows, [caption.split() for caption in completions.captions], completions.ended)
+        return scorer(rows, completions.words, completions.ended)
 
 
 def reward_signature(config: Config) -> str:

@@ -12,7 +12,7 @@ def length(completions: Completions, config: LengthConfig) -> np.ndarray:
     r = -min(1, max(least - n, n - most, 0) / margin): DAPO's soft overlong punishment (arXiv:2503.14476, equation 13)
     in words, on both sides.
     """
-    words = np.array([len(caption.split()) for caption in completions.captions])
+    words = np.array([len(caption) for caption in completions.words])
     outside = np.maximum(np.maximum(config.least - words, words - config.most), 0)
     return -np.minimum(1.0, outside / config.margin)
 
@@ -20,8 +20,7 @@ def length(completions: Completions, config: LengthConfig) -> np.ndarray:
 def repetition(completions: Completions) -> np.ndarray:
     """[M], minus the share of a caption's trigrams that occurred in it before: distinct / all - 1; 0 without any."""
     rewards = []
-    for caption in completions.captions:
-        words = caption.split()
+    for words in completions.words:
         trigrams = list(zip(words, words[1:], words[2:]))
         rewards.append(len(set(trigrams)) / len(trigrams) - 1.0 if trigrams else 0.0)
     return np.array(rewards)

@@ -105,7 +105,8 @@ class RolloutCollector:
             ids, mask = np.concatenate([ids, greedy[0]]), np.concatenate([mask, greedy[1]])
             rows = np.concatenate([rows, own * group_size])
         image_rows = images[rows // group_size]
-        rewards = self.rewards(decode_completions(self.run.tokenizer, index, rows, image_rows, ids, mask))
+        split = self.run.dataset.words.split
+        rewards = self.rewards(decode_completions(self.run.tokenizer, index, rows, image_rows, ids, mask, split))
         return rewards[:samples], rewards[samples:]
 
     def _statistics(self, rollout: Rollout, rewards: np.ndarray) -> dict[str, float]:

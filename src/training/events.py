@@ -7,6 +7,7 @@ from pathlib import Path
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import text
 
 
 class EventFile:
@@ -25,6 +26,10 @@ class EventFile:
         """One picture, a JPEG file, of the series of each name."""
         images = {name: Summary.Image(encoded_image_string=jpeg) for name, jpeg in pictures.items()}
         self._write_summary(step, [Summary.Value(tag=name, image=image) for name, image in images.items()])
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """One text of the series of each name, in TensorBoard's plugin of that kind."""
+        self._write_summary(step, [value for name, line in texts.items() for value in text(name, line).value])
 
     def _write_summary(self, step: int, values: list[Summary.Value]) -> None:
         self._write(Event(step=step, summary=Summary(value=values)))

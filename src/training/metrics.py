@@ -39,6 +39,7 @@ class MetricsWriter:
     def write_captions(self, step: int, captions: Sequence[str]) -> None:
         """Show what the panel's images are captioned. captions: of all validation images."""
         self.events.write_pictures(step, self.panel.draw(captions))
+        self.events.write_texts(step, self.panel.texts(captions))
 
 
 def open_metrics(config: Config, records: Sequence[Record], first_step: int) -> MetricsWriter:

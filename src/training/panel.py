@@ -16,11 +16,16 @@ IMAGES = 8
 _WIDTH, _SIDE = 350, 168  # pixels of a picture and of the image at its left: TensorBoard's cards show them unscaled
 _GAP = 8  # pixels between image and caption
 _LINES = 8  # of a caption
+_NO_CHARACTER = "\uffff"
+_ELSEWHERE = "(its caption stands under TEXT)"
 _FONT_SIZE, _SPACING = 15, 5  # pixels
 
 
 class Panel:
-    """IMAGES of `records`, spread evenly over them."""
+    """IMAGES of `records`, spread evenly over them.
+
+    Pillow's own font has only few characters, no Chinese ones: captions with others are shown as texts.
+    """
 
     def __init__(self, records: Sequence[Record], images: ImageFiles | ShardImages) -> None:
         """images: of the records, row by row. Errors: InputError naming a file that cannot be decoded."""
@@ -29,12 +34,26 @@ class Panel:
         self._names = [f"captions/{records[row].image_id}" for row in self.rows]
         self._images = [_load(file, load) for file, load in images.stream(self.rows)]
         self._font = ImageFont.load_default(_FONT_SIZE)
+        self._missing = self._glyph(_NO_CHARACTER)
 
     def draw(self, captions: Sequence[str]) -> dict[str, bytes]:
         """JPEG files of the images, each with its caption at its right, by name. captions: of all records."""
+        texts = self.texts(captions)
         return {
-            name: self._picture(image, captions[row]) for name, image, row in zip(self._names, self._images, self.rows)
+            name: self._picture(image, _ELSEWHERE if name in texts else captions[row])
+            for name, image, row in zip(self._names, self._images, self.rows)
         }
+
+    def texts(self, captions: Sequence[str]) -> dict[str, str]:
+        """The captions that cannot be drawn, by name. captions: of all records."""
+        shown = {name: captions[row] for name, row in zip(self._names, self.rows)}
+        return {name: text for name, text in shown.items() if any(map(self._cannot_draw, set(text)))}
+
+    def _cannot_draw(self, character: str) -> bool:
+        return not character.isascii() and self._glyph(character) == self._missing
+
+    def _glyph(self, character: str) -> bytes:
+        return bytes(self._font.getmask(character))
 
     def _picture(self, image: Image.Image, caption: str) -> bytes:
         picture = Image.new("RGB", (_WIDTH, _SIDE), "white")

@@ -40,6 +40,7 @@ from src.training.checkpoint import (
     save_checkpoint,
 )
 from src.training.metrics import MetricsWriter, open_metrics
+from src.training.notices import list_skipped, say_before_training
 from src.training.run_folder import COMPLETED, check_data, data_state, open_run_folder, saved_state
 from src.training.watch import Watch
 from src.workers import Workers
@@ -106,7 +107,8 @@ class Run:
         )
         if self.metrics is not None:
             self.metrics.write_captions(self.state["step"], captions)
-        score = corpus_cider(dict(zip(image_ids, captions)), self.dataset.by_image_id("val"))
+        words = [" ".join(self.dataset.words.split(caption)) for caption in captions]
+        score = corpus_cider(dict(zip(image_ids, words)), self.dataset.by_image_id("val"))
         self.watch.validation(score, truncated=1 - ended.mean(), images=len(image_ids))
         if score > self.state["best_score"]:
             self.state.update(best_score=score, best_step=self.state["step"])
@@ -187,6 +189,8 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
     """
     with workers.first_alone():
         dataset = load_dataset(config)
+    if workers.is_first:
+        say_before_training(config, dataset)
     with workers.first_alone():
         last = None if config.fresh or saved_state(folder) is None else find_last(folder)
     saved = {} if last is None else read_state(last)
@@ -198,7 +202,7 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
     rewards = None
     if config.stage != "ce":
         check_sizes(config, images, tokenizer.vocab_size)
-        answerer = partial(build_answerer, config, workers, examiner=False)
+        answerer = partial(build_answerer, config, workers, examiner=False, language=dataset.words.language)
         image_ids = [record.image_id for record in dataset.records["train"]]
         rewards = Rewards(config, dataset.ground_truths["train"], image_ids, answerer)
     cached = not config.encoder.trainable
@@ -242,15 +246,6 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
     run.watch.captions([tokenizer.encode(caption) for caption in flat[:: -(-len(flat) // 10_000)]], tokenizer.unk_id)
     on_signals(lambda: run.terminated.append(True))
     return run
-
-
-def list_skipped(folder: Path, dataset: Dataset) -> None:
-    """Write skipped.txt, and say so, where images or captions were left out."""
-    if dataset.skipped:
-        listing = folder / "skipped.txt"
-        lines = (f"{skipped.file}\t{skipped.reason}\n" for skipped in dataset.skipped)
-        listing.write_text("".join(lines), encoding="utf-8")
-        print(f"{len(dataset.skipped)} images or captions skipped, listed in {listing}")
 
 
 def graph_cache(config: Config, tokenizer: Tokenizer, workers: Workers, train_images: int = 0) -> GraphCache:

@@ -64,14 +64,11 @@ class Watch:
         if self._again("truncated validation", truncated == 1, self._validations):
             text = f"no validation caption ends within eval.tokens={tokens}"
             self._once("eval.tokens", f"{text}: raise eval.tokens, ce.tokens if it cuts captions, or ce.epochs")
-        if self._again("zero CIDEr", score == 0, self._validations) and "eval.tokens" not in self._warned:
-            text = f"validation CIDEr is 0.0, {self._streaks['zero CIDEr']} times in a row: "
-            if images == 1:
-                text += "it always is for a split of 1 image; put more images into the validation split"
-            else:
-                text += "no caption shares a telling word with its ground truths; check the captions that "
-                text += "data.annotations names, and raise ce.epochs or ce.optimizer.lr"
-            self._once("zero CIDEr", text)
+        zero = score == 0 and images > 1  # of one image it always is (src/training/notices.py)
+        if self._again("zero CIDEr", zero, self._validations) and "eval.tokens" not in self._warned:
+            text = f"validation CIDEr is 0.0, {self._streaks['zero CIDEr']} times in a row: no caption shares a "
+            text += "telling word with its ground truths; check the captions that data.annotations names, and raise "
+            self._once("zero CIDEr", text + "ce.epochs or ce.optimizer.lr")
 
     def rollout(self, rollout: Rollout, truncated: float) -> None:
         """Warn of samples that are nearly all cut off (truncated: their share), and of groups without any spread."""

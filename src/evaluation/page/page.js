@@ -1,7 +1,7 @@
 "use strict";
 
 const LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-const looks = JSON.parse(document.getElementById("looks").textContent); // [caption][word]: [largest in percent, levels]
+const looks = JSON.parse(document.getElementById("looks").textContent); // [caption][word]: [text, largest in percent, levels]
 const list = document.getElementById("cards");
 const cards = [...list.children]; // in the order of the data set
 
@@ -11,23 +11,26 @@ const canvas = document.createElement("canvas");
 let shown = null;
 
 for (const line of document.querySelectorAll(".words")) {
-  const words = looks[line.dataset.caption].length ? line.textContent.split(" ") : [];
+  const words = looks[line.dataset.caption];
   if (!words.length) continue;
+  let rest = line.textContent;
   line.setAttribute("role", "toolbar");
   line.setAttribute("aria-label", line.dataset.label);
-  line.replaceChildren(...words.flatMap((word, place) => {
+  line.replaceChildren(...words.flatMap(([word], place) => {
+    const gap = rest.slice(0, rest.indexOf(word)); // a blank; in Chinese nothing
+    rest = rest.slice(gap.length + word.length);
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = word;
     button.tabIndex = place ? -1 : 0;
-    return place ? [" ", button] : [button];
+    return [gap, button];
   }));
 }
 
 function show(button) {
   hide();
   const line = button.parentElement;
-  const [largest, levels] = looks[line.dataset.caption][[...line.children].indexOf(button)];
+  const [, largest, levels] = looks[line.dataset.caption][[...line.children].indexOf(button)];
   const side = Math.round(Math.sqrt(levels.length));
   const values = [...levels].map((sign) => LEVELS.indexOf(sign) / 63);
   draw(values, side);
@@ -117,7 +120,8 @@ function filter() {
   let count = 0;
   for (const card of cards) {
     const words = [...wordsOf.get(card)];
-    const found = wanted.every((want) => words.some((word) => word.startsWith(want)));
+    const inside = (want) => /\p{Script=Han}/u.test(want); // Chinese has no blanks: a word starts anywhere
+    const found = wanted.every((want) => words.some((word) => inside(want) ? word.includes(want) : word.startsWith(want)));
     card.hidden = !found || !(chosen.value === "" || card.dataset.chosen === chosen.value);
     count += !card.hidden;
   }

@@ -1,0 +1,48 @@
+"""The words of a data set's captions are kept, and made again where the file is damaged."""
+
+import json
+
+import pytest
+
+from src.data.token_cache import cached_tokens
+from src.errors import InputError
+
+
+def test_cache(tmp_path):
+    calls = []
+
+    def tokenize(rows):
+        calls.append(len(rows))
+        return [row.lower().strip(" .!?") for row in rows]
+
+    captions = {7: ["A dog.", "The dog!"], 3: [], 5: ["Caf\u00e9?", "lone \ud800"]}
+    expected = {7: ["a dog", "the dog"], 3: [], 5: ["caf\u00e9", "lone \ud800"]}
+    assert cached_tokens(captions, tokenize, "ptb", None) == expected
+    folder = tmp_path / "new" / "cache"
+    assert cached_tokens(captions, tokenize, "ptb", folder) == expected
+    (path,) = folder.iterdir()
+    calls.clear()
+    assert cached_tokens(captions, tokenize, "ptb", folder) == expected and not calls
+    assert list(cached_tokens(captions, tokenize, "ptb", folder)) == [7, 3, 5]
+    for damage in [
+        "",
+        '[["a dog"',
+        json.dumps([["a dog"], [], ["x", "y"]]),
+        "{}",
+        json.dumps([["a", 1], [], ["x", "y"]]),
+    ]:
+        path.write_text(damage)
+        assert cached_tokens(captions, tokenize, "ptb", folder) == expected
+    assert calls == [4] * 5
+    assert cached_tokens({7: ["A dog.", "The cat!"]}, tokenize, "ptb", folder) == {7: ["a dog", "the cat"]}
+    assert len(list(folder.iterdir())) == 2
+    assert cached_tokens(captions, lambda rows: [row.upper() for row in rows], "other", folder)[7] == [
+        "A DOG.",
+        "THE DOG!",
+    ]
+
+
+def test_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file.*writable folder"):
+        cached_tokens({1: ["a"]}, list, "ptb", tmp_path / "file")
