@@ -67,3 +67,18 @@ def test_what_people_see_has_no_blanks(done):
     words = [[word for word, *_ in caption] for caption in json.loads(re.search(r'id="looks">(.*?)</script>', page)[1])]
     assert {"".join(row) for row in words} >= {caption.replace(" ", "") for caption in captions}
     assert max(map(len, words)) > 3
+
+
+def test_the_check_says_the_language_and_warns_of_other_scripts(tmp_path):
+    settings = [*SETTINGS, f"output_root={tmp_path}"]
+    found = {}
+    for name, translate in (("chinese", str), ("thai", lambda caption: "หมาวิ่งบนหญ้า" * len(caption))):
+        data = chinese_data(tmp_path / name, translate)
+        result = run("-m", "src.data.check", "--config", "configs/demo/ce.yaml", *settings, f"data.root={data}")
+        assert result.returncode == 0, result.stderr
+        found[name] = (build_chinese("characters").note in result.stdout, messages(result.stderr))
+    said, (warning,) = found["thai"]
+    assert not said and warning.startswith(
+        "warning: 288 of 288 captions are written without blanks between words (Thai)"
+    )
+    assert found["chinese"] == (True, [])
