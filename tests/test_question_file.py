@@ -82,6 +82,8 @@ def test_image_ids_that_are_texts_and_separators_in_questions(tmp_path):
     with made.path.open("a", encoding="utf-8") as file:
         line = {"image_id": 7, "question": "a\u2028b", "options": ["x", "y"], "answer": "x"}
         file.write(json.dumps(line, ensure_ascii=False))
+    done = made.path.with_name("questions.jsonl.done")
+    done.write_text(done.read_text(encoding="utf-8").replace("\\u2028", "\u2028"), encoding="utf-8")
     assert QuestionFile(made.path).image_ids == {"a\u2028b.jpg", 7}
     assert QuestionFile(made.path).without == {"a\u2028b.jpg"}
 
