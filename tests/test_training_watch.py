@@ -86,6 +86,11 @@ def test_samples_that_are_cut_off_are_the_only_cause_named():
         watch.rollout(FLAT, 1.0)
     (line,) = warnings
     assert line.startswith("96% of the samples are cut off at grpo.tokens=3: raise grpo.tokens")
+    for _ in range(3):
+        watch.rollout(rollout([0.5, 0.5], equal=True), 1.0)
+    assert "all samples of an image are equal" in warnings[1]
+    watch.finished("one", "one")
+    assert len(warnings) == 2
 
 
 def test_limits_that_cut_most_captions():

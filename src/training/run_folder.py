@@ -151,9 +151,9 @@ def check_data(config: Config, records: Mapping[str, Sequence["Record"]], state:
     if images[0] == images[1]:
         changed = f"{images[0]} images with other captions, ids or order than"
     else:
-        changed = f"{images[0]} images, not the {images[1]} images"
+        changed = f"{images[0]} images, not the {images[1]} images that"
     raise InputError(
-        f"{config.run_folder} was trained on {changed} that data.root={config.data.root} holds now; restore them, or "
+        f"{config.run_folder} was trained on {changed} data.root={config.data.root} holds now; restore them, or "
         f"{_ways_on(config)}"
     )
 

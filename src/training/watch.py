@@ -76,20 +76,18 @@ class Watch:
         if self._again("truncated samples", truncated > _NEARLY_ALL, most):
             text = f"{truncated:.0%} of the samples are cut off at grpo.tokens={config.tokens}"
             self._once("grpo.tokens", f"{text}: raise grpo.tokens, ce.tokens if it cut captions, or ce.epochs")
-        flat = self._again("no spread", not rollout.advantages.any(), most)
-        if flat and "grpo.tokens" not in self._warned:
-            in_a_row = f"{self._streaks['no spread']} rollouts in a row have taught nothing"
-            self._once("no spread", f"{in_a_row}: {self._why_flat(rollout)}")
+        if self._again("no spread", not rollout.advantages.any(), most) and (why := self._why_flat(rollout)):
+            self._once("no spread", f"{self._streaks['no spread']} rollouts in a row have taught nothing: {why}")
 
     def finished(self, before: str, after: str) -> None:
         """Warn where the digests of the trained weights before and after some updates are equal."""
-        if before == after:
+        if before == after and not self._streaks["no spread"]:
             section = "ce" if self._config.stage == "ce" else "grpo"
             text = f"no weight has changed: raise {section}.optimizer.lr"
             self._once("weights", text + (", or set precision=float32" if self._config.precision == "float16" else ""))
 
     def _why_flat(self, rollout: Rollout) -> str:
-        """Why every advantage of a rollout is 0, and what to change."""
+        """Why every advantage of a rollout is 0, and what to change; nothing where fragments are named already."""
         grpo, rewards = self._config.grpo, rollout.rewards
         names = [f"rewards.{name}" for name in self._config.rewards.active]
         samples = np.where(rollout.completion_mask > 0, rollout.completion_ids, -1)
@@ -100,6 +98,8 @@ class Watch:
             return "grpo.top_k=1 makes all samples of an image equal; set grpo.top_k=0"
         if rewards.shape[1] > 1 and (groups == groups[:, :1]).all():
             return f"all samples of an image are equal; raise grpo.temperature={grpo.temperature:g}"
+        if "grpo.tokens" in self._warned:
+            return ""
         if not np.nan_to_num(rewards).any() and "rewards.cider" in names:
             return (
                 "every reward is 0, no sample shares a telling word with its ground truths; check the captions that "
