@@ -38,6 +38,14 @@ SPECIALS = (0, 2, 3)  # PAD, BOS, EOS; 1 is UNK
 VOCAB = 13
 CHANNELS = 6
 
+# Files that take a minute or more: begun first, so that no process waits for one at the end.
+LONG = ["test_workers.py", "test_comparison.py", "test_pipeline.py", "test_reader.py", "test_captioning_run.py"]
+LONG += ["test_resume.py", "test_caprl_run.py", "test_export.py", "test_extend.py", "test_encoder.py"]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
 
 @pytest.fixture(params=["graph", "pynative"])
 def mode(request):

@@ -184,8 +184,8 @@ def test_other_images_are_refused(captions, truths, message):
 def test_signature():
     line = signature(tokens="ptb", document_frequencies="test", decoding="greedy", num_images=500)
     assert line == "tok:ptb|df:test|eos:no|decoding:greedy|images:500|pycocoevalcap:1.2"
-    assert signature(document_frequencies="test", decoding="greedy", num_images=500, of=500) == line
-    subset = signature(document_frequencies="test", decoding="file", num_images=240, of=500)
+    assert signature(tokens="ptb", document_frequencies="test", decoding="greedy", num_images=500, of=500) == line
+    subset = signature(tokens="ptb", document_frequencies="test", decoding="file", num_images=240, of=500)
     assert subset == "tok:ptb|df:test|eos:no|decoding:file|images:240/500|pycocoevalcap:1.2"
 
 

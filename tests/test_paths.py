@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import ROOT
+from tiny import WORLD
 
 from src.captioning.arguments import name_checkpoints, read_image_arguments
 from src.config import FILE_KEYS, INNER_FILE_KEYS
@@ -29,7 +29,7 @@ def caller(tmp_path, monkeypatch):
 def test_every_key_that_names_a_file_is_known():
     """Of all keys whose value in some configuration looks like a path, and null ones that a document calls a file."""
     values: dict[str, set] = {}
-    for file in ROOT.glob("configs/*/*.yaml"):
+    for file in WORLD.glob("configs/*/*.yaml"):
         if not file.stem.startswith("comparison"):
             for key, value in flatten(resolved(load_config(file))).items():
                 values.setdefault(key, set()).add(value)
@@ -41,30 +41,30 @@ def test_every_key_that_names_a_file_is_known():
 
 def test_relative_paths_of_a_configuration_are_of_the_root_and_given_ones_of_the_caller(caller):
     settings = ["data.root=../d", "init_checkpoint=a=b/best", "tokenizer.vocab=~/v.txt", "data.lists=~/lists"]
-    config = load_config(ROOT / "configs/coco/grpo.yaml", settings)
+    config = load_config(WORLD / "configs/coco/grpo.yaml", settings)
     assert (config.data.root, config.init_checkpoint) == ("../d", "a=b/best")
     assert (config.tokenizer.vocab, config.data.lists) == (f"{caller}/home/v.txt", f"{caller}/home/lists")
-    assert config.encoder.checkpoint == f"{ROOT}/data/resnet50_224_new.ckpt"
-    assert config.run_folder == ROOT / "outputs/coco-grpo" and config.init_config == "ce.yaml"
-    assert load_config(ROOT / "configs/demo/ce.yaml", ["data.root=~"]).data.root == f"{caller}/home"
-    assert load_config(ROOT / "configs/coco/ce.yaml", ["encoder.checkpoint=~"]).encoder.checkpoint is None
+    assert config.encoder.checkpoint == f"{WORLD}/data/resnet50_224_new.ckpt"
+    assert config.run_folder == WORLD / "outputs/coco-grpo" and config.init_config == "ce.yaml"
+    assert load_config(WORLD / "configs/demo/ce.yaml", ["data.root=~"]).data.root == f"{caller}/home"
+    assert load_config(WORLD / "configs/coco/ce.yaml", ["encoder.checkpoint=~"]).encoder.checkpoint is None
 
 
 def test_a_run_is_the_same_wherever_its_command_is_called_from(caller, monkeypatch):
-    there = resolved(load_config(ROOT / "configs/demo/ce.yaml", ["data.root=x"]))
+    there = resolved(load_config(WORLD / "configs/demo/ce.yaml", ["data.root=x"]))
     assert there["output_root"] == "outputs" and there["data"]["root"] == f"{caller}/x"
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(WORLD)
     here = resolved(load_config("configs/demo/ce.yaml", [f"data.root={caller}/y/../x"]))
     assert here["output_root"] == "outputs"
     assert differing_keys(there, here) == []
-    inside = resolved(load_config("configs/demo/ce.yaml", [f"data.root={ROOT}/data/demo"]))
+    inside = resolved(load_config("configs/demo/ce.yaml", [f"data.root={WORLD}/data/demo"]))
     assert differing_keys(inside, resolved(load_config("configs/demo/ce.yaml"))) == []
     other = resolved(load_config("configs/demo/ce.yaml", ["data.root=x"]))
     assert differing_keys(there, other) == ["data.root"]
 
 
 def test_a_file_of_the_root_is_found_from_elsewhere(caller):
-    assert given_file("configs/demo/ce.yaml") == ROOT / "configs/demo/ce.yaml"
+    assert given_file("configs/demo/ce.yaml") == WORLD / "configs/demo/ce.yaml"
     assert given_file("configs/none.yaml") == Path("configs/none.yaml")
     assert given_path("~/x") == caller / "home/x" and given_path("~nobody-of-this-name/x") == Path(
         "~nobody-of-this-name/x"
@@ -115,7 +115,7 @@ def test_a_script_works_in_the_folder_of_its_caller(caller):
 
     def run(script: str, *words: str) -> tuple[int, str]:
         done = subprocess.run(
-            ["bash", str(ROOT / "scripts" / script), *words],
+            ["bash", str(WORLD / "scripts" / script), *words],
             cwd=caller,
             env=environment,
             capture_output=True,

@@ -14,6 +14,7 @@ import src.pipeline
 from src import __version__
 from src.config_load import load_config
 from src.data.dataset import load_dataset
+from src.data.words import ENGLISH
 from src.errors import InputError
 from src.evaluation.gallery import look
 from src.evaluation.report import System
@@ -68,7 +69,7 @@ def test_the_page_shows_all_captions_with_their_cider_and_attention(outputs):
     looks = json.loads(re.search(r'id="looks">(.*?)</script>', text).group(1))
     assert [len(words) for words in looks] == [len(caption.split()) for caption in in_order]
     assert all(
-        len(levels) == 16 and "/" in levels for words in looks for _, levels in words
+        len(levels) == 16 and "/" in levels for words in looks for _, _, levels in words
     )  # 64 pixels: a grid of 4 x 4
     assert text.count("data:image/png") == 1  # the histories; there are no samples
 
@@ -80,8 +81,8 @@ def test_every_image_of_a_batch_is_looked_at_itself(outputs, stage):
     system = System(config, config.run_folder, config.result_checkpoint)
     records = load_dataset(config).records["test"]
     groups = [["a red circle", "a star"], ["a blue star", "a red circle"], ["a red circle", "two stars"]]
-    together = look(system, records, "test", np.array([9, 2, 5]), groups)
-    alone = look(system, records, "test", np.array([2]), groups[1:2])
+    together = look(system, records, "test", np.array([9, 2, 5]), groups, ENGLISH)
+    alone = look(system, records, "test", np.array([2]), groups[1:2], ENGLISH)
     for ours, theirs in zip(together[1], alone[0], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     np.testing.assert_allclose(together[1][0].sum(1), 1, atol=1e-5)

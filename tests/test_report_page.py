@@ -89,7 +89,7 @@ def attention(text):
 
 
 def caption(text, cider):
-    return Caption(text, cider, attention(text))
+    return Caption(text, cider, text.split(), attention(text))
 
 
 def pictures():

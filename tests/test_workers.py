@@ -231,9 +231,9 @@ def test_a_taken_port_is_refused(tmp_path):
 
 
 def test_the_first_error_of_a_worker_is_shown(tmp_path):
-    done = pipeline("ce", tmp_path, "data.annotations=nowhere.json", "data.dataset=other", devices=2)
+    done = pipeline("ce", tmp_path, "tokenizer.min_count=9999", devices=2)
     assert done.returncode == 2
-    assert "worker 0: error: " in done.stderr and "nowhere.json" in done.stderr
+    assert "worker 0: error: " in done.stderr and "tokenizer.min_count=9999" in done.stderr
     assert "error: " not in done.stdout  # it is said once
 
 
