@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from tiny import ROOT
+from tiny import ROOT, WORLD
 
 import src
 from src.bench.sizes import SHORT, Sizes
@@ -117,7 +117,7 @@ def test_a_command_is_understood_as_it_is_shown(command, monkeypatch):
     if module == "src.bench":
         parse_bench(arguments)
         return
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(WORLD)
     if not arguments and module not in ("src.pipeline", "src.comparison"):  # a program is spoken of
         assert callable(program_of(module))
         return
