@@ -6,6 +6,7 @@
 #   2. `python` or `python3` on PATH, if it holds what requirements.txt asks for (an Ascend server's own MindSpore).
 #   3. .venv at the root: made on the first run, brought up to date when requirements.txt changes.
 
+unset CDPATH # cd would print, and find other folders
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 REQUIREMENTS="$ROOT/requirements.txt"
 VENV="$ROOT/.venv"

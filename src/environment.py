@@ -89,8 +89,6 @@ def run_program(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):  # no character may end a program, whatever the locale can show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if _CALLER in os.environ:
-        os.chdir(os.environ.pop(_CALLER))  # relative paths are those of whoever calls a script
     signals: list[bool] = []
 
     def terminate() -> None:
@@ -99,6 +97,8 @@ def run_program(main: Callable[[], None]) -> None:
             raise Terminated("ended by SIGTERM or Ctrl-C; what was computed is kept, the same command goes on")
 
     def end(status: int, message: str) -> None:
+        if "fresh=true" in sys.argv:  # which would delete what the message calls saved
+            message = message.replace("the same command", "the same command without fresh=true")
         _report_worker(status, message)
         with contextlib.suppress(OSError):  # a worker's log may lie on a disk that is full
             print(message, file=sys.stderr, flush=True)
@@ -109,6 +109,11 @@ def run_program(main: Callable[[], None]) -> None:
     os.environ.setdefault(_START, str(time.time()))  # programs that this one starts inherit it
     if WORKER_FOLDER in os.environ:
         end_with_parent()
+    caller = os.environ.pop(_CALLER, ".")
+    try:
+        os.chdir(caller)  # relative paths are those of whoever calls a script
+    except OSError as error:
+        end(InputError.exit_status, f"error: {caller}, which this was called from, cannot be entered: {error.strerror}")
     _report_worker()
     try:
         with _lines_said():

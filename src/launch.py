@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from src.cluster import Cluster, held_port
-from src.environment import JOB, WORKER_FOLDER, end_with_parent, on_signals
+from src.environment import JOB, WORKER_FOLDER, end_with_parent, for_modules, on_signals
 from src.errors import InputError, ProgramError, RunStopped, Terminated
 from src.node_watch import Trouble, Watch
 from src.node_workers import msrun_command, outcome, watch_workers
@@ -35,6 +35,7 @@ def launch(program: Sequence[str], cluster: Cluster, logs: Path) -> None:
     together where to stop. Raises Terminated where they did not, so that no other program follows.
     """
     terminated: list[float] = []
+    logs = logs.absolute()  # the workers start at the root
     status = _run_one(program, terminated) if cluster.size == 1 else _run_workers(program, cluster, logs, terminated)
     if terminated and status <= 0:  # it had done all, or nothing yet
         raise Terminated("ended by SIGTERM or Ctrl-C; the same command goes on")
@@ -102,7 +103,7 @@ def _run_watched(
             [*msrun_command(cluster, port, logs), *program],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | environment,
+            **for_modules(os.environ | environment),
             start_new_session=True,  # Ctrl-C comes here alone
             preexec_fn=end_with_parent,
         )

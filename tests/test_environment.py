@@ -216,3 +216,24 @@ def test_a_line_is_said_once_by_all_programs_of_a_command(capfd):
     for _ in range(2):
         run_program(main)
         assert capfd.readouterr().err == "once\nmore\n"
+
+
+def test_a_message_does_not_advise_fresh_true_again(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py", "fresh=true"])
+
+    def main():
+        raise Terminated("last is saved, the same command goes on")
+
+    with pytest.raises(SystemExit):
+        run_program(main)
+    assert capsys.readouterr().err == "error: last is saved, the same command without fresh=true goes on\n"
+
+
+def test_a_caller_whose_folder_is_gone(monkeypatch, capsys):
+    monkeypatch.setenv("CAPTIONER_CALLER", "/gone")
+    with pytest.raises(SystemExit) as stop:
+        run_program(lambda: None)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: /gone, which this was called from, cannot be entered: No such file or directory\n"
+    )

@@ -35,7 +35,7 @@ def test_language_and_encoding_are_ours_and_the_heap_is_the_users(told):
     locale, moved, _, options = told("2G", _JAVA_OPTIONS="-Duser.language=tr '-Da=b c'", LC_ALL="de_DE.UTF-8")
     assert locale == "C.UTF-8" and moved == ""
     assert options.startswith("-Xmx2G -Duser.language=tr -Da=b c -Duser.language=en ")  # of two, the later counts
-    assert options.endswith("-Dfile.encoding=UTF-8 -XX:+DisplayVMOutputToStderr -jar x.jar")
+    assert options.endswith("-Dfile.encoding=UTF-8 -Dline.separator=\n -XX:+DisplayVMOutputToStderr -jar x.jar")
     assert told("2G")[3].startswith("-Xmx2G ") and "-Xmx" not in told()[3]
     for name in ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS"):
         assert "-Xmx2G" not in told("2G", **{name: "-Xmx512m"})[3]

@@ -162,6 +162,10 @@ def tiffs(order: str) -> dict[str, tuple[bytes, list]]:
     ycbcr = Image.new("RGB", (4, 4), (200, 100, 50)).convert("YCbCr").tobytes()
     return {
         "grey, 16 bits": (tiff(order, 4, 1, [16], 1, grey), GREYS),
+        "grey, 12 bits in words of 16": (
+            tiff(order, 3, 1, [16], 1, shorts(sign, 0, 0x123, 4095), {281: [4095]}),
+            [[0] * 3, [0x12] * 3, WHITE],
+        ),
         "grey, 16 bits, deflated": (tiff(order, 4, 1, [16], 1, zlib.compress(grey), deflate), GREYS),
         "RGB, 16 bits": (tiff(order, 1, 1, [16] * 3, 2, shorts(sign, 0x1234, 0x8000, 255)), [[0x12, 0x80, 0]]),
         "RGBA, 16 bits": (tiff(order, 1, 1, [16] * 4, 2, shorts(sign, 9, 9, 9, 0), {338: [2]}), [WHITE]),
@@ -208,6 +212,7 @@ REFUSED = {
     "signed pixels": [tiff(o, 1, 1, [b], 1, bytes(4), {339: [2]}) for o in ("II", "MM") for b in (8, 16, 32)],
     "32-bit pixels": [tiff("II", 1, 1, [32], 1, bytes(4))],
     "uncompressed YCbCr": [tiff(o, 1, 1, [8] * 3, 6, bytes(3), {530: [1, 1]}) for o in ("II", "MM")],
+    "a palette of 8 bits": [tiff(o, 1, 1, [8], 3, b"\5", {320: [*range(256)] * 3}) for o in ("II", "MM")],
     "16 bits in separate planes": [tiff("II", 1, 1, [16] * 3, 2, bytes(6), {284: [2]})],
     "a transparent colour of 16 bits": [png(1, 1, 16, 2, bytes(7), transparent(0, 0, 0))],
     "of a kind that is not read": [

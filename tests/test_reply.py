@@ -14,6 +14,7 @@ WORDED = [
     *("Answer: B", "answer: (b)", "Answer:B", "**Answer:** B", "**Answer: B**", "The answer is B.", "The answer is: B"),
     *("The correct answer is B. blue", "Option B", "The right choice is option B", "Final Answer: **B. blue**"),
     *("my answer is (B)", r"The final answer is $\boxed{B}$.", "答案:B", "答案：B", "答案是B。", "（Ｂ）", "Ｂ．"),
+    *("正确答案：B", "正确答案是B", "选B", "选项B", "“B”", "\u200bB"),
 ]
 TAGGED = ["<answer>B</answer>", "<answer> (B) blue </answer>", "<|begin_of_box|>B<|end_of_box|>"]
 NONE = [
@@ -31,6 +32,11 @@ def test_a_reply_that_names_one_option_and_says_nothing_beside(reply):
 @pytest.mark.parametrize("reply", NONE)
 def test_no_more_is_guessed_at(reply):
     assert read_letter(reply, OPTIONS) is None
+
+
+def test_a_box_at_the_end_of_thinking_stays_whole():
+    for box in ("<|begin_of_box|>B<|end_of_box|>", "<|begin_of_solution|>B<|end_of_solution|><|end|>"):
+        assert read_letter(after_thinking(f"<think>x</think>{box}"), OPTIONS) == 1
 
 
 def test_the_words_of_an_option_are_compared_as_they_are_written():

@@ -75,6 +75,15 @@ def test_fresh_deletes_runs_alone_and_only_when_they_are_opened(tmp_path):
     assert (tmp_path / "mine/logs/worker_0.json").exists()
 
 
+def test_fresh_keeps_a_finished_run_of_another_stage(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.yaml").write_text("stage: grpo\n")
+    claim_run_folder(configured(tmp_path, "fresh=true"), None)
+    (tmp_path / "mine/completed").write_text("{}")
+    with pytest.raises(InputError, match="finished run of stage grpo, which fresh=true keeps: give name=NEW"):
+        claim_run_folder(configured(tmp_path, "fresh=true"), None)
+
+
 def test_fresh_takes_a_folder_that_the_launcher_has_made(tmp_path):
     (tmp_path / "mine/logs").mkdir(parents=True)
     opened(configured(tmp_path, "fresh=true"))

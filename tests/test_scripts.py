@@ -138,6 +138,13 @@ def test_tests_are_found_from_the_folder_of_the_caller(checkout):
     assert (status, out) == (0, checkout.ran(python, "-m", "pytest", *words))
 
 
+def test_a_search_path_of_cd_does_not_matter(checkout):
+    python = checkout.add_python("python", site=checkout.good_site)
+    (checkout.root / "scripts/scripts").mkdir()
+    status, out, err = checkout.run("run_ce.sh", CDPATH=f".:{checkout.root.parent}:{checkout.root / 'scripts'}")
+    assert (status, out, err) == (0, checkout.ran(python, "-m", "src.pipeline", "ce"), "")
+
+
 def test_given_python_wins(checkout):
     checkout.add_python("python", site=checkout.good_site)
     given = checkout.add_python("given/bin/python", site=checkout.good_site)

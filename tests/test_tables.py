@@ -218,3 +218,46 @@ def test_flickr8k_without_lists(tmp_path):
     )
     assert Counter(len(r.captions) for rows in splits.values() for r in rows) == {5: 60}
     assert [(s.file.name, s.reason) for s in skipped] == [("2258277193.jpg.1", "missing")]
+
+
+def test_a_list_of_captions_as_numpy_writes_it(tmp_path):
+    found, _ = table(tmp_path, "image,caption\n1.jpg,\"['A dog runs.' 'A red ball.'\n 'Third one']\"\n")
+    assert found == {"1.jpg": ("A dog runs.", "A red ball.", "Third one")}
+
+
+def test_a_row_without_its_delimiter_keeps_the_others_in_its_caption(tmp_path):
+    for delimiter in ",|":
+        header = delimiter.join(("image_name", " comment_number", " comment"))
+        found, _ = table(tmp_path, f"{header}\n1.jpg{delimiter} 4   A dog {delimiter} running .\n")
+        assert found == {"1.jpg": (f"A dog {delimiter} running .",)}
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('[{"image": "1.jpg", "caption": ["' + 150_000 * "a" + '"]}]', "is a JSON list; write its objects one a line"),
+        (150_000 * "a" + ",caption\n", "line 1: .* is no layout that is known"),
+        ('image,caption\n1.heic,"A sign\n2.heic,A dog\n3.heic,A "ball\n', "line 2: a quotation mark is not closed"),
+    ],
+)
+def test_more_that_cannot_be_read_is_one_line(tmp_path, text, words):
+    with pytest.raises(InputError, match=words):
+        table(tmp_path, text)
+
+
+def test_splits_are_named_in_any_case(tmp_path):
+    (tmp_path / "t.csv").write_text("image,caption,split\n1.jpg,a,Train\n2.jpg,b,VALIDATION\n3.jpg,c,Test\n")
+    splits, _ = read_table(tmp_path, "t.csv", "img", ("train", "val", "test"), pooled=False)
+    assert {split: [record.image_id for record in rows] for split, rows in splits.items()} == {
+        "train": ["1.jpg"],
+        "val": ["2.jpg"],
+        "test": ["3.jpg"],
+    }
+
+
+def test_an_image_of_two_splits_is_refused(tmp_path):
+    """Tables that were divided by rows, not by images: its test captions would be trained on."""
+    for split in ("train", "val", "test"):
+        (tmp_path / f"{split}.csv").write_text(f"image,caption\n{split}.jpg,a dog\n7.jpg,a {split} cat\n")
+    with pytest.raises(InputError, match=r"7\.jpg: is in the splits train and val; keep an image in one of them"):
+        load_records(root=tmp_path, format="table", annotations="{split}.csv", images=".", lists=None)

@@ -11,7 +11,7 @@ from tiny import ROOT
 from src.config_load import load_config
 from src.data import words as words_module
 from src.data.tokenizer import build_word_tokenizer, build_wordpiece_tokenizer, load_tokenizer
-from src.data.words import build_chinese, choose_words, without_blanks
+from src.data.words import ENGLISH, build_chinese, choose_words, lost_letters, without_blanks
 from src.errors import InputError
 from src.evaluation.caption_metrics import compute_metrics
 from src.rewards.cider import corpus_cider
@@ -90,6 +90,21 @@ def test_captions_without_blanks_are_warned_of(script):
     assert auto.language == ("zh" if script == "Chinese" else "en") and bool(auto.warning) == (script != "Chinese")
     forced = choose(captions, "data.language=zh")  # another script has no blanks in zh either
     assert forced.language == "zh" and bool(forced.warning) == (script != "Chinese")
+
+
+def test_letters_that_ptb_drops_are_told():
+    """Burmese with blanks loses its vowel signs; Hindi and accents do not."""
+    kept = ["एक लाल गेंद", "ein Café, schön", "A dog's 1/2 ball."]
+    assert lost_letters(kept, ENGLISH.tokenize(kept)) == ""
+    lost = ["မြက်ပေါ် တွင် ဘောလုံး", *kept]
+    line = lost_letters(lost, ENGLISH.tokenize(lost))
+    assert line.startswith("warning: the PTB tokenizer drops letters of 1 of 4 captions, such as 'မြက်ပေါ် တွင်")
+    many = [lost[0], *["a red ball"] * 9]
+    assert lost_letters(many, ["", *many[1:]]) == ""  # a tenth
+
+
+def test_blanks_of_no_width_separate_words():
+    assert choose(["ลูกบอล\u200bสีแดง\u200bบน\u200bหญ้า"]).warning == ""
 
 
 def test_captions_with_blanks_are_not_warned_of_and_chinese_is_what_most_are():

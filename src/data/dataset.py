@@ -20,7 +20,7 @@ from src.data.photographs import READER
 from src.data.record import ImageId, Record, Skipped
 from src.data.shards import ShardImages
 from src.data.tokenizer import Tokenizer, build_word_tokenizer, build_wordpiece_tokenizer
-from src.data.words import Words, choose_words
+from src.data.words import Words, choose_words, lost_letters
 from src.environment import convolutions_are_slow
 from src.models.variants import PREPROCESSING, Preprocessing
 from src.workers import Workers
@@ -50,6 +50,9 @@ def load_dataset(config: Config, scored: str | None = None) -> Dataset:
     everything = {record.image_id: record.captions for split in records.values() for record in split}
     words = choose_words(config.data, (caption for captions in everything.values() for caption in captions))
     tokenized = words.tokenize_images(everything, config.cache_folder)
+    if words.language == "en" and not words.warning:
+        flat = [[row for rows in of.values() for row in rows] for of in (everything, tokenized)]
+        words = replace(words, warning=lost_letters(*flat))
     ground_truths = {split: [tokenized[record.image_id] for record in rows] for split, rows in records.items()}
     return Dataset(records, ground_truths, skipped, words)
 

@@ -45,6 +45,7 @@ _EXTRAS = {
         "pip install pillow-heif",
     ),
 }
+KNOWN_SUFFIXES = (*SUFFIXES, *(suffix for extra in _EXTRAS.values() for suffix in extra.suffixes))
 
 
 def formats_of(data: bytes) -> tuple[str, ...]:

@@ -21,10 +21,12 @@ _ENGLISH = (
         for key, value in (("language", "en"), ("country", "US"))
     ),
     *(f"-Duser.{key}{use}=" for use in ("", ".format") for key in ("script", "variant", "extensions")),
-    *("-Duser.region=US", "-Dfile.encoding=UTF-8", "-XX:+DisplayVMOutputToStderr"),  # the last: why it does not start
+    *("-Duser.region=US", "-Dfile.encoding=UTF-8", "-Dline.separator=\n"),
+    "-XX:+DisplayVMOutputToStderr",  # why it does not start, and what the user's own options print
 )
 METEOR_HEAP, SPICE_HEAP = "2G", "8G"  # as pycocoevalcap gives them
 _OPTIONS = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")  # variables that Java reads options from
+_NO_REASON = re.compile(r"(NOTE: )?Picked up |PTBTokenizer tokenized |Error occurred during init|.*\bwarning\b")
 _PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # paths without a character that URLs escape
 
 
@@ -83,11 +85,7 @@ def java_failure(program: str, status: int | None, stderr: bytes) -> InputError:
 def _reason(status: int | None, stderr: bytes) -> str:
     lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines()]
     # Java announces the variables that it reads options from, which is no failure, and what follows.
-    said = (
-        line
-        for line in lines
-        if line and not re.match(r"(NOTE: )?Picked up |Error occurred during init|.*\bwarning\b", line)
-    )
+    said = (line for line in lines if line and not _NO_REASON.match(line))
     silent = f"ended by signal {-status}" if status is not None and status < 0 else "no message"
     return next(said, silent)
 

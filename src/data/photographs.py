@@ -33,6 +33,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_LARGEST, _COLORMAP = 281, 320
 _NEW_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 254, 258, 259, 262, 274, 339
 _PLANES, _DNG = 284, 50706  # of TIFF files
 _YCBCR, _UNCOMPRESSED = 6, 1  # a photometric interpretation, and a compression
@@ -126,6 +127,8 @@ def _refuse(image: Image.Image, data: bytes) -> None:
         raise UnusableImage(RAW)
     if image.mode == "F":
         raise UnusableImage("32-bit floating-point pixels; save it with 8 or 16 bits")
+    if image.mode == "P" and max(tags.get(_COLORMAP, (65535,))) < 256:
+        raise UnusableImage("a palette of 8 bits, where TIFF has 16; save it as RGB")
     if 2 in tags.get(_SAMPLE_FORMAT, ()):
         raise UnusableImage("signed pixels; save it with 8 or 16 bits, unsigned")
     if image.mode == "I" and image.format != "PNG":
@@ -165,7 +168,10 @@ def _grey(image: Image.Image) -> Image.Image:
     """8 bits of 16 or, in TIFF files, of 12."""
     tags = getattr(image, "tag_v2", {})
     values = np.asarray(image)  # of older versions of Pillow int32
-    upper = (values >> (tags.get(_BITS, (16,))[0] - 8)).astype(np.uint8)
+    bits = tags.get(_BITS, (16,))[0]
+    most = max(tags.get(_LARGEST, (0,)))
+    bits = max(8, int(most).bit_length()) if 0 < most < 2**bits else bits  # of a camera with 12 bits in words of 16
+    upper = np.minimum(values >> (bits - 8), 255).astype(np.uint8)
     grey = Image.fromarray(255 - upper if tags.get(_PHOTOMETRIC) == 0 else upper)
     if "transparency" in image.info:
         grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))

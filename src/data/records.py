@@ -166,14 +166,19 @@ _READERS: dict[str, Callable[[Path, str, str, Sequence[str], bool], tuple[Splits
 
 
 def _check_ids(splits: Splits) -> None:
-    """Ground truths are looked up by image id, whatever the split."""
+    """Ground truths are looked up by image id, whatever the split; an image in two would be tested after training."""
     owner: dict[ImageId, Record] = {}
+    home: dict[ImageId, str] = {}
     kinds: dict[type, Record] = {}
     for split, records in splits.items():
         for record in records:
             if owner.setdefault(record.image_id, record).file != record.file:
                 other = owner[record.image_id].file
                 raise InputError(f"{record.file}: split {split!r} gives it id {record.image_id} of {other}; {MEND}")
+            if home.setdefault(record.image_id, split) != split:
+                raise InputError(
+                    f"{record.file}: is in the splits {home[record.image_id]} and {split}; keep an image in one of them"
+                )
             kinds.setdefault(type(record.image_id), record)
     if len(kinds) > 1:
         number, text = kinds[int], kinds[str]

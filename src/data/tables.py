@@ -13,13 +13,16 @@ An image's id is its file name as the table has it.
 import ast
 import csv
 import hashlib
+import io
 import json
 import os
 import re
+import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from src.data.image_formats import KNOWN_SUFFIXES
 from src.data.record import MEND, SPLIT_NAMED, SPLITS, Record, Skipped, inside, one_line, split_file, tolerated
 from src.environment import say_once
 from src.errors import InputError
@@ -30,7 +33,7 @@ _CAPTION = ("caption", "captions", "comment", "text", "texts", "sentence", "sent
 _DELIMITERS = "\t|;,"
 _TOKEN = re.compile(r"([^\t]+)#\d+\t")  # 1.jpg#0 and a tab
 _NUMBERED = re.compile(r"\s*\d+\s+(\S.*)", re.DOTALL)  # "4   A dog runs .", without the delimiter
-_IMAGE_FILE = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?)\s*$", re.IGNORECASE)
+_IMAGE_FILE = re.compile(rf"(?:{'|'.join(map(re.escape, KNOWN_SUFFIXES))})\s*$", re.IGNORECASE)
 _KNOWN = "a header with image and caption (or file_name and text), 1.jpg#0<TAB>caption, or JSON lines"
 
 
@@ -130,7 +133,7 @@ def _read_file(path: Path, folder: Path, prefix: str = "") -> tuple[list[Record]
         files[image_id] = file
         captions.setdefault(image_id, []).extend(row.captions)
         if row.split is not None:
-            split = SPLIT_NAMED.get(row.split)
+            split = SPLIT_NAMED.get(row.split.lower())
             if split is None or splits.setdefault(image_id, split) != split:
                 raise InputError(
                     f"{where}: split {row.split!r} of {row.image} is none of train, val, test, or another "
@@ -150,8 +153,13 @@ def _rows(path: Path, lines: Sequence[str]) -> Iterator[Row | Broken]:
         return _json_rows(lines)
     if _TOKEN.match(lines[start]):
         return _token_rows(lines)
+    if lines[start].lstrip().startswith("["):
+        raise InputError(f"{path}: is a JSON list; write its objects one a line, as metadata.jsonl has them")
     for delimiter in _DELIMITERS:
-        cells = next(csv.reader([lines[start]], delimiter=delimiter))
+        try:
+            cells = next(csv.reader([lines[start]], delimiter=delimiter))
+        except csv.Error:  # a field longer than csv takes
+            continue
         header = [cell.strip().lower().replace(" ", "_") for cell in cells]
         image, caption = (next((name for name in names if name in header), None) for names in (_IMAGE, _CAPTION))
         if image is not None and caption is not None:
@@ -222,11 +230,12 @@ def _delimited_row(
     line: int, cells: list[str], delimiter: str, header: list[str], image: int, caption: int
 ) -> Row | Broken:
     last = caption == len(header) - 1
-    numbered = _NUMBERED.match(cells[-1]) if len(cells) == len(header) - 1 else None
-    if len(cells) > len(header) and last:  # the delimiter in a caption without quotation marks
+    counted = last and header[caption - 1].endswith("number") and len(cells) >= caption
+    numbered = _NUMBERED.match(cells[caption - 1]) if counted else None
+    if numbered:
+        cells = [*cells[: caption - 1], "", delimiter.join([numbered[1], *cells[caption:]])]
+    elif len(cells) > len(header) and last:  # the delimiter in a caption without quotation marks
         cells = [*cells[:caption], delimiter.join(cells[caption:])]
-    elif numbered and last and header[caption - 1].endswith("number"):
-        cells = [*cells[:-1], "", numbered[1]]
     if not max(image, caption) < len(cells) <= len(header):
         return Broken(line, f"{len(cells)} columns in place of {len(header)}")
     if not cells[image].strip():
@@ -236,11 +245,15 @@ def _delimited_row(
 
 
 def _texts(cell: str) -> list[str]:
-    """The captions of a cell: one, or those of a list as JSON and Python write it."""
+    """The captions of a cell: one, or those of a list as JSON, Python and NumPy (without commas) write it."""
     if cell.lstrip().startswith("["):
         try:
             texts = ast.literal_eval(cell.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            tokens = tokenize.generate_tokens(io.StringIO(cell.strip()).readline)
+            strings = [token.string for token in tokens if token.type == tokenize.STRING]
+            if len(strings) != len(texts):  # Python joins strings that stand beside each other
+                texts = [ast.literal_eval(text) for text in strings]
+        except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
             return [cell]
         if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
             return texts

@@ -128,6 +128,7 @@ def count_scripts(captions: Iterable[str]) -> tuple[int, Counter, Counter]:
     total, scripts, unspaced = 0, Counter[str](), Counter[str]()
     for caption in captions:
         total += 1
+        caption = caption.replace("\u200b", " ")  # a blank of no width, which PTB takes for one
         if caption.isascii() or not _ANY_SCRIPT.search(caption):
             continue
         letters = {name: len(script.findall(caption)) for name, script in _SCRIPTS.items()}
@@ -138,6 +139,25 @@ def count_scripts(captions: Iterable[str]) -> tuple[int, Counter, Counter]:
         scripts[name] += 1
         unspaced[name] += count >= _RUN * len(caption.split())
     return total, scripts, unspaced
+
+
+def lost_letters(captions: Iterable[str], tokens: Iterable[str]) -> str:
+    """A line to say where PTB's rules, made for English, drop letters or marks of many captions, or ""."""
+    lost, total, example = 0, 0, ""
+    for caption, line in zip(captions, tokens):
+        total += 1
+        if not caption.isascii() and _letters(line) < _letters(caption):
+            lost, example = lost + 1, example or caption
+    if lost <= _MANY * total:
+        return ""
+    return (
+        f"warning: the PTB tokenizer drops letters of {lost:,} of {total:,} captions, such as {example[:40]!r}: "
+        "vocabulary, scores and rewards are of what is left; transliterate the captions before training"
+    )
+
+
+def _letters(text: str) -> int:
+    return sum(unicodedata.category(character)[0] in "LM" for character in unicodedata.normalize("NFC", text))
 
 
 def _warning(total: int, unspaced: Counter) -> str:

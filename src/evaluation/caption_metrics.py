@@ -1,6 +1,5 @@
 """Scores of captions by pycocoevalcap, over words as src/data/words.py makes them, and the line that says how."""
 
-import functools
 import json
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,6 +15,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from src.data.record import ImageId, with_known_ids
 from src.data.words import ENGLISH, Words
+from src.environment import say_once
 from src.errors import InputError
 from src.evaluation.java_metrics import score_meteor, score_spice, spice_has_models
 from src.progress import Progress
@@ -76,7 +76,7 @@ def compute_metrics(
     notes = ["METEOR and SPICE are left out: they are made for English"] if words.language == "zh" else []
     notes += [ONE_IMAGE] if len(documents) == 1 and "CIDEr" in metrics else []
     for note in notes:
-        _say_once(note)
+        say_once(note)
     return CaptionScores(metrics, segments, left_out, notes)
 
 
@@ -171,7 +171,7 @@ def _scorers(words: Words, documents: Truths) -> dict[str, Callable[[Truths, Tru
         scorers["SPICE"] = _spice
     elif english:
         command = "python -m pycocoevalcap.spice.get_stanford_models"
-        _say_once(f"SPICE is left out, for want of its models: '{command}' downloads them (400 MB)")
+        say_once(f"SPICE is left out, for want of its models: '{command}' downloads them (400 MB)")
     return scorers
 
 
@@ -214,8 +214,3 @@ def _cider(documents: Truths, truths: Truths, results: Truths) -> Scores:
 def _spice(truths: Truths, results: Truths) -> Scores:
     per_image = score_spice(truths, results)
     return {"SPICE": float(per_image.mean())}, {"SPICE": per_image}
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)

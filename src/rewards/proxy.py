@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from src.errors import InputError
 
 _SCHEMES = ("http", "https", "socks5", "socks5h")
-_LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
+_LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback", "localhost6")
 
 
 class Proxy(NamedTuple):

@@ -21,8 +21,9 @@ _END = re.compile(
     re.IGNORECASE,
 )
 _PLAIN_CHANNELS = re.compile(r"\Aanalysis(?=[A-Z]).*assistantfinal", re.DOTALL)  # of gpt-oss, special tokens left out
-_LAST_TOKEN = re.compile(r"(?:<\|\w+\|>|</s>)\Z")  # a special token that ends a reply
-_MARKS = re.compile(r"__|[*`$\"']")  # of emphasis, code, formulas and quotations
+# A special token that ends a reply, but for those of _WRAPPERS.
+_LAST_TOKEN = re.compile(r"(?:<\|(?!end_of_(?:box|solution|answer)\|)\w+\|>|</s>)\Z")
+_MARKS = re.compile(r"__|[*`$\"'“”‘’\u200b]")  # of emphasis, code, formulas and quotations
 _WRAPPERS = re.compile(
     r"<(?P<tag>answer|solution)>(?P<a>.+)</(?P=tag)>"
     r"|<\|begin_of_(?P<token>box|solution|answer)\|>(?P<b>.+)<\|end_of_(?P=token)\|>"
@@ -31,7 +32,7 @@ _WRAPPERS = re.compile(
 )
 _INTRODUCTION = re.compile(
     r"(?:(?:the|my)\s+)?(?:(?:final|correct|right|best)\s+)*(?:answer|option|choice)(?:\s+is\b)?(?:\s*:\s*|\s+)"
-    r"|答案\s*(?:是|为|:)+\s*",
+    r"|(?:正确|最终)?(?:答案|选项?)\s*(?:是|为|:)*\s*",
     re.IGNORECASE,
 )
 _LETTER = re.compile(r"[\[(]?([A-Za-z])\s*[\]).:、。–—-]*(?:\s+(.*))?", re.DOTALL)

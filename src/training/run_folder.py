@@ -69,6 +69,11 @@ def claim_run_folder(config: Config, init: Path | None) -> None:
             raise InputError(
                 f"{folder} was not created by this project, so fresh=true will not delete it: give name=NEW"
             )
+        stage = config.stage
+        with contextlib.suppress(InputError):  # a damaged config.yaml goes with the rest
+            stage = _read_config(folder / "config.yaml").get("stage") if is_complete(folder) else stage
+        if stage != config.stage:
+            raise InputError(f"{folder} holds a finished run of stage {stage}, which fresh=true keeps: give name=NEW")
         return
     state = saved_state(folder)
     if state is None:
@@ -102,7 +107,8 @@ def saved_state(folder: Path) -> dict[str, Any] | None:
     """
     if is_complete(folder):
         try:
-            return dict(json.loads((folder / COMPLETED).read_text(encoding="utf-8")))
+            state = json.loads((folder / COMPLETED).read_text(encoding="utf-8"))
+            return state | {}
         except (ValueError, TypeError):
             raise InputError(f"{folder / COMPLETED} is damaged: delete this file, and the run resumes") from None
     paths = [path for name in _CHECKPOINTS if (path := folder / "checkpoints" / name).is_file()]
