@@ -69,7 +69,7 @@ def claim_run_folder(config: Config, init: Path | None) -> None:
             raise InputError(
                 f"{folder} was not created by this project, so fresh=true will not delete it: give name=NEW"
             )
-        stage = config.stage
+        stage: Any = config.stage
         with contextlib.suppress(InputError):  # a damaged config.yaml goes with the rest
             stage = _read_config(folder / "config.yaml").get("stage") if is_complete(folder) else stage
         if stage != config.stage:
