@@ -14,8 +14,8 @@ from src.data.words import Words, build_chinese
 from src.errors import InputError
 from src.files import file_digest
 from src.training.metrics import read_lines
-from src.training.run import say_before_training
 from src.training.run_folder import check_init, is_complete, open_run_folder
+from src.training.start_warnings import say_before_training
 
 
 def configured(tmp_path, *settings):

@@ -1,7 +1,6 @@
 """A run: its folder, its parts, what it goes on from, and how it ends."""
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +17,6 @@ from src.config_load import resolved
 from src.data.dataset import Dataset, build_sources, build_tokenizer, load_dataset, padded_batches
 from src.data.features import FeatureSource
 from src.data.images import ImageSource
-from src.data.java import METEOR_HEAP, java_problem
 from src.data.tokenizer import Tokenizer, load_tokenizer
 from src.decoding.sampler import GreedyDecoder
 from src.environment import on_signals, start_time
@@ -30,6 +28,7 @@ from src.rewards.cider import corpus_cider
 from src.training.checkpoint import find_last, load_checkpoint, read_state, save_checkpoint
 from src.training.metrics import MetricsWriter, open_metrics
 from src.training.run_folder import COMPLETED, check_init
+from src.training.start_warnings import say_before_training
 from src.workers import Workers
 
 
@@ -196,33 +195,6 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
     )
     on_signals(lambda: run.terminated.append(True))
     return run
-
-
-def say_before_training(config: Config, dataset: Dataset) -> None:
-    """Say what scores and rewards of these captions will be like, on stderr but for the language.
-
-    Errors: InputError where Java, without which English captions cannot be scored, does not start.
-    """
-    words = dataset.words
-    lines = [words.warning] if words.warning else []
-    if words.note:
-        print(words.note, flush=True)
-    problem = java_problem(METEOR_HEAP) if words.language == "en" else ""
-    if problem:
-        without_heap = java_problem()
-        if without_heap:
-            raise InputError(f"the evaluation needs Java: {without_heap}")
-        lines.append(f"warning: the evaluation will have no METEOR, which wants a heap of {METEOR_HEAP}: {problem}")
-    alone = "one image: CIDEr, which weighs words by the logarithm of the number of images,"
-    if len(dataset.records["val"]) == 1:
-        lines.append(f"warning: the validation split has {alone} is 0 there, and `best` will be the first validation")
-    documents = config.grpo.rollout_images
-    if config.cider.document_frequency == "train":
-        documents = len(dataset.records["train"])
-    if config.stage != "ce" and config.rewards.cider and documents == 1:
-        lines.append(f"warning: rewards.cider has the document frequencies of {alone} is 0 for every caption")
-    for line in lines:
-        print(line, file=sys.stderr, flush=True)
 
 
 def graph_cache(config: Config, tokenizer: Tokenizer, workers: Workers, train_images: int = 0) -> GraphCache:
