@@ -190,6 +190,23 @@ def test_it_sorts_by_the_gain_of_either_system(page):
     assert shown(page) == NAMES
 
 
+def test_chinese_words_are_chosen_and_found_without_blanks_between_them(browser, tmp_path):
+    text, words = "一只猫在t恤上 red cat", ["一", "只", "猫", "在", "t", "恤", "上", "red", "cat"]
+    row = Caption(text, 1.0, words, attention(" ".join(words)))
+    cards = [Picture("cat.png", "data:,", ("一只猫",), "highest", {"ce": [row]}), *pictures()]
+    cards = [card._replace(captions={"ce": card.captions["ce"]}) for card in cards]
+    (tmp_path / "report.html").write_text(render_page("CE", "", [], [], [], cards, 100), encoding="utf-8")
+    browser.get((tmp_path / "report.html").as_uri())
+    line = find(browser, ".words")[0]
+    assert [button.text for button in line.find_elements("css selector", "button")] == words
+    assert line.get_attribute("textContent") == text
+    (field,) = find(browser, "#words")
+    for wanted, names in (("猫", ["cat.png"]), ("恤上 red", ["cat.png"]), ("狗", []), ("at", [])):
+        field.clear()
+        field.send_keys(wanted)
+        assert shown(browser) == names
+
+
 def test_it_filters_by_words_and_by_choice(page):
     from selenium.webdriver.support.select import Select
 
