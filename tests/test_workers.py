@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -130,6 +131,7 @@ def test_two_workers_fill_the_feature_caches_together(tmp_path, filled_alone):
     assert fill_caches(tmp_path, 2) == (filled_alone, [5, 5])
 
 
+@pytest.mark.slow
 def test_a_killed_filling_goes_on_with_another_number_of_workers(tmp_path, filled_alone):
     with pytest.raises(RunStopped, match=r"worker 1 ended without a message"):
         fill_caches(tmp_path, 2, "3")
@@ -139,6 +141,7 @@ def test_a_killed_filling_goes_on_with_another_number_of_workers(tmp_path, fille
     assert fill_caches(tmp_path, 1) == (filled_alone, [8 - marks.sum() + 2])
 
 
+@pytest.mark.slow
 def test_an_image_that_one_worker_cannot_read_ends_all(tmp_path, filled_alone, capfd):
     data = tmp_path / "data"
     shutil.copytree(tiny_data(), data)
@@ -233,7 +236,7 @@ def test_a_taken_port_is_refused(tmp_path):
 def test_the_first_error_of_a_worker_is_shown(tmp_path):
     done = pipeline("ce", tmp_path, "tokenizer.min_count=9999", devices=2)
     assert done.returncode == 2
-    assert "worker 0: error: " in done.stderr and "tokenizer.min_count=9999" in done.stderr
+    assert re.match(r"worker [01]: error: ", done.stderr) and "tokenizer.min_count=9999" in done.stderr
     assert "error: " not in done.stdout  # it is said once
 
 
@@ -310,6 +313,7 @@ def test_sigterm_saves_and_ends_all(tmp_path):
             os.kill(worker_pid(tmp_path, rank), 0)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_also_where_the_folder_of_the_run_is_lost(tmp_path):
     process = start(tmp_path)
     pids = [worker_pid(tmp_path, rank) for rank in (0, 1)]
@@ -354,6 +358,7 @@ def test_sigterm_ends_workers_that_wait_for_each_other(tmp_path):
         launch([str(program)], Cluster(2), tmp_path / "logs")
 
 
+@pytest.mark.slow
 def test_a_lost_worker_ends_all(tmp_path):
     process = start(tmp_path)
     os.kill(worker_pid(tmp_path, 1), signal.SIGKILL)
