@@ -29,9 +29,8 @@ def test_the_language_is_said_once_a_program(done):
     _, result = done
     said = [line for line in result.stdout.splitlines() if line.startswith("captions are Chinese")]
     assert said == [build_chinese("characters").note] * 2  # CE and GRPO
-    assert (
-        messages(result.stderr) == ["METEOR and SPICE are left out: they are made for English"] * 2
-    )  # two evaluations
+    said = [line for line in messages(result.stderr) if not line.startswith("warning: eval.tokens=6 is shorter")]
+    assert said == ["METEOR and SPICE are left out: they are made for English"]  # once, of two evaluations
 
 
 def test_captions_are_scored_and_groups_differ(done):

@@ -18,7 +18,7 @@ from src.evaluation.caption_metrics import CaptionScores
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
     """Keys of a data set without a test split."""
-    monkeypatch.delenv("CAPTIONER_SAID", raising=False)
+    monkeypatch.setenv("CAPTIONER_SAID", str(tmp_path / "said"))  # as programs do for a command
     write_coco(tmp_path)
     (tmp_path / "annotations/captions_test.json").unlink()
     data = [f"data.{key}={value}" for key, value in COCO.items() if value]
@@ -69,7 +69,7 @@ def test_a_file_of_captions_needs_the_annotations_of_its_split_alone(settings, t
 
     def compute(captions, truths, **options):
         scored.append((captions, list(truths)))
-        return CaptionScores({"CIDEr": 0.5}, {"CIDEr": np.zeros(2)})
+        return CaptionScores({"CIDEr": 0.5}, {"CIDEr": np.zeros(2)}, {}, [])
 
     monkeypatch.setattr(evaluate, "compute_metrics", compute)
     words = ["--config", "configs/demo/grpo.yaml", "--captions", str(file), *settings]

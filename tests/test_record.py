@@ -99,7 +99,7 @@ def test_a_test_split_without_captions_is_none(tmp_path, how, capsys, monkeypatc
     """COCO 2017 as it is downloaded; evaluation is on val, which is said once."""
     write_coco(tmp_path)
     spoil_test(tmp_path, how)
-    monkeypatch.delenv("CAPTIONER_SAID", raising=False)
+    monkeypatch.setenv("CAPTIONER_SAID", str(tmp_path / "said"))  # as programs do for a command
     assert load_records(root=tmp_path, **COCO)[0].keys() == {"train", "val"}
     settings = [f"data.root={tmp_path}", "data.dataset=x", *(f"data.{k}={v}" for k, v in COCO.items() if v)]
     config = load_config("configs/demo/ce.yaml", settings)

@@ -17,7 +17,7 @@ from src.data.record import Record, Skipped
 from src.data.records import load_records
 from src.errors import InputError
 
-FLICKR = Path(__file__).parents[1] / "../shared/data/flickr8k"
+FLICKR = Path(__file__).resolve().parents[1] / "../shared/data/flickr8k"
 COCO = {"format": "coco", "annotations": "annotations/captions_{split}.json", "images": "images/{split}", "lists": None}
 KARPATHY = {"format": "karpathy", "annotations": "dataset.json", "images": "img", "lists": None}
 

@@ -73,6 +73,7 @@ def test_ce_from_a_checkpoint_and_resumed(settings, given, monkeypatch, capsys):
         words = [*settings, "name=tuned", "tokenizer.min_count=1", *more]
         monkeypatch.setattr(src.training.ce, "run_ce", lambda run: runs.append(run))
         monkeypatch.setattr(sys, "argv", ["train.py", "--config", "configs/demo/ce.yaml", *words])
+        monkeypatch.setattr("src.device.setup_device", lambda config: "CPU")  # this process has its device already
         monkeypatch.setattr("src.training.run.Run.complete", lambda run: run.save("last"))
         train.main()
 

@@ -9,7 +9,7 @@ import pytest
 from src.data.tokenizer import build_word_tokenizer, build_wordpiece_tokenizer, load_tokenizer
 from src.errors import InputError
 
-BERT = Path(__file__).parents[1] / "../shared/data/vocab/bert-base-uncased-vocab.txt"
+BERT = Path(__file__).resolve().parents[1] / "../shared/data/vocab/bert-base-uncased-vocab.txt"
 PIECES = [
     "[PAD]",
     "[unused0]",

@@ -69,10 +69,10 @@ def claim_run_folder(config: Config, init: Path | None) -> None:
             raise InputError(
                 f"{folder} was not created by this project, so fresh=true will not delete it: give name=NEW"
             )
-        stage: Any = config.stage
+        stage = None
         with contextlib.suppress(InputError):  # a damaged config.yaml goes with the rest
-            stage = _read_config(folder / "config.yaml").get("stage") if is_complete(folder) else stage
-        if stage != config.stage:
+            stage = _read_config(folder / "config.yaml").get("stage") if is_complete(folder) else None
+        if stage not in (None, config.stage):
             raise InputError(f"{folder} holds a finished run of stage {stage}, which fresh=true keeps: give name=NEW")
         return
     state = saved_state(folder)
