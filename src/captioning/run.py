@@ -119,7 +119,7 @@ def share(
 
 
 def prepare(captioners: Captioners, done: DonePaths, path: str, reason: str | None) -> Prepared | None:
-    """What one thread does for one photograph; None where the file was written anew, with the bytes that it had."""
+    """What one thread does for one photograph; None if the file was rewritten with the same bytes."""
     if reason is not None:
         return Prepared(path, reason)
     try:

@@ -23,7 +23,7 @@ READER = 2  # part of the feature cache's key: raise it whenever the pixels of a
 MAX_BYTES = 200_000_000  # an uncompressed picture of MAX_PIXELS has 192 million
 MAX_PIXELS = 64_000_000  # a decompression bomb is a small file with a huge picture; 64 million pixels are 192 MB
 
-# What an Exif orientation asks for. ImageOps.exif_transpose also writes the Exif data anew, which fails on broken tags.
+# What an Exif orientation asks for. ImageOps.exif_transpose also rewrites the Exif data, which fails on broken tags.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

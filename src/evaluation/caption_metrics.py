@@ -50,7 +50,7 @@ def compute_metrics(
     """Score one caption per image id against its ground truths; document frequencies are those of all `ground_truths`.
 
     tokenized_truths: the ground truths (not the captions) come from `words` already. What fails is left out, with one
-    line on stderr. InputError if a caption has no ground truths, if English captions cannot be tokenised for want of
+    line on stderr. InputError if a caption has no ground truths, if English captions cannot be tokenised without
     Java, or if every metric fails. METEOR takes 10 s to load.
     """
     documents, results = tokenized(captions, ground_truths, words, tokenized_truths=tokenized_truths)
@@ -162,7 +162,7 @@ def _check_images(captions: Mapping[ImageId, str], ground_truths: Mapping[ImageI
 
 
 def _scorers(words: Words, documents: Truths) -> dict[str, Callable[[Truths, Truths], Scores]]:
-    """What is computed, by the name under which a failure is told, in the order of tables."""
+    """The scorers by the name that error messages use, in the order of the tables."""
     english = words.language == "en"
     scorers: dict[str, Callable[[Truths, Truths], Scores]] = {"BLEU": _bleu}
     scorers |= {"METEOR": _meteor} if english else {}
