@@ -18,7 +18,7 @@ from src.node_watch import CONNECT, Trouble, Watch
 
 _GRACE = 120  # seconds that workers have to save and end after SIGTERM
 _FAILING = 10  # seconds that workers have to end by themselves after another node has failed
-_CLOSING = 10  # seconds that msrun's scheduler has to end after all workers of its node
+_CLOSING = 10  # seconds that msrun's scheduler, which other nodes may need, has to end after all workers of its node
 # MindSpore's own log; and the line that a failing worker ends with, which is shown with its rank at the end.
 _NOT_SHOWN = re.compile(r"\[(INFO|WARNING)\] |error: ")
 _DIED = re.compile(r"Worker process (\d+) exit with exception")  # as msrun says of the first that it finds dead
@@ -76,8 +76,8 @@ def watch_workers(
             _signal(workers, signal.SIGKILL)  # each in a session of its own
             os.killpg(msrun.pid, signal.SIGKILL)
         if len(workers) == len(names) and not any(map(is_running, workers)):
-            gone_at = gone_at or now  # msrun waits for its scheduler, which may wait for workers that were killed
-            if now - gone_at > _CLOSING and "scheduler" in pids:
+            gone_at = gone_at or now  # msrun waits for its scheduler, which looks for them every 5 seconds, or for ever
+            if now - gone_at >= (0 if watch is None else _CLOSING) and "scheduler" in pids:
                 _signal([pids["scheduler"]], signal.SIGKILL)
         time.sleep(0.2)
 

@@ -8,8 +8,6 @@ for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
 
 from tiny import ROOT, USED, WORLD  # noqa: E402
 
-from src.environment import prepare_environment  # noqa: E402
-
 os.chdir(WORLD)
 _USED = tuple(f"{ROOT / name}{os.sep}" for name in USED)
 
@@ -23,8 +21,6 @@ def _refuse_used(event: str, arguments: tuple) -> None:
 
 
 sys.addaudithook(_refuse_used)
-
-prepare_environment(convolutions=True)
 
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402

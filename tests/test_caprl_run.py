@@ -81,6 +81,7 @@ def test_without_its_server_a_run_does_not_begin(init, tmp_path):
     assert not lines(tmp_path)
 
 
+@pytest.mark.slow
 def test_captions_of_60_tokens_are_sampled_asked_about_and_evaluated(tmp_path):
     long = ["decoder.positions=60", "ce.tokens=60", "grpo.tokens=60", "eval.tokens=60", "grpo.rollouts=1"]
     done = run("train.py", "--config", "configs/demo/ce.yaml", *TINY, "ce.epochs=1", *folders(tmp_path), *long)

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections import Counter
@@ -16,7 +15,7 @@ import pytest
 from hostile import BAD, GOOD, make_hostile
 from mindspore import Tensor
 from PIL import Image
-from tiny import ROOT, TINY, WORLD, run
+from tiny import PYTHON, ROOT, TINY, WORLD, run
 
 import src.device
 from src.captioning.captioners import Captioners
@@ -202,7 +201,7 @@ def test_a_killed_run_goes_on(runs, photographs, whole, tmp_path):
     output = tmp_path / "captions.jsonl"
     (tmp_path / "bad.jpg").touch()
     images = ["--images", str(photographs), str(tmp_path / "bad.jpg"), "--output", str(output)]
-    process = subprocess.Popen([sys.executable, "-c", HALTS, *begin, *images, *settings], cwd=WORLD, stderr=-3)
+    process = subprocess.Popen([PYTHON, "-c", HALTS, *begin, *images, *settings], cwd=WORLD, stderr=-3)
     while process.poll() is None and not (output.exists() and output.read_bytes()):
         time.sleep(0.05)
     process.kill()
@@ -291,7 +290,7 @@ def test_the_page_is_served_and_leaves_nothing(runs, photographs, tmp_path):
     pytest.importorskip("gradio", reason="gradio is not installed: scripts/run_demo.sh installs it")
     begin, settings = words(runs)
     port = PORT + 3
-    command = [sys.executable, "-m", "src.captioning.serve", *begin, "--port", str(port), *settings]
+    command = [PYTHON, "-m", "src.captioning.serve", *begin, "--port", str(port), *settings]
     environment = os.environ | {"TMPDIR": str(tmp_path), "GRADIO_SHARE": "True", "SSL_CERT_FILE": "/gone.pem"}
     environment |= {"http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9", "https_proxy": "ftp://x"}
     environment |= {"no_proxy": "[::1"}  # none of these is of use to a page that talks with nobody else

@@ -3,13 +3,12 @@
 import json
 import random
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import yaml
-from tiny import ROOT, TINY, WORLD, documented, run, tiny_data
+from tiny import PYTHON, ROOT, TINY, WORLD, documented, run, tiny_data
 
 from src.comparison import is_evaluated, plan_runs
 from src.config_load import load_config
@@ -279,7 +278,7 @@ def test_a_killed_comparison_ends_with_the_same_report(plan, report, tmp_path):
     rng = random.Random(time.time_ns())
     kills = 0
     for _ in range(4):
-        process = subprocess.Popen([sys.executable, *command(plan, tmp_path)], cwd=WORLD, start_new_session=True,
+        process = subprocess.Popen([PYTHON, *command(plan, tmp_path)], cwd=WORLD, start_new_session=True,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
         try:
             process.wait(rng.uniform(10, 45))

@@ -4,10 +4,9 @@ import fcntl
 import json
 import os
 import subprocess
-import sys
 
 import pytest
-from tiny import ROOT
+from tiny import PYTHON, ROOT
 
 PROGRAM = """
 import json, sys, time
@@ -48,7 +47,7 @@ def start(tmp_path):
     def run(constant=1, weight=3, order="first,second"):
         program = tmp_path / "program.py"
         program.write_text(PROGRAM)
-        command = [sys.executable, str(program), str(tmp_path / "graphs"), str(constant), str(weight), order]
+        command = [PYTHON, str(program), str(tmp_path / "graphs"), str(constant), str(weight), order]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

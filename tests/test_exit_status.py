@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from tiny import TINY, WORLD, messages, run, take_ctrl_c, tiny_data
+from tiny import PYTHON, TINY, WORLD, messages, run, take_ctrl_c, tiny_data
 
 
 @pytest.mark.parametrize("by", ["SIGTERM", "Ctrl-C"])
@@ -23,7 +23,7 @@ def test_a_signal_saves_and_ends_with_status_4(by, tmp_path):
         f"data.root={tiny_data()}",
     ]
     process = subprocess.Popen(
-        [sys.executable, *command], cwd=WORLD, stderr=-1, text=True, preexec_fn=take_ctrl_c, start_new_session=True
+        [PYTHON, *command], cwd=WORLD, stderr=-1, text=True, preexec_fn=take_ctrl_c, start_new_session=True
     )
     metrics = tmp_path / "demo-ce/metrics.jsonl"
     while process.poll() is None and (not metrics.exists() or not metrics.read_text()):

@@ -11,7 +11,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from tiny import ROOT, TINY, tiny_data
+from tiny import PYTHON, ROOT, TINY, tiny_data
 
 from src.rewards.completions import Completions
 from src.training.checkpoint import read_checkpoint
@@ -57,7 +57,7 @@ def project(tmp_path_factory):
 
 
 def run(project: Path, *command: str) -> None:
-    done = subprocess.run([sys.executable, *command], cwd=project, capture_output=True, text=True)
+    done = subprocess.run([PYTHON, *command], cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -2,13 +2,12 @@
 
 import json
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from language_model import answerable, connect_settings, language_model, missing
-from tiny import TINY, WORLD, run, tiny_data, tiny_mixture
+from tiny import PYTHON, TINY, WORLD, run, tiny_data, tiny_mixture
 
 from src.config import CapRLConfig
 from src.data.questions import present
@@ -51,7 +50,7 @@ def test_a_server_that_dies_in_the_middle_stops_the_run_which_goes_on_with_anoth
     metrics = tmp_path / "demo-grpo/metrics.jsonl"
     with language_model(PORT, tmp_path / "log") as process:
         training = subprocess.Popen(
-            [sys.executable, *command], cwd=WORLD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [PYTHON, *command], cwd=WORLD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         while training.poll() is None and not (metrics.exists() and "rollout/reward_mean" in metrics.read_text()):
             time.sleep(0.2)

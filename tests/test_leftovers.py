@@ -119,7 +119,7 @@ def test_what_msrun_has_started_is_a_worker_at_once(tmp_path, environment):
     script = tmp_path / "msrun"
     script.write_text("import subprocess, sys\nsys.exit(subprocess.run(sys.argv[1:]).returncode)")
     code = "from src.leftovers import check_cluster_variables; check_cluster_variables()"
-    done = run(str(script), sys.executable, "-c", code, env=os.environ | worker(free_port()))
+    done = run(str(script), sys.executable, "-c", code, python=sys.executable, env=os.environ | worker(free_port()))
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 from fake_server import fake_server, put, says, sees, shown
-from tiny import TINY, WORLD, messages, run, tiny_data
+from tiny import PYTHON, TINY, WORLD, messages, run, tiny_data
 
 from src.data.questions import load_questions
 
@@ -158,9 +158,7 @@ def test_single_failures_are_no_reason_to_stop(folder):
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])
 def test_what_was_made_outlives_a_kill(folder, kill):
     with fake_server(slowly) as server:
-        process = subprocess.Popen(
-            [sys.executable, *command(folder, server.url)], cwd=WORLD, stderr=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([PYTHON, *command(folder, server.url)], cwd=WORLD, stderr=subprocess.PIPE, text=True)
         path = folder / "questions_val.jsonl"
         while process.poll() is None and not (path.exists() and path.read_bytes()):  # opened, then written
             time.sleep(0.01)
@@ -211,4 +209,4 @@ def test_a_model_that_is_cut_off_while_it_thinks_is_one_line_and_status_2(folder
 def test_without_mindspore():
     """It starts in a second, where MindSpore alone takes seconds to import."""
     code = "import sys, src.rewards.make_questions; print('mindspore' in sys.modules)"
-    assert run("-c", code).stdout == "False\n"
+    assert run("-c", code, python=sys.executable).stdout == "False\n"

@@ -2,14 +2,14 @@
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from event_reader import logged_scalars, read_pictures, read_scalars
-from programs import Program
 from safetensors.numpy import load_file
-from tiny import TINY, WORLD, tiny_data
+from tiny import PYTHON, TINY, WORLD, tiny_data
 
 from src.training.metrics import read_lines
 
@@ -20,17 +20,18 @@ def losses(folder: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
 
 
-def train(stage: str, root: Path, *extra: str) -> Program:
+def train(stage: str, root: Path, *extra: str) -> subprocess.Popen:
     settings = [*TINY, *extra, f"output_root={root}", f"data.root={tiny_data()}"]
-    return Program(("train.py", "--config", f"configs/demo/{stage}.yaml", *settings), WORLD)
+    command = [PYTHON, "train.py", "--config", f"configs/demo/{stage}.yaml", *settings]
+    return subprocess.Popen(command, cwd=WORLD, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process: Program) -> None:
+def finish(process: subprocess.Popen) -> None:
     errors = process.communicate()[1]
     assert process.returncode == 0, errors
 
 
-def kill_after(process: Program, folder: Path, steps: int) -> None:
+def kill_after(process: subprocess.Popen, folder: Path, steps: int) -> None:
     """kill -9 as soon as `steps` updates are logged; the run must not have ended by then."""
     while process.poll() is None and len(losses(folder)) < steps:
         time.sleep(0.02)

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,8 +13,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-
-from programs import run_forked
 
 ROOT = Path(__file__).resolve().parent.parent
 USED = ("data", "outputs")  # what using the product leaves in ROOT: no test reads or writes it
@@ -32,10 +31,28 @@ def _make_world() -> Path:
     return world
 
 
+def _serve_programs(world: Path) -> None:
+    """Start the process that programs are forked from, and write what stands for Python (tests/forked_python.py)."""
+    here = Path(__file__).resolve().parent
+    with open(world / "fork_server.log", "w") as log:  # MindFormers warns when it is imported
+        server = [sys.executable, here / "fork_server.py", "programs", str(os.getpid())]
+        subprocess.Popen(server, cwd=world, stdout=log, stderr=log)
+    command = [os.path.realpath(sys.executable), "-IS", str(here / "forked_python.py"), str(world / "programs")]
+    (world / "bin").mkdir()
+    (world / "bin/python").write_text(f'#!/bin/sh\nexec {shlex.join([*command, sys.executable])} "$@"\n')
+    (world / "bin/python").chmod(0o755)
+
+
 WORLD = _make_world()  # the root of one run of the tests: they, and the programs that they start, run there
+PYTHON = str(WORLD / "bin/python")  # of programs; sys.executable for those whose environment or interpreter matters
 sys.path.insert(0, str(WORLD))
 
 from src.data.demo import generate_demo  # noqa: E402
+from src.environment import prepare_environment  # noqa: E402
+
+prepare_environment(convolutions=True)  # before MindSpore is imported, here or there
+if not (WORLD / "bin").exists():
+    _serve_programs(WORLD)
 
 TINY = [
     *("demo.train=64", "demo.val=16", "demo.test=16", "tokenizer.min_count=2", "log_every=1", "device=CPU"),
@@ -124,8 +141,6 @@ def take_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def run(*command: str, **options) -> subprocess.CompletedProcess:
+def run(*command: str, python: str = PYTHON, **options) -> subprocess.CompletedProcess:
     """Run a Python program of the project in WORLD."""
-    if options.keys() <= {"timeout"} and (command[0] == "-m" or not command[0].startswith("-")):
-        return run_forked(command, WORLD, **options)
-    return subprocess.run([sys.executable, *command], cwd=WORLD, capture_output=True, text=True, **options)
+    return subprocess.run([python, *command], cwd=WORLD, capture_output=True, text=True, **options)
