@@ -34,6 +34,7 @@ from src.training.checkpoint import save_checkpoint
 from src.workers import Workers
 
 WORDS = "a dog cat runs on the green grass with red ball and blue sky under some tree"
+TOKENS = 4
 PORT = 20_000 + os.getpid() % 4_000 * 8 + 4  # of this process's own
 
 
@@ -41,7 +42,7 @@ PORT = 20_000 + os.getpid() % 4_000 * 8 + 4  # of this process's own
 def runs(tmp_path_factory):
     """Untrained checkpoints A and B with one encoder, and C with another; and the settings that they go with."""
     root = tmp_path_factory.mktemp("captioning")
-    settings = [*TINY, "eval.batch_images=4", "eval.tokens=6", f"output_root={root}"]
+    settings = [*TINY, "eval.batch_images=4", f"eval.tokens={TOKENS}", f"output_root={root}"]
     config = load_config(ROOT / "configs/demo/grpo.yaml", settings)
     tokenizer = build_word_tokenizer([WORDS], 1)
     for name, encoder_seed, decoder_seed in (("A", 1, 1), ("B", 1, 2), ("C", 2, 3)):
@@ -92,7 +93,7 @@ def test_logprobs_are_those_of_teacher_forcing(runs, photographs, trainable):
             assert [row.decoding for row in captions] == ["greedy", "beam2-lp1", *["sample"] * 3]
             for row in captions:
                 ids = tokenizer.encode(row.caption)
-                ids += [tokenizer.eos_id] if len(ids) < 6 else []
+                ids += [tokenizer.eos_id] if len(ids) < TOKENS else []
                 inputs = Tensor(np.array([[tokenizer.bos_id, *ids[:-1]]], np.int32))
                 hidden = captioner.decoder.hidden(inputs, captioner.decoder.memory(Tensor(features[image : image + 1])))
                 logits = captioner.decoder.logits(hidden).asnumpy()[0].astype(np.float64)

@@ -125,16 +125,25 @@ def test_later_tokens_do_not_change_earlier_logits(captioner, features, inputs):
     assert (before[:, 4] != after[:, 4]).any()
 
 
+class Dropped(nn.Cell):
+    def __init__(self, captioner):
+        super().__init__()
+        self.captioner = captioner
+
+    def construct(self, features, inputs, *keep):
+        return self.captioner.hidden(features, inputs, keep)
+
+
 def test_dropout_factors_are_applied_at_every_site(captioner, features, inputs):
-    decoder = captioner.decoder
-    one = Tensor(np.ones((*inputs.shape, decoder.width), np.float32))
-    sites = len(decoder.dropout_rates)
+    one = Tensor(np.ones((*inputs.shape, captioner.decoder.width), np.float32))
+    sites = len(captioner.decoder.dropout_rates)
     ones = (one,) * sites
+    dropped = Dropped(captioner)
     hidden = captioner.hidden(features, Tensor(inputs)).asnumpy()
-    np.testing.assert_allclose(captioner.hidden(features, Tensor(inputs), ones).asnumpy(), hidden, atol=1e-6)
+    np.testing.assert_allclose(dropped(features, Tensor(inputs), *ones).asnumpy(), hidden, atol=1e-6)
     for site in range(sites):
         keep = (*ones[:site], one * 0, *ones[site + 1 :])
-        assert (captioner.hidden(features, Tensor(inputs), keep).asnumpy() != hidden).any(), site
+        assert (dropped(features, Tensor(inputs), *keep).asnumpy() != hidden).any(), site
 
 
 def test_shift_right_puts_bos_first():

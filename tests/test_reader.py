@@ -63,6 +63,7 @@ def untrained() -> Reader:
 # ---- what it has learned ----
 
 
+@pytest.mark.slow
 def test_it_answers_what_captions_answer_and_nothing_else(trained, examples):
     hits = accuracies(trained, examples)
     answers, silent = ([hit for of_type in hits.values() for hit in of_type[case]] for case in ("answers", "silent"))
@@ -73,6 +74,7 @@ def test_it_answers_what_captions_answer_and_nothing_else(trained, examples):
         assert np.mean(hits[name]["answers"]) > 0.9 and np.mean(hits[name]["silent"]) > 0.85, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trick", TRICKS)
 def test_captions_that_describe_nothing_do_not_score(trained, examples, trick):
     """No better than chance, which is one of the options without CANNOT; by far, as nearly all get CANNOT."""
@@ -84,6 +86,7 @@ def test_captions_that_describe_nothing_do_not_score(trained, examples, trick):
     assert np.mean(right) < chance / 2
 
 
+@pytest.mark.slow
 def test_a_caption_of_another_picture_scores_no_better_than_chance(trained, examples):
     """What a reader may earn by ignoring the caption is bounded by what any caption earns on a strange picture."""
     captions = list(dict.fromkeys(example.caption for example in examples))
