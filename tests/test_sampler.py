@@ -13,7 +13,7 @@ from src.rl.cells import LogprobCell
 from src.rng import uniforms
 
 PAD, BOS, EOS = SPECIALS
-TOKENS = 5
+TOKENS = 4
 
 
 def softmax(logits):
