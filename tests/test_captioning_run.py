@@ -15,7 +15,7 @@ import pytest
 from hostile import BAD, GOOD, make_hostile
 from mindspore import Tensor
 from PIL import Image
-from tiny import PYTHON, ROOT, TINY, WORLD, run
+from tiny import PYTHON, ROOT, TINY, WORLD, free_port, run
 
 import src.device
 from src.captioning.captioners import Captioners
@@ -35,7 +35,6 @@ from src.workers import Workers
 
 WORDS = "a dog cat runs on the green grass with red ball and blue sky under some tree"
 TOKENS = 4
-PORT = 20_000 + os.getpid() % 4_000 * 8 + 4  # of this process's own
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +242,7 @@ def test_two_workers_share_a_collection(runs, photographs, whole, tmp_path):
     listed = tmp_path / "list.txt"
     files = [*sorted(photographs.iterdir()), *tmp_path.glob("*.jpg")]
     listed.write_text("".join(f"{file}\n" for file in files))
-    program = ["-m", "src.pipeline", "eval", "--devices", "2", "--master", f"127.0.0.1:{PORT}", *begin]
+    program = ["-m", "src.pipeline", "eval", "--devices", "2", "--master", f"127.0.0.1:{free_port()}", *begin]
     done = run(*program, "--images", f"@{listed}", "--output", str(output), *settings)
     assert done.returncode == 0, done.stderr
     assert f"{output}: captioned 11 in " in done.stdout and f"4 failed: {tmp_path}/captions.bad.jsonl" in done.stdout
@@ -290,7 +289,7 @@ def test_the_page_shows_captions_and_where_their_words_looked(runs, photographs,
 def test_the_page_is_served_and_leaves_nothing(runs, photographs, tmp_path):
     pytest.importorskip("gradio", reason="gradio is not installed: scripts/run_demo.sh installs it")
     begin, settings = words(runs)
-    port = PORT + 3
+    port = free_port()
     command = [PYTHON, "-m", "src.captioning.serve", *begin, "--port", str(port), *settings]
     environment = os.environ | {"TMPDIR": str(tmp_path), "GRADIO_SHARE": "True", "SSL_CERT_FILE": "/gone.pem"}
     environment |= {"http_proxy": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9", "https_proxy": "ftp://x"}

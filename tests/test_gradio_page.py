@@ -11,6 +11,7 @@ from hostile import BAD, GOOD
 
 pytest.importorskip("gradio", reason="gradio is not installed: scripts/run_demo.sh installs it")
 import httpx
+from tiny import free_port
 
 from src.captioning import gradio_page
 from src.captioning.captions import Caption
@@ -30,11 +31,6 @@ class StandIn:
         words = [row.caption.split() for row in captions]
         looks = [(row, np.full((len(row), 4), 0.25, np.float32)) for row in words]
         return Shown(small_picture(pixels), dict.fromkeys(self.names, captions), dict.fromkeys(self.names, looks))
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

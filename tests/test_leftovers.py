@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import run
+from tiny import free_port, run
 
 import src.leftovers
 from src.environment import run_program
@@ -34,11 +34,6 @@ def worker(port, **changes):
     """What a worker of one finds in its environment."""
     usual = {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": "1", "MS_SCHED_HOST": "127.0.0.1", "MS_SCHED_PORT": str(port)}
     return usual | changes
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "::1", "no-such-host.invalid", "a" * 70])

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import WORLD
+from tiny import WORLD, free_port
 
 from src.cluster import Cluster
 from src.errors import InputError, RunStopped
@@ -20,8 +20,7 @@ LIMIT = 1.0  # seconds: --node-timeout of these tests
 
 @pytest.fixture
 def port():
-    with socket.create_server(("", 0)) as server:
-        return server.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture

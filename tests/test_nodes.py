@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
-from tiny import WORLD
+from tiny import WORLD, free_port
 
 from src.node_workers import is_running
 
@@ -22,8 +21,7 @@ def start(tmp_path):
     started = []
 
     def start(*actions, nodes=2, limit=LIMIT):
-        with socket.create_server(("", 0)) as server:
-            port = server.getsockname()[1]
+        port = free_port()
         for rank in range(nodes):
             command = [sys.executable, "tests/node.py", str(rank), str(nodes), str(port), str(limit), str(tmp_path)]
             process = subprocess.Popen([*command, *actions], cwd=WORLD, stderr=subprocess.PIPE, text=True)

@@ -1,13 +1,16 @@
 """The world of the tests, and a tiny configuration that those of whole programs share: 64 scenes, seconds per stage."""
 
 import atexit
+import contextlib
 import functools
 import json
 import os
+import random
 import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -134,6 +137,16 @@ def documented(section: str) -> set[str]:
 def messages(stderr: str) -> list[str]:
     """The lines of a program's stderr but those of its environment, and of progress, whose number depends on speed."""
     return [line for line in stderr.splitlines() if not re.match(r"environment: |.*: +\d+% \d+/\d+ \[", line)]
+
+
+def free_port() -> int:
+    """The first of eight ports that are free, below those that the system gives to whoever asks for any."""
+    while True:
+        first = random.randrange(10_000, 32_000, 8)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as held:
+            for port in range(first, first + 8):
+                held.enter_context(socket.create_server(("", port)))
+            return first
 
 
 def take_ctrl_c() -> None:
