@@ -1,21 +1,18 @@
 """A process that imports MindSpore once, and forks itself for each program that tests/forked_python.py asks for.
 
 python fork_server.py SOCKET PARENT: ends with the process that started it. Importing MindSpore and MindFormers takes 8
-to 12 seconds of processor time, more than most programs of the tests run for, and loading METEOR's paraphrases 6, so
-programs have a few of those only. This imports nothing of the project: a program finds its own sources.
+to 12 seconds of processor time, more than most programs of the tests run for. This imports nothing of the project: a
+program finds its own sources.
 """
 
 import contextlib
 import gc
-import gzip
 import importlib
 import importlib.util
-import itertools
 import json
 import os
 import runpy
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -23,7 +20,6 @@ import sys
 import tempfile
 import types
 from collections.abc import Sequence
-from pathlib import Path
 
 from pycocoevalcap.meteor import meteor
 
@@ -49,7 +45,7 @@ def serve(path: str, parent: int) -> list[str]:
             if "mindspore" not in sys.modules:
                 for module in PRELOADED:
                     importlib.import_module(module)
-                shorten_meteor(Path("meteor").absolute())
+                meteor.__file__ = os.path.abspath("meteor/meteor.py")  # tests/tiny.py
                 gc.freeze()
             if os.fork() == 0:
                 break
@@ -64,16 +60,6 @@ def serve(path: str, parent: int) -> list[str]:
         keep(child, client, files)
     client.close()
     return prepare(files, **json.loads(request))
-
-
-def shorten_meteor(folder: Path) -> None:
-    """Have programs find METEOR in `folder`, with the first thousand of its paraphrases (three lines each)."""
-    whole, name = Path(meteor.__file__).parent, "data/paraphrase-en.gz"
-    (folder / "data").mkdir(parents=True)
-    shutil.copy(whole / meteor.METEOR_JAR, folder)
-    with gzip.open(whole / name) as lines, gzip.open(folder / name, "w") as first:
-        first.writelines(itertools.islice(lines, 3000))
-    meteor.__file__ = str(folder / "meteor.py")
 
 
 def keep(child: int, client: socket.socket, files: Sequence[int]) -> None:

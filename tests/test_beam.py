@@ -134,15 +134,15 @@ def test_finished_beams_keep_their_score_and_length(captioner, allowed, eos_bias
 
 
 def test_one_beam_is_greedy_decoding(captioner, features):
-    ids, mask, scores = (out.asnumpy() for out in BeamDecoder(captioner, SPECIALS, 5, 1)(features))
-    greedy_ids, greedy_mask, logprobs = (out.asnumpy() for out in GreedyDecoder(captioner, SPECIALS, 5)(features))
+    ids, mask, scores = (out.asnumpy() for out in BeamDecoder(captioner, SPECIALS, 3, 1)(features))
+    greedy_ids, greedy_mask, logprobs = (out.asnumpy() for out in GreedyDecoder(captioner, SPECIALS, 3)(features))
     np.testing.assert_array_equal(ids, greedy_ids)
     np.testing.assert_array_equal(mask, greedy_mask)
     np.testing.assert_allclose(scores, logprobs.sum(1), atol=1e-5)
 
 
 def test_a_caption_does_not_depend_on_its_neighbours(captioner, features):
-    cell = BeamDecoder(captioner, SPECIALS, 5, 3)
+    cell = BeamDecoder(captioner, SPECIALS, 3, 3)
     both = [out.asnumpy() for out in cell(features)]
     swapped = [out.asnumpy() for out in cell(Tensor(features.asnumpy()[::-1].copy()))]
     for one, other in zip(both[:2], swapped):

@@ -1,8 +1,10 @@
 """METEOR's and SPICE's programs: what they are asked, how they end, and how they fail; a script stands for Java."""
 
+import importlib.util
 import json
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from pycocoevalcap.spice import get_stanford_models
@@ -10,6 +12,15 @@ from pycocoevalcap.spice import get_stanford_models
 from src.errors import InputError
 from src.evaluation import java_metrics
 from src.evaluation.java_metrics import score_meteor, score_spice, spice_has_models
+
+
+def test_meteor_with_all_its_paraphrases(monkeypatch):
+    """The other tests have a few of them (tests/tiny.py)."""
+    pair = {1: ["the child is sleeping"]}, {1: ["the kid is asleep"]}
+    few, _ = score_meteor(*pair)
+    whole = Path(importlib.util.find_spec("pycocoevalcap.meteor.meteor").origin)
+    monkeypatch.setattr(java_metrics, "METEOR_JAR", whole.with_name(java_metrics.METEOR_JAR.name))
+    assert score_meteor(*pair)[0] > few + 0.1
 
 
 @pytest.fixture
