@@ -26,6 +26,8 @@ from src.launch import launch
 from src.training.metrics import read_lines
 from src.workers import Workers, check_job
 
+UNFORKED = sys.executable  # where msrun's own children have to be the workers: it tells which of them has died
+
 
 @pytest.fixture(scope="module", autouse=True)
 def forked():
@@ -139,7 +141,8 @@ def test_two_workers_fill_the_feature_caches_together(tmp_path, filled_alone):
 
 
 @pytest.mark.slow
-def test_a_killed_filling_goes_on_with_another_number_of_workers(tmp_path, filled_alone):
+def test_a_killed_filling_goes_on_with_another_number_of_workers(tmp_path, filled_alone, monkeypatch):
+    monkeypatch.setattr(sys, "executable", UNFORKED)
     with pytest.raises(RunStopped, match=r"worker 1 ended without a message"):
         fill_caches(tmp_path, 2, "3")
     (done,) = (tmp_path / "cache").glob("*.done")
@@ -292,9 +295,9 @@ def test_workers_that_do_not_stop_are_killed(tmp_path, monkeypatch):
     assert len(pids) == 2 and not any(map(src.node_workers.is_running, pids))
 
 
-def start(folder, *arguments):
+def start(folder, *arguments, python=PYTHON):
     """A long GRPO on two workers; returns when both have made an update."""
-    command = [PYTHON, "-m", "src.pipeline", "ce", "--devices", "2", *TINY]
+    command = [python, "-m", "src.pipeline", "ce", "--devices", "2", *TINY]
     command += [f"data.root={tiny_data()}", f"output_root={folder}", "ce.epochs=2000", *arguments]
     process = subprocess.Popen(command, cwd=WORLD, stderr=subprocess.PIPE, text=True, preexec_fn=take_ctrl_c)
     metrics = folder / "demo-ce/metrics.jsonl"
@@ -371,7 +374,7 @@ def test_sigterm_ends_workers_that_wait_for_each_other(tmp_path):
 
 @pytest.mark.slow
 def test_a_lost_worker_ends_all(tmp_path):
-    process = start(tmp_path)
+    process = start(tmp_path, python=UNFORKED)
     os.kill(worker_pid(tmp_path, 1), signal.SIGKILL)
     assert process.wait(200) == 3
     assert "worker 1 ended without a message" in process.stderr.read()
