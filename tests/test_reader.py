@@ -74,6 +74,19 @@ def test_it_answers_what_captions_answer_and_nothing_else(trained, examples):
         assert np.mean(hits[name]["answers"]) > 0.9 and np.mean(hits[name]["silent"]) > 0.85, name
 
 
+def test_accuracies_count_the_answer_of_every_example():
+    """With a reader that always says CANNOT: right where the caption is silent, wrong elsewhere."""
+    examples = list(held_out_examples(1, HELD_OUT, 5))
+    silent = type("Silent", (), {"answer": lambda self, asked: [len(row.options) - 1 for row in asked]})()
+    hits = accuracies(silent, examples)
+    cases = {
+        case: [hit for of_type in hits.values() for hit in of_type[case]] for case in ("answers", "silent", "misleads")
+    }
+    assert sum(map(len, cases.values())) == len(examples) and hits.keys() == {e.question.type for e in examples}
+    assert len(cases["answers"]) == sum(e.target == e.question.answer for e in examples) > 20
+    assert all(cases["silent"]) and len(cases["silent"]) > 20 and not any(cases["answers"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trick", TRICKS)
 def test_captions_that_describe_nothing_do_not_score(trained, examples, trick):
