@@ -26,7 +26,7 @@ from src.launch import launch
 from src.training.metrics import read_lines
 from src.workers import Workers, check_job
 
-UNFORKED = sys.executable  # where msrun's own children have to be the workers: it tells which of them has died
+UNFORKED = sys.executable  # where msrun's own children have to be the workers: which has died, and that none is left
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -295,9 +295,9 @@ def test_workers_that_do_not_stop_are_killed(tmp_path, monkeypatch):
     assert len(pids) == 2 and not any(map(src.node_workers.is_running, pids))
 
 
-def start(folder, *arguments, python=PYTHON):
+def start(folder, *arguments):
     """A long GRPO on two workers; returns when both have made an update."""
-    command = [python, "-m", "src.pipeline", "ce", "--devices", "2", *TINY]
+    command = [UNFORKED, "-m", "src.pipeline", "ce", "--devices", "2", *TINY]
     command += [f"data.root={tiny_data()}", f"output_root={folder}", "ce.epochs=2000", *arguments]
     process = subprocess.Popen(command, cwd=WORLD, stderr=subprocess.PIPE, text=True, preexec_fn=take_ctrl_c)
     metrics = folder / "demo-ce/metrics.jsonl"
@@ -309,14 +309,6 @@ def start(folder, *arguments, python=PYTHON):
     raise AssertionError("no update in 300 s")
 
 
-def wait_for(pids):
-    """Forked workers end a moment after the command."""
-    deadline = time.monotonic() + 10
-    while any(map(src.node_workers.is_running, pids)):
-        assert time.monotonic() < deadline, "a worker is left"
-        time.sleep(0.05)
-
-
 def worker_pid(folder, rank):
     return json.loads((folder / f"demo-ce/logs/train/worker_{rank}.json").read_text())["pid"]
 
@@ -326,7 +318,9 @@ def test_sigterm_saves_and_ends_all(tmp_path):
     process.send_signal(signal.SIGTERM)
     assert process.wait(200) == 4
     assert "the same command goes on" in process.stderr.read()
-    wait_for([worker_pid(tmp_path, rank) for rank in (0, 1)])
+    for rank in (0, 1):
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker_pid(tmp_path, rank), 0)
 
 
 @pytest.mark.slow
@@ -336,7 +330,9 @@ def test_ctrl_c_ends_all_also_where_the_folder_of_the_run_is_lost(tmp_path):
     shutil.rmtree(tmp_path / "demo-ce")
     process.send_signal(signal.SIGINT)
     assert process.wait(200) in (2, 4) and len(messages(process.stderr.read())) == 1
-    wait_for(pids)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_sigterm_ends_workers_that_wait_for_each_other(tmp_path):
@@ -374,8 +370,9 @@ def test_sigterm_ends_workers_that_wait_for_each_other(tmp_path):
 
 @pytest.mark.slow
 def test_a_lost_worker_ends_all(tmp_path):
-    process = start(tmp_path, python=UNFORKED)
+    process = start(tmp_path)
     os.kill(worker_pid(tmp_path, 1), signal.SIGKILL)
     assert process.wait(200) == 3
     assert "worker 1 ended without a message" in process.stderr.read()
-    wait_for([worker_pid(tmp_path, 0)])
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker_pid(tmp_path, 0), 0)
