@@ -10,12 +10,12 @@ import argparse
 import json
 
 from src.captioning.arguments import add_image_arguments, read_image_arguments
-from src.config_load import load_config
+from src.config.load import load_config
 from src.data.locate import evaluated_split
 from src.data.record import SPLITS
-from src.environment import prepare_environment, run_program
-from src.errors import InputError
-from src.files import given_file
+from src.runtime.environment import prepare_environment, run_program
+from src.runtime.errors import InputError
+from src.runtime.files import given_file
 
 
 def main() -> None:
@@ -46,15 +46,15 @@ def main() -> None:
     split = "" if arguments.images else evaluated_split(config, arguments.split)
     prepare_environment(convolutions=bool(arguments.images) or (config.convolves and arguments.captions is None))
 
-    from src.workers import join_workers
+    from src.runtime.workers import join_workers
 
     workers = join_workers(config)
 
     from src.data.dataset import load_dataset
-    from src.device import setup_device
     from src.evaluation.caption_metrics import load_split_captions
     from src.evaluation.evaluate import evaluate, scored
     from src.evaluation.report import metrics_table
+    from src.runtime.device import setup_device
 
     if arguments.captions is not None:
         dataset = load_dataset(config, scored=split)

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from src.config_load import load_config
-from src.environment import prepare_environment, run_program
-from src.files import given_file
+from src.config.load import load_config
+from src.runtime.environment import prepare_environment, run_program
+from src.runtime.files import given_file
 
 
 def main() -> None:
@@ -17,11 +17,11 @@ def main() -> None:
     config = load_config(arguments.config, arguments.overrides)
     prepare_environment(convolutions=config.convolves)
 
-    from src.workers import join_workers
+    from src.runtime.workers import join_workers
 
     workers = join_workers(config)
 
-    from src.device import setup_device
+    from src.runtime.device import setup_device
     from src.training.run import describe, start_run
     from src.training.run_folder import claim_run_folder, init_checkpoint, is_complete
 
@@ -41,7 +41,7 @@ def main() -> None:
 
         run_ce(run)
     else:
-        from src.models.captioner import build_captioner
+        from src.models.captioner.policy import build_captioner
         from src.training.checkpoint import load_checkpoint
         from src.training.rl import run_rl
 

@@ -1,5 +1,5 @@
 # Sourced by the scripts: chooses the Python, puts its folder first on PATH (msrun looks for `python` there), goes to the
-# root of the repository, where Python finds the modules; programs go back to the caller's folder (src/environment.py).
+# root of the repository, where Python finds the modules; programs go back to the caller's folder (src/runtime/environment.py).
 #
 # The Python, in this order:
 #   1. $PYTHON, if set. Nothing is installed into it; what it lacks is named, status 2.

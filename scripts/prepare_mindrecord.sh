@@ -2,4 +2,4 @@
 # Write the images of a data set into MindRecord shards: bash scripts/prepare_mindrecord.sh --config FILE [--shards 4] [key=value ...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-exec "$PYTHON" -m src.data.mindrecord "$@"
+exec "$PYTHON" -m src.commands.prepare_mindrecord "$@"

@@ -2,4 +2,4 @@
 # Evaluate what has been trained: bash scripts/run_eval.sh [--config configs/demo/grpo.yaml] [key=value ...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-exec "$PYTHON" -m src.pipeline eval "$@"
+exec "$PYTHON" -m src.commands.pipeline eval "$@"

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from src.environment import prepare_environment, run_program
+from src.runtime.environment import prepare_environment, run_program
 
 ROLLOUTS = 10
 COMPLETIONS = ("completion_ids", "completion_mask")
@@ -31,8 +31,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, help="kept; default: a temporary one")
     arguments = parser.parse_args()
-    from src.cluster import Cluster
-    from src.launch import launch
+    from src.runtime.cluster import Cluster
+    from src.runtime.launch import launch
 
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="agreement-"))
     for size in (1, 2):
@@ -52,17 +52,17 @@ def main() -> None:
 def follow(folder: Path, size: int) -> None:
     """Sample ten rollouts with the CE policy of one worker, then train on those that one worker has stored."""
     prepare_environment(convolutions=True)
-    from src.config_load import load_config
-    from src.workers import join_workers
+    from src.config.load import load_config
+    from src.runtime.workers import join_workers
 
     init = folder / "1/demo-ce/checkpoints/last"
     settings = [*SETTINGS, f"data.root={folder}/demo", f"output_root={folder}/{size}", f"init_checkpoint={init}"]
     config = load_config("configs/demo/grpo.yaml", settings)
     workers = join_workers(config)
 
-    from src.device import setup_device
-    from src.models.captioner import build_captioner
+    from src.models.captioner.policy import build_captioner
     from src.rl.rollout import Rollout
+    from src.runtime.device import setup_device
     from src.training import rl
     from src.training.checkpoint import load_checkpoint
     from src.training.run import start_run

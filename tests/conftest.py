@@ -26,9 +26,9 @@ import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from src.config import DecoderConfig  # noqa: E402
-from src.models.captioner import Captioner  # noqa: E402
-from src.models.decoder import Decoder  # noqa: E402
+from src.config.schema import DecoderConfig  # noqa: E402
+from src.models.captioner.decoder import Decoder  # noqa: E402
+from src.models.captioner.policy import Captioner  # noqa: E402
 
 SPECIALS = (0, 2, 3)  # PAD, BOS, EOS; 1 is UNK
 VOCAB = 13

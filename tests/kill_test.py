@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src.environment import prepare_environment
+from src.runtime.environment import prepare_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ["device=CPU", "demo.train=256", "demo.val=32", "demo.test=32", "log_every=1", "eval.every=1"]
@@ -47,7 +47,7 @@ def main() -> None:
     def start(goal: str, root: Path, *settings: str) -> subprocess.Popen:
         nonlocal port
         port = 24_000 + (port - 24_000 + 8) % 8_000
-        command = [sys.executable, "-m", "src.pipeline", goal, "--devices", str(arguments.devices)]
+        command = [sys.executable, "-m", "src.commands.pipeline", goal, "--devices", str(arguments.devices)]
         command += ["--master", f"127.0.0.1:{port}", *SETTINGS, f"data.root={folder}/demo", f"output_root={root}"]
         log = open(folder / "runs.log", "ab")  # noqa: SIM115 - the child's
         return subprocess.Popen([*command, *settings], cwd=ROOT, stdout=log, stderr=log)

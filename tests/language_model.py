@@ -83,9 +83,9 @@ def main() -> None:
     port = parser.parse_args().port
     import numpy as np
 
-    from src.config import CapRLConfig
-    from src.data.demo import generate_demo
+    from src.config.schema import CapRLConfig
     from src.data.questions import present
+    from src.demo.generate import generate_demo
     from src.rewards.server import ServerAnswerer
 
     with tempfile.TemporaryDirectory() as folder:

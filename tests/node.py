@@ -2,7 +2,7 @@
 
 Launches this file as a worker once for each action, such as `sleep:0=5,1=0` (seconds that each worker is busy) or
 `refuse:1` (worker 1 finds bad input, the others are busy). In place of msrun stands `msrun` below, which imports no
-MindSpore, and starts no scheduler: what is tested is src/launch.py.
+MindSpore, and starts no scheduler: what is tested is src/runtime/launch.py.
 """
 
 import os
@@ -14,11 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import src.launch
-import src.node_workers
-from src.cluster import Cluster
-from src.environment import run_program
-from src.errors import InputError
+import src.runtime.launch
+import src.runtime.node_workers
+from src.runtime.cluster import Cluster
+from src.runtime.environment import run_program
+from src.runtime.errors import InputError
 
 
 def work(action):
@@ -55,12 +55,12 @@ def msrun(options, program):
 
 
 def main(rank, nodes, port, node_timeout, logs, actions):
-    src.node_workers._FAILING = 2
-    command = src.launch.msrun_command
-    src.launch.msrun_command = lambda *arguments: [sys.executable, __file__, "msrun", *command(*arguments)[3:]]
+    src.runtime.node_workers._FAILING = 2
+    command = src.runtime.launch.msrun_command
+    src.runtime.launch.msrun_command = lambda *arguments: [sys.executable, __file__, "msrun", *command(*arguments)[3:]]
     for action in actions:
         cluster = Cluster(1, nodes, rank, "127.0.0.1", port, node_timeout)
-        src.launch.launch([__file__, "work", action], cluster, logs)
+        src.runtime.launch.launch([__file__, "work", action], cluster, logs)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 FOLDER = tempfile.mkdtemp(prefix="graphs-")
 os.environ |= {"MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": FOLDER, "MS_DEV_DUMP_IR_PASSES": "validate"}
 
-from src.environment import prepare_environment  # noqa: E402
+from src.runtime.environment import prepare_environment  # noqa: E402
 
 prepare_environment(convolutions=False)
 

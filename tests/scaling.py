@@ -27,8 +27,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args()
-    from src.cluster import Cluster
-    from src.launch import launch
+    from src.runtime.cluster import Cluster
+    from src.runtime.launch import launch
 
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="scaling-"))
     common = [f"data.root={folder}/demo", *arguments.overrides]
@@ -52,7 +52,7 @@ def worker() -> None:
     """train.py on one core, which leaves the median seconds between two rollouts."""
     os.sched_setaffinity(0, {int(os.environ.get("RANK_ID", 0))})  # before MindSpore counts cores
     import train
-    from src.environment import prepare_environment, run_program
+    from src.runtime.environment import prepare_environment, run_program
 
     del sys.argv[1]
     starts = []

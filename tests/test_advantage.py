@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from src.config import AdvantageConfig
+from src.config.schema import AdvantageConfig
 from src.rl.advantage import (
     combined_advantages,
     fill_missing,

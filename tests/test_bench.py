@@ -9,8 +9,8 @@ from tiny import run
 from src.bench.floors import convolutions, floors
 from src.bench.sizes import parse
 from src.bench.timing import Work, timed
-from src.errors import InputError
-from src.models.cnn import SmallCNN
+from src.models.encoders.cnn import SmallCNN
+from src.runtime.errors import InputError
 
 TINY = ["images=2", "group=3", "length=4", "layers=1", "width=4", "encoder=cnn", "vocab=10", "repeats=1"]
 TINY += ["decoder.heads=2", "decoder.feed_forward=8", "data.image_size=32", "beams=2"]

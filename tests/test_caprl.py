@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from tiny import ROOT
 
-from src.config_load import load_config
+from src.config.load import load_config
 from src.data.questions import CANNOT, Question, load_questions
-from src.errors import InputError
 from src.rewards import caprl
 from src.rewards.caprl import CapRL, build_caprl
 from src.rewards.completions import Completions
+from src.runtime.errors import InputError
 
 COLOR = Question(7, "what color is the ball", ("red", "blue", "green"), "red", "color")
 PLACE = Question(7, "where is the ball", ("sand", "grass"), "grass", "place")

@@ -105,7 +105,7 @@ def test_evaluation_by_questions_stands_beside_cider(init, tmp_path):
     with fake_server(read_caption) as server:
         caprl = [f"caprl.questions={tmp_path}/{{split}}.jsonl", "caprl.answerer=server", "caprl.model=m"]
         settings = [*TINY, *caprl, f"caprl.base_url={server.url}", "eval.samples=3", *folders(init.parents[2])]
-        command = ["-m", "src.pipeline", "eval", "--config", "configs/demo/ce.yaml", "--checkpoint", str(init)]
+        command = ["-m", "src.commands.pipeline", "eval", "--config", "configs/demo/ce.yaml", "--checkpoint", str(init)]
         done = run(*command, *settings)
         assert done.returncode == 0, done.stderr
     samples = {

@@ -14,11 +14,11 @@ import pytest
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from src.data import ptb
-from src.data.java import find_java
-from src.errors import InputError
 from src.evaluation import caption_metrics, java_metrics
 from src.evaluation.caption_metrics import compute_metrics, load_captions, load_split_captions, signature
 from src.rewards.cider import corpus_cider
+from src.runtime.errors import InputError
+from src.runtime.java import find_java
 
 KEYS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 SUBJECTS = ["A man", "Two dogs", "The child's dog", "An old woman", "A red bird"]

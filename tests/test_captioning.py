@@ -20,8 +20,8 @@ from src.captioning.run import prepare, share
 from src.captioning.table import Table, one_line
 from src.data import digests, image_formats
 from src.data.digests import state_key
-from src.errors import InputError
-from src.workers import Workers
+from src.runtime.errors import InputError
+from src.runtime.workers import Workers
 
 
 @pytest.fixture

@@ -17,21 +17,21 @@ from mindspore import Tensor
 from PIL import Image
 from tiny import PYTHON, ROOT, TINY, WORLD, free_port, run
 
-import src.device
+import src.runtime.device
 from src.captioning.captioners import Captioners
 from src.captioning.page import attention_strip
 from src.captioning.run import caption_photographs
 from src.captioning.serve import PageModel
-from src.config_load import load_config
+from src.config.load import load_config
 from src.data.dataset import build_image_source
 from src.data.image_files import ImageFiles
 from src.data.photographs import UnusableImage, read_photograph
 from src.data.tokenizer import build_word_tokenizer
-from src.errors import InputError
 from src.evaluation.evaluate import load_captioner
-from src.models.captioner import build_captioner
+from src.models.captioner.policy import build_captioner
+from src.runtime.errors import InputError
+from src.runtime.workers import Workers
 from src.training.checkpoint import save_checkpoint
-from src.workers import Workers
 
 WORDS = "a dog cat runs on the green grass with red ball and blue sky under some tree"
 TOKENS = 4
@@ -242,7 +242,7 @@ def test_two_workers_share_a_collection(runs, photographs, whole, tmp_path):
     listed = tmp_path / "list.txt"
     files = [*sorted(photographs.iterdir()), *tmp_path.glob("*.jpg")]
     listed.write_text("".join(f"{file}\n" for file in files))
-    program = ["-m", "src.pipeline", "eval", "--devices", "2", "--master", f"127.0.0.1:{free_port()}", *begin]
+    program = ["-m", "src.commands.pipeline", "eval", "--devices", "2", "--master", f"127.0.0.1:{free_port()}", *begin]
     done = run(*program, "--images", f"@{listed}", "--output", str(output), *settings)
     assert done.returncode == 0, done.stderr
     assert f"{output}: captioned 11 in " in done.stdout and f"4 failed: {tmp_path}/captions.bad.jsonl" in done.stdout
@@ -260,7 +260,7 @@ def test_several_devices_need_a_file(runs):
 def test_the_script_takes_the_result_of_the_run(runs, photographs):
     """Without --checkpoint; the run of a name of its own."""
     root, settings = runs
-    done = run("-m", "src.pipeline", "eval", "--images", str(photographs / "03.png"), *settings, "name=B")
+    done = run("-m", "src.commands.pipeline", "eval", "--images", str(photographs / "03.png"), *settings, "name=B")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("| photograph") and done.stdout.splitlines()[0].split()[5] == "B"
 
@@ -270,7 +270,7 @@ def test_the_page_shows_captions_and_where_their_words_looked(runs, photographs,
     root, settings = runs
     config = load_config(ROOT / "configs/demo/grpo.yaml", [*settings, "eval.beams=2", "eval.samples=2"])
     # This process has its device already; the mode is of the page's thread.
-    monkeypatch.setattr(src.device, "setup_device", lambda config: ms.set_context(mode=ms.GRAPH_MODE))
+    monkeypatch.setattr(src.runtime.device, "setup_device", lambda config: ms.set_context(mode=ms.GRAPH_MODE))
     model = PageModel(config, {"B": root / "B/checkpoints/best"})
     file = sorted(photographs.iterdir())[5]
     shown = model.show(str(file))

@@ -3,8 +3,8 @@ import shutil
 import numpy as np
 from tiny import TINY, run, tiny_data
 
-from src.config_load import load_config
-from src.data.check import split_facts
+from src.commands.check import split_facts
+from src.config.load import load_config
 
 
 def test_facts_of_a_split_by_hand():
@@ -16,7 +16,7 @@ def test_facts_of_a_split_by_hand():
 
 def test_everything_is_read_and_what_is_broken_is_named(tmp_path):
     settings = [*TINY, f"output_root={tmp_path}", f"data.root={tiny_data()}"]
-    result = run("-m", "src.data.check", "--config", "configs/demo/ce.yaml", *settings)
+    result = run("-m", "src.commands.check", "--config", "configs/demo/ce.yaml", *settings)
     assert result.returncode == 0, result.stderr
     assert "| train | 64 | 320 |" in result.stdout and "| test | 16 | 80 |" in result.stdout
     assert "0 images or captions skipped" in result.stdout
@@ -26,5 +26,5 @@ def test_everything_is_read_and_what_is_broken_is_named(tmp_path):
     data[60:90] = bytes(30)  # header and end marker stay: only decoding finds it
     broken.write_bytes(data)
     settings += ["data.dataset=mine", f"data.root={tmp_path}/mine"]
-    result = run("-m", "src.data.check", "--config", "configs/demo/ce.yaml", *settings)
+    result = run("-m", "src.commands.check", "--config", "configs/demo/ce.yaml", *settings)
     assert result.returncode == 2 and f"1 images would stop a run, first {broken}" in result.stderr, result.stderr

@@ -7,7 +7,7 @@ import pytest
 from mindspore import Parameter, Tensor, nn
 from safetensors.numpy import load_file, save_file
 
-from src.errors import InputError
+from src.runtime.errors import InputError
 from src.training.checkpoint import find_last, load_checkpoint, read_state, save_checkpoint
 
 

@@ -20,7 +20,7 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chinese")
     data = chinese_data(folder / "data")
     settings = [*SETTINGS, f"data.root={data}", f"output_root={folder / 'out'}"]
-    result = run("-m", "src.pipeline", "grpo", "--config", "configs/demo/grpo.yaml", *settings)
+    result = run("-m", "src.commands.pipeline", "grpo", "--config", "configs/demo/grpo.yaml", *settings)
     assert result.returncode == 0, result.stderr
     return folder / "out", result
 
@@ -74,7 +74,7 @@ def test_the_check_says_the_language_and_warns_of_other_scripts(tmp_path):
     found = {}
     for name, translate in (("chinese", str), ("thai", lambda caption: "หมาวิ่งบนหญ้า" * len(caption))):
         data = chinese_data(tmp_path / name, translate)
-        result = run("-m", "src.data.check", "--config", "configs/demo/ce.yaml", *settings, f"data.root={data}")
+        result = run("-m", "src.commands.check", "--config", "configs/demo/ce.yaml", *settings, f"data.root={data}")
         assert result.returncode == 0, result.stderr
         found[name] = (build_chinese("characters").note in result.stdout, messages(result.stderr))
     said, (warning,) = found["thai"]

@@ -6,7 +6,7 @@ import pytest
 from fake_server import fake_server, read_caption
 from test_server import answerer, echo, presentations
 
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 PARAMETERS = ("max_tokens", "max_completion_tokens", "temperature")
 

@@ -10,15 +10,15 @@ import pytest
 import yaml
 from tiny import PYTHON, ROOT, TINY, WORLD, documented, run, tiny_data
 
-from src.comparison import is_evaluated, plan_runs
-from src.config_load import load_config
-from src.config_plan import load_plan
-from src.errors import InputError
+from src.commands.comparison import is_evaluated, plan_runs
+from src.config.load import load_config
+from src.config.plan import load_plan
 from src.evaluation import comparison
 from src.evaluation.comparison import METRICS, budget, over_seeds, published_figures, stability, write_comparison
 from src.evaluation.files import examined_by, scored_as, write_arrays, write_json
 from src.evaluation.plots import BINS, binned, series
-from src.files import file_digest
+from src.runtime.errors import InputError
+from src.runtime.files import file_digest
 
 
 def test_means_and_deviations_over_seeds_by_hand():
@@ -225,7 +225,7 @@ def command(plan, root, *settings):
     small = [
         setting for setting in TINY if not setting.startswith(("grpo.rollouts", "grpo.group_size", "eval.samples"))
     ]
-    return ["-m", "src.comparison", "--config", str(plan), *small, f"output_root={root}",
+    return ["-m", "src.commands.comparison", "--config", str(plan), *small, f"output_root={root}",
             f"data.root={tiny_data()}", *settings]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from pathlib import Path
-from src.compile_cache import GraphCache
+from src.runtime.compile_cache import GraphCache
 
 folder, constant, weight, order = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
 ms.set_context(mode=ms.GRAPH_MODE)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.comparison import distinct, plan_runs
-from src.config_plan import load_plan
-from src.errors import InputError
+from src.commands.comparison import distinct, plan_runs
+from src.config.plan import load_plan
 from src.evaluation.comparison import EQUAL_UPDATES
+from src.runtime.errors import InputError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

@@ -6,7 +6,7 @@ import pytest
 from conftest import CHANNELS, VOCAB
 from mindspore import Tensor, nn
 
-from src.models.decoder import shift_right
+from src.models.captioner.decoder import shift_right
 
 
 class Forced(nn.Cell):

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-import src.data.demo as demo
-from src.data.demo import SPLITS, generate_demo
+import src.demo.generate as demo
 from src.data.questions import load_questions
-from src.data.scene_captions import write_captions
-from src.data.scene_words import GROUNDS, WORDS
-from src.data.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, describe_scene, draw_scene
-from src.errors import InputError
+from src.demo.captions import write_captions
+from src.demo.generate import SPLITS, generate_demo
+from src.demo.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, describe_scene, draw_scene
+from src.demo.words import GROUNDS, WORDS
+from src.runtime.errors import InputError
 
 COUNTS = {"train": 8, "val": 4, "test": 4}
 FIRST_VERSION = "40810e54f8988bceca295e7b8026572da1c44b977924698a4a6c2fc3ff4bc74e"  # SHA-256 of scenes and captions

@@ -4,9 +4,9 @@ import pytest
 from tiny import run
 
 PROGRAM = """
-from src.config_load import load_config
-from src.device import setup_device
-from src.environment import prepare_environment, run_program
+from src.config.load import load_config
+from src.runtime.device import setup_device
+from src.runtime.environment import prepare_environment, run_program
 
 def main():
     import mindspore as ms

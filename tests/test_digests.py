@@ -9,7 +9,7 @@ import pytest
 
 from src.data import digests
 from src.data.digests import content_digests
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from tiny import ROOT, WORLD
 import src
 from src.bench.sizes import SHORT, Sizes
 from src.bench.sizes import parse as parse_bench
-from src.config_load import load_config
-from src.config_plan import Plan, load_plan
+from src.config.load import load_config
+from src.config.plan import Plan, load_plan
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("configs/*/*.yaml")])
 MARKDOWN = [path for path in DOCUMENTS if path.suffix == ".md"]
@@ -110,7 +110,7 @@ def parsed(module: str, arguments: list[str], monkeypatch) -> argparse.Namespace
 def test_a_command_is_understood_as_it_is_shown(command, monkeypatch):
     """Its program exists, has the flags, and its configuration exists and takes the keys and values."""
     module, first = module_and_arguments(command.program)
-    goal = first[0] if first and first[0] != "eval" else "comparison" if module == "src.comparison" else "grpo"
+    goal = first[0] if first and first[0] != "eval" else "comparison" if module == "src.commands.comparison" else "grpo"
     arguments = filled_in(command.arguments, f"configs/demo/{goal}.yaml")
     if module == "pytest" or module.startswith("scripts."):  # without a parser of ours
         return
@@ -118,11 +118,11 @@ def test_a_command_is_understood_as_it_is_shown(command, monkeypatch):
         parse_bench(arguments)
         return
     monkeypatch.chdir(WORLD)
-    if not arguments and module not in ("src.pipeline", "src.comparison"):  # a program is spoken of
+    if not arguments and module not in ("src.commands.pipeline", "src.commands.comparison"):  # a program is spoken of
         assert callable(program_of(module))
         return
     given = parsed(module, [*first, *arguments], monkeypatch)
-    load = load_plan if module == "src.comparison" else load_config
+    load = load_plan if module == "src.commands.comparison" else load_config
     if "config" in given:
         load(Path(given.config or f"configs/demo/{goal}.yaml"), given.overrides)
 
@@ -133,7 +133,7 @@ def test_commands_are_found():
     }
     used = {command.program for command in COMMANDS}
     assert {str(path.relative_to(ROOT)) for path in ROOT.glob("scripts/*.sh")} - {"scripts/env.sh"} <= used
-    assert {"train.py", "eval.py", "src.readiness", "src.data.check"} <= used
+    assert {"train.py", "eval.py", "src.readiness", "src.commands.check"} <= used
 
 
 @pytest.mark.parametrize("document", MARKDOWN, ids=lambda path: path.name)
@@ -179,7 +179,7 @@ def test_a_file_or_function_that_a_document_names_exists(document):
 def test_every_loss_and_advantage_stands_beside_its_equation():
     """And whatever else has a formula from a paper, which its docstring names."""
     page = (ROOT / "docs/algorithms.md").read_text()
-    files = [ROOT / f"src/{name}.py" for name in ("rl/advantage", "rl/losses", "training/optim", "rewards/shape")]
+    files = [ROOT / f"src/{name}.py" for name in ("rl/advantage", "losses/grpo", "training/optim", "rewards/length")]
     cited = {
         name: path
         for path in files

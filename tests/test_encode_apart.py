@@ -6,14 +6,14 @@ import pytest
 from mindspore import Tensor
 from tiny import TINY, tiny_data
 
-from src.config_load import load_config
+from src.config.load import load_config
 from src.data import dataset
 from src.data.dataset import build_image_source, build_sources, find_images, load_dataset
-from src.data.encode_apart import encode_apart
 from src.data.features import plan_features
-from src.errors import InputError
-from src.models.encoder import build_encoder
-from src.workers import Workers
+from src.models.encoders.build import build_encoder
+from src.runtime.errors import InputError
+from src.runtime.workers import Workers
+from src.training.encode_apart import encode_apart
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -12,10 +12,10 @@ from mindspore.train.checkpoint_pb2 import Checkpoint
 from PIL import Image
 from safetensors.numpy import save_file
 
-from src.errors import InputError
-from src.models.encoder import BUILDERS, build_encoder
-from src.models.encoder_weights import load_encoder_weights, other_pixels
-from src.models.variants import KINDS, PREPROCESSING
+from src.config.kinds import KINDS, PREPROCESSING
+from src.models.encoders.build import BUILDERS, build_encoder
+from src.models.encoders.weights import load_encoder_weights, other_pixels
+from src.runtime.errors import InputError
 
 SIZE = 64
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

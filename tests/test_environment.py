@@ -15,8 +15,8 @@ from PIL import Image
 from tiny import WORLD
 
 from src.data.photographs import decode
-from src.environment import on_signals, run_program, say_once
-from src.errors import InputError, RunStopped, Terminated
+from src.runtime.environment import on_signals, run_program, say_once
+from src.runtime.errors import InputError, RunStopped, Terminated
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def test_errors_are_one_line_and_a_status(error, status, capsys):
 
 
 PRINTS = """
-from src.environment import run_program, say_once
-from src.errors import InputError
+from src.runtime.environment import run_program, say_once
+from src.runtime.errors import InputError
 
 def main():
     say_once("日本 \\ud83d")
@@ -151,7 +151,7 @@ def test_a_signal_is_not_taken_for_a_broken_file(signum, signals, monkeypatch):
 
 def test_a_reader_of_the_output_may_leave():
     """As `head` does."""
-    code = "from src.environment import run_program\ndef main():\n while True: print('row')\nrun_program(main)"
+    code = "from src.runtime.environment import run_program\ndef main():\n while True: print('row')\nrun_program(main)"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=WORLD, stdout=-1, stderr=-1)
     assert process.stdout.readline() == b"row\n"
     process.stdout.close()
@@ -182,7 +182,7 @@ def test_a_defect_keeps_its_traceback():
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has it")
 def test_a_child_ends_with_its_killed_parent():
     code = (
-        "import subprocess, time; from src.environment import end_with_parent; "
+        "import subprocess, time; from src.runtime.environment import end_with_parent; "
         "print(subprocess.Popen(['sleep', '60'], preexec_fn=end_with_parent).pid, flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=WORLD, stdout=subprocess.PIPE, text=True)
@@ -203,7 +203,7 @@ def test_a_child_ends_with_its_killed_parent():
     assert not runs()
 
 
-SAYS = "from src.environment import say_once; say_once('once'); say_once('more'); say_once('once')"
+SAYS = "from src.runtime.environment import say_once; say_once('once'); say_once('more'); say_once('once')"
 
 
 def test_a_line_is_said_once_by_all_programs_of_a_command(capfd):

@@ -8,11 +8,11 @@ import pytest
 from test_records import COCO, write_coco
 
 import eval as eval_program
-import src.comparison
-import src.pipeline
-from src.errors import InputError
+import src.commands.comparison
+import src.commands.pipeline
 from src.evaluation import evaluate
 from src.evaluation.caption_metrics import CaptionScores
+from src.runtime.errors import InputError
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def run(program, monkeypatch, *words: str) -> list[list[str]]:
     """The commands that a program starts: what stands behind the configuration's file."""
     started: list[list[str]] = []
     monkeypatch.setattr("sys.argv", ["program", *words])
-    module = src.comparison if program is src.comparison.main else src.pipeline
+    module = src.commands.comparison if program is src.commands.comparison.main else src.commands.pipeline
     monkeypatch.setattr(module, "run_program_of", lambda stage, cluster, *rest: started.append(list(rest)))
     program()
     return started
@@ -37,27 +37,31 @@ def run(program, monkeypatch, *words: str) -> list[list[str]]:
 
 def test_stages_are_evaluated_on_val_and_the_report_keeps_its_name(settings, tmp_path, monkeypatch, capsys):
     written = []
-    monkeypatch.setattr(src.pipeline, "write_report", lambda folders, path, name: written.append((path.name, name)))
+    monkeypatch.setattr(
+        src.commands.pipeline, "write_report", lambda folders, path, name: written.append((path.name, name))
+    )
     monkeypatch.setattr("src.evaluation.report_page.write_stages_page", lambda *page: None)
-    started = run(src.pipeline.main, monkeypatch, "grpo", *settings)
+    started = run(src.commands.pipeline.main, monkeypatch, "grpo", *settings)
     assert [words[:3] for words in started] == [["train.py"]] * 2 + [["eval.py", "--split", "val"]] * 2
     assert written == [("report.md", "val")]
     assert capsys.readouterr().err.count("has no test split with captions: evaluation is on val") == 1
-    run(src.pipeline.main, monkeypatch, "ce", "--split", "val", *settings)
+    run(src.commands.pipeline.main, monkeypatch, "ce", "--split", "val", *settings)
     assert written[1:] == [("report_val.md", "val")]
     with pytest.raises(InputError, match=r"--split test: .* has no test split with captions; give --split val"):
-        run(src.pipeline.main, monkeypatch, "ce", "--split", "test", *settings)
+        run(src.commands.pipeline.main, monkeypatch, "ce", "--split", "test", *settings)
 
 
 def test_a_comparison_is_on_val_beside_no_published_figure_of_a_test(settings, monkeypatch):
     written = []
-    monkeypatch.setattr(src.comparison, "write_comparison", lambda *report: written.append(report[-1]) or "")
-    monkeypatch.setattr(src.comparison, "write_comparison_page", lambda *page: written.append(page[2]))
-    started = run(src.comparison.main, monkeypatch, *settings, "captions=2000", "seeds=1")
+    monkeypatch.setattr(src.commands.comparison, "write_comparison", lambda *report: written.append(report[-1]) or "")
+    monkeypatch.setattr(src.commands.comparison, "write_comparison_page", lambda *page: written.append(page[2]))
+    started = run(src.commands.comparison.main, monkeypatch, *settings, "captions=2000", "seeds=1")
     evaluations = [words for words in started if words[0] == "eval.py"]
     assert evaluations and all(words[1:3] == ["--split", "val"] for words in evaluations)
     assert written == ["val", "val"]
-    assert src.comparison.published_figures("coco") and not src.comparison.published_figures("coco", "val")
+    assert src.commands.comparison.published_figures("coco") and not src.commands.comparison.published_figures(
+        "coco", "val"
+    )
 
 
 def test_a_file_of_captions_needs_the_annotations_of_its_split_alone(settings, tmp_path, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from tiny import tiny_data
 
 from src.data.image_files import ImageFiles
 from src.data.records import Record
-from src.errors import InputError
+from src.runtime.errors import InputError
 from src.training.metrics import MetricsWriter, read_lines
 from src.training.panel import IMAGES, Panel
 

@@ -15,7 +15,7 @@ from tiny import PYTHON, TINY, WORLD, messages, run, take_ctrl_c, tiny_data
 def test_a_signal_saves_and_ends_with_status_4(by, tmp_path):
     command = [
         "-m",
-        "src.pipeline",
+        "src.commands.pipeline",
         "ce",
         *TINY,
         "ce.epochs=500",
@@ -70,7 +70,7 @@ def test_bad_settings_are_one_line_and_status_2(tmp_path, settings, words):
 
 def test_a_worker_whose_log_is_on_a_full_disk_still_tells_why_it_ended(tmp_path):
     """/dev/full has no room for the last line; the report has had its room since the start."""
-    program = "from src.environment import run_program; from src.errors import InputError\ndef main():"
+    program = "from src.runtime.environment import run_program; from src.runtime.errors import InputError\ndef main():"
     script = f"{program}\n    raise InputError('no room')\nrun_program(main)"
     environment = os.environ | {"CAPTIONER_WORKER_FOLDER": str(tmp_path), "RANK_ID": "1"}
     with open("/dev/full", "w") as full:
@@ -86,7 +86,7 @@ def test_rl_without_a_ce_checkpoint_says_what_to_run(tmp_path):
 
 def test_the_time_limit_saves_and_ends_with_status_5(tmp_path):
     settings = [*TINY, f"output_root={tmp_path}", f"data.root={tiny_data()}", "stop_after_minutes=0.001"]
-    result = run("-m", "src.pipeline", "ce", *settings)
+    result = run("-m", "src.commands.pipeline", "ce", *settings)
     assert result.returncode == 5 and "stop_after_minutes=0.001 is reached at step 1;" in result.stderr, result.stderr
     assert (tmp_path / "demo-ce/checkpoints/last").is_file()
     settings[-1] = "stop_after_minutes=0"  # the run goes on

@@ -15,20 +15,20 @@ from PIL import Image
 from tiny import TINY, messages, run, tiny_data
 
 import src
-import src.device
 import src.export.mindir
+import src.runtime.device
 from src.captioning.captioners import Captioners
-from src.config_load import load_config
+from src.config.load import load_config
 from src.data.photographs import read_photograph
 from src.data.tokenizer import build_word_tokenizer
-from src.errors import InputError, RunStopped
 from src.evaluation.evaluate import load_captioner
 from src.export.__main__ import main
 from src.export.folder import given_checkpoint
 from src.export.mindir import compare, write_mindir
-from src.models.captioner import build_captioner
+from src.models.captioner.policy import build_captioner
+from src.runtime.errors import InputError, RunStopped
+from src.runtime.workers import Workers
 from src.training.checkpoint import save_checkpoint
-from src.workers import Workers
 
 NAMES = {"model.safetensors", "config.yaml", "tokenizer.json", "captioner.mindir", "export.json"}
 SETTINGS = [*TINY, f"data.root={tiny_data()}"]
@@ -169,7 +169,7 @@ def test_a_graph_that_captions_otherwise_is_status_3_and_no_folder(exported, tmp
 
     write = src.export.mindir.write_mindir
     monkeypatch.setattr(src.export.mindir, "write_mindir", plant)
-    monkeypatch.setattr(src.device, "setup_device", lambda config: "CPU")  # this process has its device already
+    monkeypatch.setattr(src.runtime.device, "setup_device", lambda config: "CPU")  # this process has its device already
     arguments = ["--checkpoint", exported, "--output", tmp_path / "out/new"]
     monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
     with pytest.raises(RunStopped, match=r"captioner\.mindir captions 16 of 16 rows") as raised:

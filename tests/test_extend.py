@@ -80,7 +80,7 @@ def test_the_examples_keep_the_style_of_the_project(project):
 
 
 def test_the_encoder_projects_patches_as_numpy_does(project, monkeypatch):
-    spec = importlib.util.spec_from_file_location("patches", project / "src/models/patches.py")
+    spec = importlib.util.spec_from_file_location("patches", project / "src/models/encoders/patches.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)  # graph mode, if a test before set it, looks it up there
     spec.loader.exec_module(module)

@@ -17,8 +17,8 @@ from src.data.feature_cache import FeatureCache
 from src.data.features import FeatureSource, check_space, load_features, plan_features
 from src.data.image_files import ImageFiles
 from src.data.images import ImageSource
-from src.errors import InputError
-from src.workers import Workers
+from src.runtime.errors import InputError
+from src.runtime.workers import Workers
 
 IMAGES, BATCH, TOKENS, CHANNELS = 11, 4, 4, 3
 

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from src.config_load import load_config
+from src.config.load import load_config
 from src.data.records import Record
-from src.errors import InputError
 from src.evaluation.gallery import Caption, Picture, by_word, choose_images, image_gains, read_groups
 from src.evaluation.report import System
+from src.runtime.errors import InputError
 
 
 def test_gains_by_hand():

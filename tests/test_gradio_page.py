@@ -17,7 +17,7 @@ from src.captioning import gradio_page
 from src.captioning.captions import Caption
 from src.captioning.page import Shown, small_picture
 from src.data.photographs import read_photograph
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 
 class StandIn:

@@ -12,7 +12,7 @@ from PIL import Image
 from src.data.image_files import ImageFiles
 from src.data.images import ImageSource
 from src.data.photographs import read_photograph
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "scale": 1 / 255}
 SIZE = 32

@@ -8,8 +8,8 @@ from subprocess import PIPE
 
 import pytest
 
-from src.data.java import java_failure, java_problem, plain_jar, start_java
-from src.errors import InputError
+from src.runtime.errors import InputError
+from src.runtime.java import java_failure, java_problem, plain_jar, start_java
 
 
 @pytest.fixture

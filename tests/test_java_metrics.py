@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from pycocoevalcap.spice import get_stanford_models
 
-from src.errors import InputError
 from src.evaluation import java_metrics
 from src.evaluation.java_metrics import score_meteor, score_spice, spice_has_models
+from src.runtime.errors import InputError
 
 
 def test_meteor_with_all_its_paraphrases(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from language_model import answerable, connect_settings, language_model, missing
 from tiny import PYTHON, TINY, WORLD, run, tiny_data, tiny_mixture
 
-from src.config import CapRLConfig
+from src.config.schema import CapRLConfig
 from src.data.questions import present
 from src.rewards.server import ServerAnswerer
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from tiny import free_port, run
 
-import src.leftovers
-from src.environment import run_program
-from src.errors import InputError
-from src.leftovers import CLUSTER_VARIABLES, check_cluster_variables
+import src.runtime.leftovers
+from src.runtime.environment import run_program
+from src.runtime.errors import InputError
+from src.runtime.leftovers import CLUSTER_VARIABLES, check_cluster_variables
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def environment(monkeypatch):
     """Sets variables, where none of a cluster is set."""
     for name in (*CLUSTER_VARIABLES, "MS_SIMULATION_LEVEL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(src.leftovers, "_SECONDS", 1)
+    monkeypatch.setattr(src.runtime.leftovers, "_SECONDS", 1)
     return lambda **variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
 
 
@@ -113,7 +113,7 @@ def test_what_msrun_has_started_is_a_worker_at_once(tmp_path, environment):
     """Its scheduler may take minutes to import MindSpore from a busy disk."""
     script = tmp_path / "msrun"
     script.write_text("import subprocess, sys\nsys.exit(subprocess.run(sys.argv[1:]).returncode)")
-    code = "from src.leftovers import check_cluster_variables; check_cluster_variables()"
+    code = "from src.runtime.leftovers import check_cluster_variables; check_cluster_variables()"
     done = run(str(script), sys.executable, "-c", code, python=sys.executable, env=os.environ | worker(free_port()))
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -123,13 +123,15 @@ def test_every_program_checks_them(environment, capfd):
     with pytest.raises(SystemExit) as stop:
         run_program(lambda: pytest.fail("it has begun"))
     assert stop.value.code == 2 and capfd.readouterr().err.startswith("error: MS_ROLE=MS_WORKER, ")
-    programs = [path for path in Path(src.leftovers.__file__).parent.rglob("*.py") if "__main__" in path.read_text()]
+    programs = [
+        path for path in Path(src.runtime.leftovers.__file__).parent.rglob("*.py") if "__main__" in path.read_text()
+    ]
     without = [path.name for path in programs if "run_program(main)" not in path.read_text()]
     assert len(programs) > 8 and not without
 
 
 def test_the_launcher_names_them_too():
     variables = worker(free_port(), MS_ROLE="MS_PSERVER")
-    done = run("-m", "src.pipeline", "grpo", "--devices", "2", env=os.environ | variables)
+    done = run("-m", "src.commands.pipeline", "grpo", "--devices", "2", env=os.environ | variables)
     assert done.returncode == 2 and done.stderr.startswith("error: MS_ROLE=MS_PSERVER, ")
     assert done.stderr.count("\n") == 1

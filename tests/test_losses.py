@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.rl.losses import GRPO_STATS, cross_entropy_loss, grpo_loss, token_weights
+from src.losses.grpo import GRPO_STATS, cross_entropy_loss, grpo_loss, token_weights
 
 PLAIN = dict(clip_eps_low=0.2, clip_eps_high=0.2, kl_coef=0.04, importance_weight=False)
 

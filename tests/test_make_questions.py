@@ -46,7 +46,7 @@ def folder(tmp_path):
 
 def command(folder, url, *more):
     return [
-        *("-m", "src.rewards.make_questions", "--config", "configs/demo/ce.yaml", *TINY, f"data.root={tiny_data()}"),
+        *("-m", "src.commands.make_questions", "--config", "configs/demo/ce.yaml", *TINY, f"data.root={tiny_data()}"),
         *(
             "--split",
             "val",
@@ -208,5 +208,5 @@ def test_a_model_that_is_cut_off_while_it_thinks_is_one_line_and_status_2(folder
 
 def test_without_mindspore():
     """It starts in a second, where MindSpore alone takes seconds to import."""
-    code = "import sys, src.rewards.make_questions; print('mindspore' in sys.modules)"
+    code = "import sys, src.commands.make_questions; print('mindspore' in sys.modules)"
     assert run("-c", code, python=sys.executable).stdout == "False\n"

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from tiny import TINY, run, tiny_data
 
-from src.config_load import load_config
-from src.data import mindrecord
-from src.data.check import broken_image
+from src.commands import prepare_mindrecord as mindrecord
+from src.commands.check import broken_image
+from src.commands.prepare_mindrecord import write_splits
+from src.config.load import load_config
 from src.data.dataset import build_image_source, build_sources, find_images, read_records
 from src.data.image_files import ImageFiles
-from src.data.mindrecord import write_splits
 from src.data.shards import ShardImages, Shards
-from src.errors import InputError
 from src.evaluation.gallery import thumbnails
-from src.models.encoder import build_encoder
+from src.models.encoders.build import build_encoder
+from src.runtime.errors import InputError
+from src.runtime.workers import Workers
 from src.training.panel import Panel
-from src.workers import Workers
 
 
 def settings(root, *more):
@@ -252,7 +252,7 @@ def test_a_broken_image_is_named_by_the_program(root):
     image = sorted((root / "images/val").iterdir())[3]
     whole = image.read_bytes()
     image.write_bytes(whole[:100] + bytes(100) + whole[200:])  # its ends are whole
-    arguments = ["src.data.mindrecord", "--config", "configs/demo/ce.yaml", *TINY, f"data.root={root}"]
+    arguments = ["src.commands.prepare_mindrecord", "--config", "configs/demo/ce.yaml", *TINY, f"data.root={root}"]
     done = run("-m", *arguments, "data.mindrecord=again")
     assert done.returncode == 2
     assert f"error: {image}: truncated or broken; delete it" in done.stderr and "Traceback" not in done.stderr

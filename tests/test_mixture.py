@@ -7,13 +7,13 @@ import pytest
 from test_cider import pycocoevalcap_cider, with_eos
 from tiny import ROOT
 
-from src.config import CiderConfig, LengthConfig, RewardsConfig
-from src.config_load import load_config
+from src.config.load import load_config
+from src.config.schema import CiderConfig, LengthConfig, RewardsConfig
 from src.data.tokenizer import build_word_tokenizer
-from src.errors import InputError
-from src.rewards import shape
+from src.rewards import length as shape
 from src.rewards.completions import Completions, decode_completions
 from src.rewards.mixture import CiderReward, Rewards, reward_signature
+from src.runtime.errors import InputError
 
 TRUTHS = [
     ["a red circle on grass", "a red ball"],

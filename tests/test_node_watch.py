@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from tiny import WORLD, free_port
 
-from src.cluster import Cluster
-from src.errors import InputError, RunStopped
-from src.node_link import Peer
-from src.node_watch import Watch
+from src.runtime.cluster import Cluster
+from src.runtime.errors import InputError, RunStopped
+from src.runtime.node_link import Peer
+from src.runtime.node_watch import Watch
 
 LIMIT = 1.0  # seconds: --node-timeout of these tests
 
@@ -122,7 +122,7 @@ def test_node_0_that_does_not_answer_is_noticed(start, port):
 
 def test_a_killed_launcher_is_noticed_at_once(start, port):
     code = "import sys, time; from pathlib import Path\n"
-    code += "from src.cluster import Cluster; from src.node_watch import Watch\n"
+    code += "from src.runtime.cluster import Cluster; from src.runtime.node_watch import Watch\n"
     code += "cluster = Cluster(2, 2, 1, '127.0.0.1', int(sys.argv[1]), 1000.0)\n"
     code += "watch = Watch(cluster, ['job'], Path('/logs'))\ntime.sleep(1000)"
     process = subprocess.Popen([sys.executable, "-c", code, str(port)], cwd=WORLD)
@@ -183,14 +183,14 @@ def test_another_job_and_a_second_node_of_the_same_number_are_refused(start, por
     assert Node1(first, job="other").hear() == {"refused": "job"}
     with pytest.raises(InputError, match="--node-rank 1: node 1 of this command has joined already"):
         start(1).wait(lambda: False)
-    monkeypatch.setattr("src.node_watch.CONNECT", 7)
+    monkeypatch.setattr("src.runtime.node_watch.CONNECT", 7)
     with pytest.raises(RunStopped, match=f"--master: 127.0.0.1:{port} belongs to another command.* .waited 7 s"):
         start(1, job="other").wait(lambda: False)
     assert capsys.readouterr().err.count("belongs to another command") == 1
 
 
 def test_a_node_that_does_not_come_is_named(start, capsys, monkeypatch):
-    monkeypatch.setattr("src.node_watch.CONNECT", 6)
+    monkeypatch.setattr("src.runtime.node_watch.CONNECT", 6)
     first, _ = start(0, 4), start(2, 4)
     with pytest.raises(RunStopped, match=r"waiting for node 1, node 3: start the same command on every node .waited 6"):
         first.wait(lambda: False)

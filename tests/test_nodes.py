@@ -10,7 +10,7 @@ import time
 import pytest
 from tiny import WORLD, free_port
 
-from src.node_workers import is_running
+from src.runtime.node_workers import is_running
 
 LIMIT = 2  # seconds: --node-timeout
 

@@ -11,11 +11,11 @@ import pytest
 from tiny import WORLD
 
 from src.captioning.arguments import name_checkpoints, read_image_arguments
-from src.config import FILE_KEYS, INNER_FILE_KEYS
-from src.config_load import differing_keys, load_config, resolved
-from src.config_rules import flatten
-from src.errors import InputError
-from src.files import given_file, given_path
+from src.config.load import differing_keys, load_config, resolved
+from src.config.rules import flatten
+from src.config.schema import FILE_KEYS, INNER_FILE_KEYS
+from src.runtime.errors import InputError
+from src.runtime.files import given_file, given_path
 
 
 @pytest.fixture

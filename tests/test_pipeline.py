@@ -10,15 +10,15 @@ from event_reader import logged_scalars, read_pictures, read_scalars
 from safetensors.numpy import load_file
 from tiny import TINY, documented, messages, run, tiny_data
 
-import src.pipeline
+import src.commands.pipeline
 from src import __version__
-from src.config_load import load_config
+from src.commands.pipeline import main
+from src.config.load import load_config
 from src.data.dataset import load_dataset
 from src.data.words import ENGLISH
-from src.errors import InputError
 from src.evaluation.gallery import look
 from src.evaluation.report import System
-from src.pipeline import main
+from src.runtime.errors import InputError
 from src.training.checkpoint import read_state
 
 METRICS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
@@ -29,7 +29,7 @@ def outputs(tmp_path_factory):
     """Outputs of the whole GRPO pipeline, with the settings that made them."""
     root = tmp_path_factory.mktemp("outputs")
     settings = [*TINY, f"output_root={root}", f"data.root={tiny_data()}"]
-    result = run("-m", "src.pipeline", "grpo", *settings)
+    result = run("-m", "src.commands.pipeline", "grpo", *settings)
     assert result.returncode == 0, result.stderr
     return root, settings, result
 
@@ -165,7 +165,7 @@ def test_grpo_from_a_given_checkpoint_trains_the_encoder_where_asked(outputs, tm
     root, settings, _ = outputs
     init = root / "demo-ce/checkpoints/best"
     extra = [f"init_checkpoint={init}", "encoder.trainable=true", "grpo.rollouts=1", f"output_root={tmp_path}"]
-    result = run("-m", "src.pipeline", "grpo", *settings, *extra)
+    result = run("-m", "src.commands.pipeline", "grpo", *settings, *extra)
     assert result.returncode == 0, result.stderr
     assert not (tmp_path / "demo-ce").exists()
     report = (tmp_path / "demo-grpo/report.md").read_text().splitlines()
@@ -184,7 +184,7 @@ def test_evaluation_of_a_given_checkpoint_writes_where_it_lies(outputs, tmp_path
     root, settings, _ = outputs
     checkpoint = root / "demo-ce/checkpoints/last"
     command = ["eval", "--config", "configs/demo/ce.yaml", "--checkpoint", str(checkpoint), "--split", "val"]
-    result = run("-m", "src.pipeline", *command, *settings, f"output_root={tmp_path}", "eval.beams=2")
+    result = run("-m", "src.commands.pipeline", *command, *settings, f"output_root={tmp_path}", "eval.beams=2")
     assert result.returncode == 0, result.stderr
     scores = json.loads((root / "demo-ce/eval_val_beam2-lp1.json").read_text())
     assert scores["num_images"] == 16 and "decoding:beam2-lp1" in scores["signature"]
@@ -197,8 +197,10 @@ def test_evaluation_again_is_of_the_same_stages(outputs, split, monkeypatch, cap
     root, settings, _ = outputs
     evaluated = []
     monkeypatch.setattr("sys.argv", ["pipeline", "eval", "--split", split, *settings])
-    monkeypatch.setattr(src.pipeline, "run_program_of", lambda stage, *words: evaluated.append(words[-1]))
-    monkeypatch.setattr(src.pipeline, "write_report", lambda folders, path, name: f"{' '.join(folders)}: {path.name}")
+    monkeypatch.setattr(src.commands.pipeline, "run_program_of", lambda stage, *words: evaluated.append(words[-1]))
+    monkeypatch.setattr(
+        src.commands.pipeline, "write_report", lambda folders, path, name: f"{' '.join(folders)}: {path.name}"
+    )
     monkeypatch.setattr("src.evaluation.report_page.write_stages_page", lambda *page: None)
     main()
     assert evaluated == [f"{root}/demo-{stage}/checkpoints/best" for stage in ("ce", "grpo")]
@@ -227,8 +229,8 @@ def test_fresh_restarts_only_what_the_script_is_about(words, trained, tmp_path, 
             runs[given.stage] = given.fresh
 
     monkeypatch.setattr("sys.argv", ["pipeline", *[word.replace("INIT", str(init)) for word in words]])
-    monkeypatch.setattr(src.pipeline, "run_program_of", record)
-    monkeypatch.setattr(src.pipeline, "write_report", lambda folders, path, name: "")
+    monkeypatch.setattr(src.commands.pipeline, "run_program_of", record)
+    monkeypatch.setattr(src.commands.pipeline, "write_report", lambda folders, path, name: "")
     monkeypatch.setattr("src.evaluation.report_page.write_stages_page", lambda *page: None)
     main()
     assert runs == trained
@@ -236,7 +238,7 @@ def test_fresh_restarts_only_what_the_script_is_about(words, trained, tmp_path, 
 
 def test_no_stage_is_trained_that_a_later_one_of_the_command_cannot_follow(monkeypatch):
     monkeypatch.setattr("sys.argv", ["pipeline", "grpo", "--devices", "3", "ce.batch_images=30", "ce.micro_batches=1"])
-    monkeypatch.setattr(src.pipeline, "run_program_of", lambda *words: pytest.fail("trained"))
+    monkeypatch.setattr(src.commands.pipeline, "run_program_of", lambda *words: pytest.fail("trained"))
     with pytest.raises(InputError, match=r"grpo\.sample_images"):
         main()
 

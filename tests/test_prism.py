@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from tiny import ROOT
 
-from src.config_load import load_config
+from src.config.load import load_config
 from src.data.questions import CANNOT, Question
-from src.errors import InputError, RunStopped
 from src.evaluation.bootstrap import resampled
 from src.evaluation.prism import interval, prism
+from src.runtime.errors import InputError, RunStopped
+from src.runtime.workers import Workers
 from src.training import answerer, reader
-from src.workers import Workers
 
 CONFIG = load_config(ROOT / "configs/demo/grpo.yaml", ["caprl.max_failed=0.3"])
 QUESTIONS = {

@@ -12,12 +12,12 @@ import termios
 import pytest
 from tiny import WORLD
 
-from src import progress
-from src.progress import Progress
+from src.runtime import progress
+from src.runtime.progress import Progress
 
 NESTED = """
 import time
-from src.progress import Progress, say
+from src.runtime.progress import Progress, say
 with Progress("outer", 2, "step") as bar:
     for _ in range(2):
         for _ in Progress("inner", 4, "batch").over(range(4)):

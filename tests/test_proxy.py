@@ -6,8 +6,8 @@ import pytest
 from fake_server import fake_server, read_caption
 from test_server import answerer, presentations
 
-from src.errors import InputError
 from src.rewards.proxy import is_this_machine, masked, proxy_for
+from src.runtime.errors import InputError
 
 VARIABLES = [f"{kind}_proxy" for kind in ("http", "https", "all", "no")]
 

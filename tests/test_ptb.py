@@ -9,8 +9,8 @@ import pytest
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from src.data import ptb
-from src.data.java import find_java
-from src.errors import InputError
+from src.runtime.errors import InputError
+from src.runtime.java import find_java
 
 STRANGE = [
     "two\nlines", "next\x85line", "para\u2029graph", "line\u2028separator", "a\r\nb", "\ttab\t", "form\x0cfeed",

@@ -7,7 +7,7 @@ import pytest
 
 from src.data.question_file import QuestionFile
 from src.data.questions import Question, load_questions
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 
 def question(image_id, text="what"):

@@ -8,10 +8,10 @@ import pytest
 from fake_server import fake_server, put, says, sees, shown
 from PIL import Image
 
-from src.config import CapRLConfig
+from src.config.schema import CapRLConfig
 from src.data.questions import CANNOT, Question
-from src.errors import InputError
 from src.rewards.question_maker import UNSEEN, ImageFailed, QuestionMaker, clean_question, read_list
+from src.runtime.errors import InputError
 
 OPTIONS = ["red", "green", "blue", "gray"]
 GOOD = {"question": "what color", "options": OPTIONS, "answer": "blue", "type": "attribute"}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from src.data.questions import CANNOT, Question, load_questions, present, write_questions
-from src.data.scene_captions import write_captions
-from src.data.scene_questions import (
+from src.demo.captions import write_captions
+from src.demo.questions import (
     MIN_QUESTIONS,
     TYPES,
     Asked,
@@ -19,10 +19,10 @@ from src.data.scene_questions import (
     option_odds,
     write_question,
 )
-from src.data.scene_reading import read_caption
-from src.data.scenes import OBJECT_COUNTS, describe_scene
-from src.errors import InputError
-from src.rng import generator
+from src.demo.reading import read_caption
+from src.demo.scenes import OBJECT_COUNTS, describe_scene
+from src.runtime.errors import InputError
+from src.runtime.rng import generator
 
 GOOD = {"image_id": 3, "question": "what color is the star", "options": ["red", "blue"], "answer": "blue"}
 

@@ -6,9 +6,9 @@ import pytest
 from mindspore import Tensor
 
 from src.data.questions import CANNOT, Presentation
-from src.errors import InputError
 from src.rewards.reader import OPTIONS, QUESTIONS, Reader, ReaderModel, Vocabulary, load_reader
 from src.rewards.reader_examples import held_out_examples, training_groups
+from src.runtime.errors import InputError
 from src.training import reader as reader_training
 from src.training.reader import (
     EXAMINER,

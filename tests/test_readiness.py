@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import ROOT, run
 
-from src.config_load import load_config
+from src.config.load import load_config
 from src.readiness.compare import change_differences, compare_on_cpu, output_differences, record_zone
 from src.readiness.graphs import Node, read_graph, zones
 from src.readiness.memory import peak_bytes

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from test_records import COCO, KARPATHY, karpathy_entry, write_coco, write_contents, write_karpathy
 
-from src.config_load import load_config
+from src.config.load import load_config
 from src.data.locate import evaluated_split, read_split
 from src.data.record import inside, with_known_ids
 from src.data.records import load_records
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 
 def test_names_are_refused_only_where_no_file_of_the_folder_can_have_them(tmp_path):

@@ -15,7 +15,7 @@ from src.data.image_check import check_image
 from src.data.photographs import UnusableImage, decode
 from src.data.record import Record, Skipped
 from src.data.records import load_records
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 FLICKR = Path(__file__).resolve().parents[1] / "../shared/data/flickr8k"
 COCO = {"format": "coco", "annotations": "annotations/captions_{split}.json", "images": "images/{split}", "lists": None}

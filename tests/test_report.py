@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from src.config_load import load_config
-from src.errors import InputError
+from src.config.load import load_config
 from src.evaluation.report import metrics_table, owning_folder, write_report
+from src.runtime.errors import InputError
 
 
 def result(cider, signature="tok:ptb"):

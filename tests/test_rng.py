@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from src.rng import counter_of, generator, keep_masks, permutation, uniforms
+from src.runtime.rng import counter_of, generator, keep_masks, permutation, uniforms
 
 
 def test_a_row_is_the_same_however_the_rows_are_divided():

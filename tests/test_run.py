@@ -13,13 +13,13 @@ import yaml
 from mindspore import nn
 from tiny import WORLD, tiny_data
 
-from src.config_load import load_config
+from src.config.load import load_config
 from src.data.dataset import Dataset
 from src.data.locate import read_records
 from src.data.records import Record
 from src.data.words import Words, build_chinese
-from src.errors import InputError
-from src.files import file_digest
+from src.runtime.errors import InputError
+from src.runtime.files import file_digest
 from src.training.checkpoint import save_checkpoint
 from src.training.metrics import read_lines
 from src.training.notices import say_before_training
@@ -235,8 +235,8 @@ def test_what_can_be_known_of_scores_and_rewards_is_said_before_training(
 
 OPENS = """
 import sys
-from src.config_load import load_config
-from src.environment import run_program
+from src.config.load import load_config
+from src.runtime.environment import run_program
 from src.training import run_folder
 run_folder._WAIT = float(sys.argv[1])
 def main():

@@ -9,8 +9,8 @@ from test_decoder import Forced
 
 from src.decoding.distribution import inverse_cdf, policy_logits
 from src.decoding.sampler import GreedyDecoder, GroupSampler
-from src.rl.cells import LogprobCell
-from src.rng import uniforms
+from src.losses.cells import LogprobCell
+from src.runtime.rng import uniforms
 
 PAD, BOS, EOS = SPECIALS
 TOKENS = 4

@@ -115,12 +115,12 @@ def one_error(err: str) -> str:
 @pytest.mark.parametrize(
     ("script", "program"),
     [
-        ("run_ce.sh", ["-m", "src.pipeline", "ce"]),
-        ("run_grpo.sh", ["-m", "src.pipeline", "grpo"]),
-        ("run_eval.sh", ["-m", "src.pipeline", "eval"]),
+        ("run_ce.sh", ["-m", "src.commands.pipeline", "ce"]),
+        ("run_grpo.sh", ["-m", "src.commands.pipeline", "grpo"]),
+        ("run_eval.sh", ["-m", "src.commands.pipeline", "eval"]),
         ("run_tests.sh", ["-m", "pytest"]),
-        ("prepare_mindrecord.sh", ["-m", "src.data.mindrecord"]),
-        ("make_questions.sh", ["-m", "src.rewards.make_questions"]),
+        ("prepare_mindrecord.sh", ["-m", "src.commands.prepare_mindrecord"]),
+        ("make_questions.sh", ["-m", "src.commands.make_questions"]),
     ],
 )
 def test_script_runs_its_program_at_the_root_and_passes_arguments_and_status_on(checkout, script, program):
@@ -142,14 +142,14 @@ def test_a_search_path_of_cd_does_not_matter(checkout):
     python = checkout.add_python("python", site=checkout.good_site)
     (checkout.root / "scripts/scripts").mkdir()
     status, out, err = checkout.run("run_ce.sh", CDPATH=f".:{checkout.root.parent}:{checkout.root / 'scripts'}")
-    assert (status, out, err) == (0, checkout.ran(python, "-m", "src.pipeline", "ce"), "")
+    assert (status, out, err) == (0, checkout.ran(python, "-m", "src.commands.pipeline", "ce"), "")
 
 
 def test_given_python_wins(checkout):
     checkout.add_python("python", site=checkout.good_site)
     given = checkout.add_python("given/bin/python", site=checkout.good_site)
     status, out, _ = checkout.run("run_ce.sh", PYTHON="bin/given/bin/python")  # relative to the caller's folder
-    assert (status, out) == (0, checkout.ran(given, "-m", "src.pipeline", "ce"))
+    assert (status, out) == (0, checkout.ran(given, "-m", "src.commands.pipeline", "ce"))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_no_python_at_all(checkout):
 def test_venv_is_made_once_and_programs_find_it_on_path(checkout):
     checkout.add_python("python3.12")
     status, out, err = checkout.run()
-    assert (status, out) == (0, checkout.ran(checkout.venv_python, "-m", "src.pipeline", "ce"))
+    assert (status, out) == (0, checkout.ran(checkout.venv_python, "-m", "src.commands.pipeline", "ce"))
     assert f"setting up .venv with {checkout.bin}/python3.12 (about 3 minutes and 3.5 GB, once)" in err
     assert "another run" not in err
     assert checkout.run() == (0, out, "")
@@ -338,9 +338,12 @@ def test_ci_runs_both_commands_in_order_with_all_that_tests_can_use(checkout, ro
         (checkout.bin / name).write_text(f"#!{shutil.which('bash')}\n{text}\n")
         (checkout.bin / name).chmod(0o755)
     status, out, _ = checkout.run("../.ci/run", PROGRAM_STATUS="1")
-    assert (status, out) == (1, checkout.ran(checkout.venv_python, "-m", "src.pipeline", "grpo"))  # and ends there
+    assert (status, out) == (
+        1,
+        checkout.ran(checkout.venv_python, "-m", "src.commands.pipeline", "grpo"),
+    )  # and ends there
     status, out, _ = checkout.run("../.ci/run")
-    commands = [("-m", "src.pipeline", "grpo"), ("-m", "pytest")]
+    commands = [("-m", "src.commands.pipeline", "grpo"), ("-m", "pytest")]
     assert (status, out) == (0, "".join(checkout.ran(checkout.venv_python, *command) for command in commands))
     assert checkout.count("page installed") == 1
     assert checkout.count("install -qq -y --no-install-recommends chromium chromium-driver") == (2 if root else 0)

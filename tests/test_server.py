@@ -7,10 +7,10 @@ import time
 import pytest
 from fake_server import asked, fake_server, read_caption, says
 
-from src.config import CapRLConfig
+from src.config.schema import CapRLConfig
 from src.data.questions import CANNOT, Presentation
-from src.errors import InputError
 from src.rewards.server import ServerAnswerer, prompt
+from src.runtime.errors import InputError
 
 OPTIONS = ("red", "blue", CANNOT)
 

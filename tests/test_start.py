@@ -10,15 +10,15 @@ from tiny import TINY, tiny_data, tiny_mixture
 
 import src.training.ce
 import train
-from src.config_load import load_config
+from src.config.load import load_config
 from src.data.dataset import build_tokenizer, load_dataset
-from src.errors import InputError
-from src.files import file_digest
-from src.models.captioner import build_captioner
+from src.models.captioner.policy import build_captioner
+from src.runtime.errors import InputError
+from src.runtime.files import file_digest
+from src.runtime.workers import Workers
 from src.training.checkpoint import read_state, save_checkpoint
 from src.training.run import start_run
 from src.training.run_folder import claim_run_folder
-from src.workers import Workers
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,9 @@ def test_ce_from_a_checkpoint_and_resumed(settings, given, monkeypatch, capsys):
         words = [*settings, "name=tuned", "tokenizer.min_count=1", *more]
         monkeypatch.setattr(src.training.ce, "run_ce", lambda run: runs.append(run))
         monkeypatch.setattr(sys, "argv", ["train.py", "--config", "configs/demo/ce.yaml", *words])
-        monkeypatch.setattr("src.device.setup_device", lambda config: "CPU")  # this process has its device already
+        monkeypatch.setattr(
+            "src.runtime.device.setup_device", lambda config: "CPU"
+        )  # this process has its device already
         monkeypatch.setattr("src.training.run.Run.complete", lambda run: run.save("last"))
         train.main()
 

@@ -10,7 +10,7 @@ from mindformers.core.lr import CosineWithWarmUpLR
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.amp import DynamicLossScaler
 
-from src.config import OptimizerConfig
+from src.config.schema import OptimizerConfig
 from src.training.optim import FusedAdamW, build_optimizer, learning_rates
 from src.training.step import TrainStep, Update, WorkerSum, build_loss_scale, build_step
 

@@ -11,7 +11,7 @@ from PIL import Image
 from src.data.record import Record
 from src.data.records import load_records, read_annotations
 from src.data.tables import read_table, split_by_name
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 # Two images with three captions each, the second with a comma, a quotation mark and a character beyond ASCII.
 EXPECTED = {"1.jpg": ("A red ball .", "A ball", "A dog runs ."), "b 2.jpg": ('A dog, "Rex" .', "Ein Hündchen", "x|y")}

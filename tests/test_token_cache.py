@@ -5,7 +5,7 @@ import json
 import pytest
 
 from src.data.token_cache import cached_tokens
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 
 def test_cache(tmp_path):

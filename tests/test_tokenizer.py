@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from src.data.tokenizer import build_word_tokenizer, build_wordpiece_tokenizer, load_tokenizer
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 BERT = Path(__file__).resolve().parents[1] / "../shared/data/vocab/bert-base-uncased-vocab.txt"
 PIECES = [

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from src.config_load import load_config
+from src.config.load import load_config
 from src.rl.rollout import Rollout
 from src.training.watch import Watch
 

@@ -8,15 +8,15 @@ import pytest
 from pycocoevalcap.cider.cider import Cider
 from tiny import ROOT
 
-from src.config_load import load_config
+from src.config.load import load_config
 from src.data import words as words_module
 from src.data.tokenizer import build_word_tokenizer, build_wordpiece_tokenizer, load_tokenizer
 from src.data.words import ENGLISH, build_chinese, choose_words, lost_letters, without_blanks
-from src.errors import InputError
 from src.evaluation.caption_metrics import compute_metrics
 from src.rewards.cider import corpus_cider
 from src.rewards.completions import decode_completions
 from src.rewards.mixture import Rewards
+from src.runtime.errors import InputError
 
 CHARACTERS = {
     "一个黄色的箱子在草地上。": "一 个 黄 色 的 箱 子 在 草 地 上",

@@ -19,12 +19,12 @@ from fake_server import fake_server, read_caption
 from safetensors.numpy import load_file
 from tiny import PYTHON, ROOT, TINY, WORLD, messages, run, take_ctrl_c, tiny_data, tiny_mixture
 
-import src.node_workers
-from src.cluster import Cluster, held_port
-from src.errors import InputError, RunStopped, Terminated
-from src.launch import launch
+import src.runtime.node_workers
+from src.runtime.cluster import Cluster, held_port
+from src.runtime.errors import InputError, RunStopped, Terminated
+from src.runtime.launch import launch
+from src.runtime.workers import Workers, check_job
 from src.training.metrics import read_lines
-from src.workers import Workers, check_job
 
 UNFORKED = sys.executable  # where msrun's own children have to be the workers: which has died, and that none is left
 
@@ -42,7 +42,7 @@ LAST = "demo-grpo/checkpoints/last"
 
 def pipeline(goal, folder, *arguments, devices=1, **options):
     """Run a script's program on the tiny scenes."""
-    command = ["-m", "src.pipeline", goal, "--devices", str(devices), *TINY]
+    command = ["-m", "src.commands.pipeline", goal, "--devices", str(devices), *TINY]
     return run(*command, f"data.root={tiny_data()}", f"output_root={folder}", *arguments, **options)
 
 
@@ -59,7 +59,8 @@ SUMS = {
 
 
 def test_two_runs_at_the_same_time_sum_gather_and_broadcast_each_on_its_own(tmp_path):
-    code = "import sys; from pathlib import Path; from src.cluster import Cluster; from src.launch import launch\n"
+    code = "import sys; from pathlib import Path\n"
+    code += "from src.runtime.cluster import Cluster; from src.runtime.launch import launch\n"
     code += "launch(['tests/worker_sums.py', sys.argv[1] + '/file'], Cluster(2), Path(sys.argv[1], 'logs'))"
     folders = [tmp_path / name for name in "ab"]
     runs = []
@@ -231,14 +232,14 @@ def test_sizes_that_do_not_divide_are_refused(tmp_path):
     ],
 )
 def test_bad_flags_are_refused(flags, mend):
-    done = run("-m", "src.pipeline", "ce", *flags)
+    done = run("-m", "src.commands.pipeline", "ce", *flags)
     assert done.returncode == 2 and mend in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_taken_port_is_refused(tmp_path):
     with socket.create_server(("", 0)) as other:
         port = other.getsockname()[1]
-        done = run("-m", "src.pipeline", "ce", "--devices", "2", "--master", f"127.0.0.1:{port}", *TINY,
+        done = run("-m", "src.commands.pipeline", "ce", "--devices", "2", "--master", f"127.0.0.1:{port}", *TINY,
                    f"output_root={tmp_path}")  # fmt: skip
     assert done.returncode == 2 and f"port {port} cannot be used" in done.stderr and done.stderr.count("\n") == 1
 
@@ -271,11 +272,11 @@ def test_no_program_follows_one_that_was_signalled(handler, tmp_path):
 
 def test_workers_that_do_not_stop_are_killed(tmp_path, monkeypatch):
     """Each has a session of its own, out of reach of a signal to that of msrun."""
-    monkeypatch.setattr(src.node_workers, "_GRACE", 1)
+    monkeypatch.setattr(src.runtime.node_workers, "_GRACE", 1)
     program = tmp_path / "program.py"
     program.write_text(
         f"import pathlib, os, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "from src.environment import on_signals, run_program\n"
+        "from src.runtime.environment import on_signals, run_program\n"
         "def main():\n"
         "    on_signals(lambda: None)\n"
         f"    pathlib.Path({str(tmp_path)!r}, f'ready_{{os.getpid()}}').touch()\n"
@@ -292,12 +293,12 @@ def test_workers_that_do_not_stop_are_killed(tmp_path, monkeypatch):
     with pytest.raises(Terminated, match="before the workers could save"):
         launch([str(program)], Cluster(2), tmp_path / "logs")
     pids = [json.loads(path.read_text())["pid"] for path in tmp_path.glob("logs/worker_*.json")]
-    assert len(pids) == 2 and not any(map(src.node_workers.is_running, pids))
+    assert len(pids) == 2 and not any(map(src.runtime.node_workers.is_running, pids))
 
 
 def start(folder, *arguments):
     """A long GRPO on two workers; returns when both have made an update."""
-    command = [UNFORKED, "-m", "src.pipeline", "ce", "--devices", "2", *TINY]
+    command = [UNFORKED, "-m", "src.commands.pipeline", "ce", "--devices", "2", *TINY]
     command += [f"data.root={tiny_data()}", f"output_root={folder}", "ce.epochs=2000", *arguments]
     process = subprocess.Popen(command, cwd=WORLD, stderr=subprocess.PIPE, text=True, preexec_fn=take_ctrl_c)
     metrics = folder / "demo-ce/metrics.jsonl"
@@ -340,8 +341,8 @@ def test_sigterm_ends_workers_that_wait_for_each_other(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         f"import os, signal, sys, time\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "from src.config_load import load_config\nfrom src.environment import run_program\n"
-        "from src.workers import join_workers\n"
+        "from src.config.load import load_config\nfrom src.runtime.environment import run_program\n"
+        "from src.runtime.workers import join_workers\n"
         "def main():\n"
         "    if os.environ['MS_ROLE'] == 'MS_WORKER' and os.environ['RANK_ID'] == '1':\n"
         "        signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"

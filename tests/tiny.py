@@ -63,8 +63,8 @@ WORLD = _make_world()  # the root of one run of the tests: they, and the program
 PYTHON = str(WORLD / "bin/python")  # of programs; sys.executable for those whose environment or interpreter matters
 sys.path.insert(0, str(WORLD))
 
-from src.data.demo import generate_demo  # noqa: E402
-from src.environment import prepare_environment  # noqa: E402
+from src.demo.generate import generate_demo  # noqa: E402
+from src.runtime.environment import prepare_environment  # noqa: E402
 
 prepare_environment(convolutions=True)  # before MindSpore is imported, here or there
 if not (WORLD / "bin").exists():

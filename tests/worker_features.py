@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src.environment import prepare_environment, run_program
+from src.runtime.environment import prepare_environment, run_program
 
 
 def main() -> None:
@@ -19,8 +19,8 @@ def main() -> None:
     prepare_environment(convolutions=True)
     from tiny import TINY
 
-    from src.config_load import load_config
-    from src.workers import join_workers
+    from src.config.load import load_config
+    from src.runtime.workers import join_workers
 
     data, outputs, *kill = sys.argv[1:]
     settings = [*TINY, "eval.batch_images=8", f"data.root={data}", f"output_root={outputs}"]
@@ -29,8 +29,8 @@ def main() -> None:
 
     from src.data.dataset import build_sources, load_dataset
     from src.data.feature_cache import FeatureCache
-    from src.device import setup_device
-    from src.models.encoder import build_encoder
+    from src.models.encoders.build import build_encoder
+    from src.runtime.device import setup_device
 
     setup_device(config)
     calls = 0

@@ -6,14 +6,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from src.environment import prepare_environment, run_program
+from src.runtime.environment import prepare_environment, run_program
 
 
 def main() -> None:
     """Every collective once, on two workers."""
     prepare_environment(convolutions=True)
-    from src.config_load import load_config
-    from src.workers import join_workers
+    from src.config.load import load_config
+    from src.runtime.workers import join_workers
 
     workers = join_workers(load_config("configs/demo/grpo.yaml", ["device=CPU"]))
 

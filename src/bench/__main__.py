@@ -16,8 +16,8 @@ from typing import Any
 
 from src.bench.sizes import parse, short_values
 from src.bench.timing import Work
-from src.environment import end_with_parent, for_modules, run_program
-from src.tables import markdown_table
+from src.runtime.environment import end_with_parent, for_modules, run_program
+from src.runtime.text_tables import markdown_table
 
 
 def main() -> None:

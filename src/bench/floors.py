@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 
 from src.bench.sizes import Sizes
 from src.bench.timing import Work
-from src.config import Config
+from src.config.schema import Config
 
 
 def floors(config: Config, sizes: Sizes, encoder: nn.Cell) -> dict[str, Work]:

@@ -1,7 +1,7 @@
 """One process of the benchmark: measures a set of phases and prints them, as one JSON line after the libraries' own.
 
 python -m src.bench.measure features|pixels|host|compile [key=value ...]
-The encoder needs other CPU instructions than the rest (src.environment), and a process has one choice.
+The encoder needs other CPU instructions than the rest (src.runtime.environment), and a process has one choice.
 """
 
 import json
@@ -14,8 +14,8 @@ from unittest.mock import patch
 
 from src.bench.sizes import Sizes, parse
 from src.bench.timing import Work, timed
-from src.config import Config
-from src.environment import prepare_environment, run_program
+from src.config.schema import Config
+from src.runtime.environment import prepare_environment, run_program
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def features(config: Config, sizes: Sizes) -> dict[str, Any]:
     """The machine's ceilings, and the phases that start from features."""
     from src.bench.ceilings import measure_ceilings
     from src.bench.phases import feature_phases
-    from src.device import setup_device
+    from src.runtime.device import setup_device
 
     setup_device(config)
     return {"ceilings": measure_ceilings(sizes.repeats), "phases": times(feature_phases(config, sizes), sizes.repeats)}
@@ -44,8 +44,8 @@ def pixels(config: Config, sizes: Sizes) -> dict[str, Any]:
 
     from src.bench.floors import floors
     from src.bench.phases import pixel_phases
-    from src.device import setup_device
-    from src.models.encoder import build_encoder
+    from src.models.encoders.build import build_encoder
+    from src.runtime.device import setup_device
 
     setup_device(config)
     result = {"phases": times(pixel_phases(config, sizes), sizes.repeats)}
@@ -71,7 +71,7 @@ def compilation(config: Config, sizes: Sizes) -> dict[str, Any]:
     from mindspore import nn
 
     from src.bench.phases import feature_phases
-    from src.device import setup_device
+    from src.runtime.device import setup_device
 
     setup_device(config)
     compile_cell, seconds = nn.Cell.compile, []

@@ -4,12 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from src.config import Config
-from src.config_load import load_config
-from src.config_rules import flatten
-from src.errors import InputError
-from src.files import ROOT
-from src.models.variants import KINDS
+from src.config.kinds import KINDS
+from src.config.load import load_config
+from src.config.rules import flatten
+from src.config.schema import Config
+from src.runtime.errors import InputError
+from src.runtime.files import ROOT
 
 BASE = ROOT / "configs/coco/grpo.yaml"
 # Short names of what a user varies, and the configuration's keys that they set.

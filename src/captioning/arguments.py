@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.config_load import is_setting
-from src.errors import InputError
+from src.config.load import is_setting
 from src.export.folder import given_checkpoint
-from src.files import given_file, given_path
+from src.runtime.errors import InputError
+from src.runtime.files import given_file, given_path
 
 _NAME = re.compile(r"[\w.+-][\w.+ -]*")
 _NOT_IN_NAMES = re.compile(r"[^\w.+= -]+")  # of a folder, which a column may be called as

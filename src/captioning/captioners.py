@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Tensor
 
 from src.captioning.captions import Caption, Captions
-from src.config import Config
+from src.config.schema import Config
 from src.data.dataset import build_image_source, weights_digest
 from src.data.image_files import ImageFiles
 from src.data.photographs import Photograph
@@ -22,9 +22,9 @@ from src.decoding.attention import CrossAttention
 from src.decoding.sampler import GreedyDecoder
 from src.evaluation.evaluate import build_decoder, build_sampler, load_captioner
 from src.evaluation.files import decoding_name
-from src.rng import uniforms
+from src.runtime.rng import uniforms
+from src.runtime.workers import Workers
 from src.training.run import graph_cache
-from src.workers import Workers
 
 
 class Inputs(NamedTuple):

@@ -19,7 +19,7 @@ from src.captioning.page import (
     picture_frame,
 )
 from src.data.photographs import MAX_PIXELS, UnusableImage
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 MAX_UPLOAD = 20_000_000  # bytes: phones write 2 to 12 million
 _KEEP = 600  # seconds until an upload is deleted

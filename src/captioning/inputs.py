@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from src.captioning.table import one_line
 from src.data.image_formats import SUFFIXES, is_read, needs
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 _KINDS = 8  # of skipped files that a summary names
 

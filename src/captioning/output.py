@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from src.captioning.captions import Captions
-from src.config_rules import flatten
+from src.config.rules import flatten
 from src.data.digests import state_key
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 _BLOCK = 65_536  # bytes that are looked through for the end of a line at once
 

@@ -18,14 +18,14 @@ from src.captioning.captions import Captions
 from src.captioning.inputs import Found, find_photographs, skipped_note
 from src.captioning.output import CaptionFile, DonePaths, path_digest
 from src.captioning.table import Table, one_line
-from src.config import Config
+from src.config.schema import Config
 from src.data.photographs import READER, UnusableImage, read_photograph
-from src.environment import start_time
-from src.errors import InputError, TimeLimit
-from src.files import file_digest
-from src.progress import Progress
-from src.threads import in_order
-from src.workers import Workers
+from src.runtime.environment import start_time
+from src.runtime.errors import InputError, TimeLimit
+from src.runtime.files import file_digest
+from src.runtime.progress import Progress
+from src.runtime.threads import in_order
+from src.runtime.workers import Workers
 
 
 class Prepared(NamedTuple):

@@ -18,12 +18,12 @@ import numpy as np
 
 from src.captioning.arguments import read_image_arguments
 from src.captioning.page import Shown, small_picture
-from src.config import Config
-from src.config_load import load_config
+from src.config.load import load_config
+from src.config.schema import Config
 from src.data.photographs import Photograph, read_photograph
-from src.environment import prepare_environment, run_program
-from src.errors import InputError
-from src.files import from_root, given_file
+from src.runtime.environment import prepare_environment, run_program
+from src.runtime.errors import InputError
+from src.runtime.files import from_root, given_file
 
 if TYPE_CHECKING:
     from src.captioning.captioners import Captioners
@@ -54,8 +54,8 @@ class PageModel:
 
 def _load(config: Config, checkpoints: Mapping[str, Path]) -> "Captioners":
     from src.captioning.captioners import Captioners
-    from src.device import setup_device
-    from src.workers import Workers
+    from src.runtime.device import setup_device
+    from src.runtime.workers import Workers
 
     setup_device(config)
     return Captioners(config, checkpoints, Workers())

@@ -9,8 +9,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from src.config import Config
-from src.data.encode_apart import encode_apart
+from src.config.kinds import PREPROCESSING, Preprocessing
+from src.config.schema import Config
 from src.data.feature_cache import FeatureCache
 from src.data.features import FeatureSource, check_space, load_features, plan_features
 from src.data.image_files import ImageFiles, Images, UnchangedImages
@@ -21,9 +21,9 @@ from src.data.record import ImageId, Record, Skipped
 from src.data.shards import ShardImages
 from src.data.tokenizer import Tokenizer, build_word_tokenizer, build_wordpiece_tokenizer
 from src.data.words import Words, choose_words, lost_letters
-from src.environment import convolutions_are_slow
-from src.models.variants import PREPROCESSING, Preprocessing
-from src.workers import Workers
+from src.runtime.environment import convolutions_are_slow
+from src.runtime.workers import Workers
+from src.training.encode_apart import encode_apart
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def load_dataset(config: Config, scored: str | None = None) -> Dataset:
 def build_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
     """Words of the training captions, or BERT's word pieces, as `tokenizer.kind` says."""
     vocab, chinese = config.tokenizer.vocab, dataset.words.language == "zh"
-    if config.tokenizer.kind == "wordpiece" and vocab is not None:  # src/config_rules.py refuses it without
+    if config.tokenizer.kind == "wordpiece" and vocab is not None:  # src/config/rules.py refuses it without
         return build_wordpiece_tokenizer(Path(vocab), chinese=chinese)
     captions = (caption for truths in dataset.ground_truths["train"] for caption in truths)
     return build_word_tokenizer(captions, config.tokenizer.min_count, chinese=chinese)

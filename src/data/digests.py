@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from src.errors import InputError
-from src.files import one_at_a_time, stream_digest, whole_file
-from src.progress import Progress
-from src.threads import in_order
+from src.runtime.errors import InputError
+from src.runtime.files import one_at_a_time, stream_digest, whole_file
+from src.runtime.progress import Progress
+from src.runtime.threads import in_order
 
 _THREADS = 8
 # Nanoseconds. A file changed so shortly before it was read may change again and keep its times: some file systems keep

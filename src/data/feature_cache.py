@@ -18,9 +18,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from src.errors import InputError
-from src.files import whole_file
-from src.progress import Progress
+from src.runtime.errors import InputError
+from src.runtime.files import whole_file
+from src.runtime.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import TextIO
 import numpy as np
 
 from src.data.feature_cache import FeatureCache
-from src.errors import InputError
-from src.workers import Workers
+from src.runtime.errors import InputError
+from src.runtime.workers import Workers
 
 _WAIT = 1.0  # seconds between looks at whether another run has finished
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from src.data.photographs import MAX_PIXELS, UnusableImage, decode, read_image_file, regular_file, too_large
-from src.progress import Progress
+from src.runtime.progress import Progress
 
 _HEAD, _TAIL = 4096, 32
 _THREADS = 8

@@ -10,7 +10,7 @@ import numpy as np
 
 from src.data.digests import content_digests
 from src.data.photographs import read_image_file
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 Loading = Iterator[tuple[Path, Callable[[], bytes]]]
 

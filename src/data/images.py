@@ -12,8 +12,8 @@ from mindspore.dataset import vision
 
 from src.data.image_files import Images
 from src.data.photographs import UnusableImage, decode
-from src.errors import InputError
-from src.threads import in_order
+from src.runtime.errors import InputError
+from src.runtime.threads import in_order
 
 _PREFETCH = 4  # elements per MindData queue; its default of 16 batches is 300 MB at 32 x 224 x 224
 

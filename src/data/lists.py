@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from src.data.record import Record, one_line, split_file
-from src.errors import InputError
-from src.files import text_lines
+from src.runtime.errors import InputError
+from src.runtime.files import text_lines
 
 
 def apply_lists(

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from src.config import Config
-from src.data.demo import generate_demo
+from src.config.schema import Config
 from src.data.image_files import ImageFiles
 from src.data.records import Record, Skipped, load_records, read_annotations, with_captions
 from src.data.shards import ShardImages, Shards
-from src.environment import say_once
-from src.errors import InputError
+from src.demo.generate import generate_demo
+from src.runtime.environment import say_once
+from src.runtime.errors import InputError
 
 
 def read_records(config: Config) -> tuple[dict[str, list[Record]], list[Skipped]]:

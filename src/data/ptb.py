@@ -6,7 +6,7 @@ from subprocess import PIPE
 
 from pycocoevalcap.tokenizer import ptbtokenizer
 
-from src.data.java import java_failure, plain_jar, start_java
+from src.runtime.java import java_failure, plain_jar, start_java
 
 _JAR = Path(ptbtokenizer.__file__).resolve().with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
 _PROGRAM = "edu.stanford.nlp.process.PTBTokenizer"

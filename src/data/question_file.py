@@ -8,7 +8,7 @@ from pathlib import Path
 
 from src.data.questions import Question, load_questions, question_lines
 from src.data.record import ImageId
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 # What became of the questions written about an image; of the image itself, whether no reply could be read (0 or 1).
 COUNTS = ("kept", "leaks", "unanswerable", "malformed", "unreadable")

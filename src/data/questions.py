@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from src.config import Config
+from src.config.schema import Config
 from src.data.record import ImageId
-from src.errors import InputError
-from src.files import text_lines, whole_file
+from src.runtime.errors import InputError
+from src.runtime.files import text_lines, whole_file
 
 CANNOT = "cannot be answered from the caption"
 UNTYPED = "other"  # the type of a question whose line names none

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 ImageId = int | str
 Value = TypeVar("Value")

@@ -28,8 +28,8 @@ from src.data.record import (
 )
 from src.data.shards import Shards
 from src.data.tables import read_table
-from src.environment import quiet_stdout
-from src.errors import InputError
+from src.runtime.environment import quiet_stdout
+from src.runtime.errors import InputError
 
 Splits = dict[str, list[Record]]
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from src.data.digests import content_digests
-from src.errors import InputError
-from src.files import file_digest
+from src.runtime.errors import InputError
+from src.runtime.files import file_digest
 
 LISTING = "listing.json"
 PART = ".part"  # the end of a folder's name before it is whole

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 
 from src.data.image_formats import KNOWN_SUFFIXES
 from src.data.record import MEND, SPLIT_NAMED, SPLITS, Record, Skipped, inside, one_line, split_file, tolerated
-from src.environment import say_once
-from src.errors import InputError
-from src.files import text_lines
+from src.runtime.environment import say_once
+from src.runtime.errors import InputError
+from src.runtime.files import text_lines
 
 _IMAGE = ("file_name", "filename", "image", "image_name", "file", "image_path", "image_file")
 _CAPTION = ("caption", "captions", "comment", "text", "texts", "sentence", "sentences", "raw")

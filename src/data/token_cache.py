@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from src.data.record import ImageId
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 
 def cached_tokens(

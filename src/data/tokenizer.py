@@ -14,8 +14,8 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from src.data.words import BLANK_BESIDE_HAN
-from src.errors import InputError
-from src.files import whole_file
+from src.runtime.errors import InputError
+from src.runtime.files import whole_file
 
 # Names of PAD, UNK, BOS, EOS, by the library's model type.
 _SPECIALS = {

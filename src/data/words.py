@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from src.config import DataConfig
+from src.config.schema import DataConfig
 from src.data.ptb import ptb_tokenize
 from src.data.record import ImageId
 from src.data.token_cache import cached_tokens
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 # Ranges of regular expressions, for Python's and for the `tokenizers` library's.
 HAN = "々〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"

@@ -5,8 +5,8 @@ Letters: B images, G group size, M = B*G rows (row = b*G + g), T tokens, N image
 
 from mindspore import Tensor, nn, ops
 
-from src.models.captioner import Captioner
-from src.models.decoder import shift_right
+from src.models.captioner.decoder import shift_right
+from src.models.captioner.policy import Captioner
 from src.models.layers import attention_weights
 
 

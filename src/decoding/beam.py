@@ -6,7 +6,7 @@ Letters: B images, K beams, M = B*K rows (row = b*K + k), T tokens, V vocabulary
 import mindspore.common.dtype as mstype
 from mindspore import Tensor, nn, ops
 
-from src.models.captioner import Captioner
+from src.models.captioner.policy import Captioner
 from src.models.layers import MASKED
 
 

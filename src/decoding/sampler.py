@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.decoding.distribution import inverse_cdf, log, most_probable, policy_logits, select
-from src.models.captioner import Captioner
+from src.models.captioner.policy import Captioner
 
 
 def generate(

@@ -15,10 +15,10 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from src.data.record import ImageId, with_known_ids
 from src.data.words import ENGLISH, Words
-from src.environment import say_once
-from src.errors import InputError
 from src.evaluation.java_metrics import score_meteor, score_spice, spice_has_models
-from src.progress import Progress
+from src.runtime.environment import say_once
+from src.runtime.errors import InputError
+from src.runtime.progress import Progress
 
 _WANTED = 'a list of {"image_id": int or str, "caption": str}'
 ONE_IMAGE = "CIDEr is 0.0: it weighs words by the logarithm of the number of images, and there is one image, log 1 = 0"

@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from src.config import Config
-from src.config_plan import Plan
-from src.errors import InputError
+from src.config.plan import Plan
+from src.config.schema import Config
 from src.evaluation.bootstrap import average_seeds, paired_differences, whole_split
 from src.evaluation.files import read_arrays, read_evaluation, results_name, write_json, write_text
 from src.evaluation.plots import plot_curves, plot_learning, plot_quality_diversity
 from src.evaluation.report import common_signature, remarks
 from src.rewards.mixture import reward_signature
-from src.tables import markdown_table
+from src.runtime.errors import InputError
+from src.runtime.text_tables import markdown_table
 from src.training.metrics import read_lines
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "published_results.yaml"

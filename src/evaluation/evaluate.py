@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from src.config import Config
+from src.config.schema import Config
 from src.data.dataset import Dataset, build_sources, padded_batches
 from src.data.features import FeatureSource
 from src.data.images import ImageSource
@@ -23,14 +23,14 @@ from src.evaluation.diversity import broken_endings, diversity
 from src.evaluation.files import decoding_name, examined_by, results_name, scored_as, write_arrays, write_json
 from src.evaluation.prism import prism
 from src.evaluation.report import owning_folder
-from src.files import file_digest
-from src.models.captioner import Captioner, build_captioner
-from src.progress import Progress
-from src.rng import uniforms
+from src.models.captioner.policy import Captioner, build_captioner
+from src.runtime.files import file_digest
+from src.runtime.progress import Progress
+from src.runtime.rng import uniforms
+from src.runtime.workers import Workers
 from src.training.answerer import build_answerer
 from src.training.checkpoint import check_tokenizer, load_checkpoint, load_run_tokenizer
 from src.training.run import decode_images, graph_cache
-from src.workers import Workers
 
 
 def load_captioner(config: Config, checkpoint: Path, *, cached: bool) -> tuple[Captioner, Tokenizer]:

@@ -10,10 +10,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from src.config import Config, EvalConfig
+from src.config.schema import Config, EvalConfig
 from src.data.questions import questions_file
-from src.errors import InputError
-from src.files import file_digest, whole_file
+from src.runtime.errors import InputError
+from src.runtime.files import file_digest, whole_file
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.config import Config
+from src.config.schema import Config
 from src.data.image_url import thumbnail_url
 from src.data.locate import find_images
 from src.data.photographs import UnusableImage
 from src.data.records import Record
 from src.data.words import Words
-from src.errors import InputError
 from src.evaluation.caption_metrics import load_captions
 from src.evaluation.files import read_arrays, read_samples
 from src.evaluation.report import System
 from src.rewards.cider import CiderD
+from src.runtime.errors import InputError
 
 GALLERY = 60  # images: a page of about 2 MB with two systems
 _SIDE = 320  # pixels of an image's longer side
@@ -155,8 +155,8 @@ def look(
     from src.data.dataset import build_sources, padded_batches
     from src.decoding.attention import CrossAttention
     from src.evaluation.evaluate import load_captioner
+    from src.runtime.workers import Workers
     from src.training.run import graph_cache
-    from src.workers import Workers
 
     config, alone = system.config, Workers()
     captioner, tokenizer = load_captioner(config, system.checkpoint, cached=not config.encoder.trainable)

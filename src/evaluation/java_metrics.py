@@ -14,8 +14,8 @@ import numpy as np
 from pycocoevalcap.meteor import meteor as meteor_module
 from pycocoevalcap.spice import get_stanford_models, spice
 
-from src.data.java import METEOR_HEAP, SPICE_HEAP, java_failure, plain_jar, start_java
 from src.data.record import ImageId
+from src.runtime.java import METEOR_HEAP, SPICE_HEAP, java_failure, plain_jar, start_java
 
 METEOR_JAR = Path(meteor_module.__file__).resolve().with_name(meteor_module.METEOR_JAR)
 SPICE_JAR = Path(spice.__file__).resolve().with_name(spice.SPICE_JAR)

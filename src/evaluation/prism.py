@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from src.config import Config
+from src.config.schema import Config
 from src.data.questions import Answerer, Question, present
 from src.data.record import ImageId
-from src.errors import InputError, RunStopped
 from src.evaluation.bootstrap import resampled
-from src.rng import counter_of, generator
+from src.runtime.errors import InputError, RunStopped
+from src.runtime.rng import counter_of, generator
 
 RESAMPLES = 1000  # of the bootstrap over images
 

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from src.config import Config
-from src.errors import InputError
+from src.config.schema import Config
 from src.evaluation.files import read_evaluation, write_text
 from src.export.folder import MODEL
-from src.tables import markdown_table
+from src.runtime.errors import InputError
+from src.runtime.text_tables import markdown_table
 
 
 class System(NamedTuple):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from src.environment import prepare_environment
 from src.evaluation.comparison import (
     METRICS,
     differences,
@@ -25,6 +24,7 @@ from src.evaluation.html import Plot, Table, label, listed, render_page
 from src.evaluation.plots import HISTORIES, plot_histories, plot_quality_diversity, series
 from src.evaluation.prism import RESAMPLES
 from src.evaluation.report import System, prism_rows
+from src.runtime.environment import prepare_environment
 from src.training.metrics import read_lines
 
 HIGHER_IS_BETTER = {*METRICS, "Div-1", "Div-2", "self-CIDEr", "best-CIDEr"}
@@ -183,7 +183,7 @@ def _write(
 ) -> None:
     """Run the models on the gallery's images, and write the page."""
     prepare_environment(convolutions=any(system.config.convolves for system in systems.values()))
-    from src.device import setup_device
+    from src.runtime.device import setup_device
 
     config = next(iter(systems.values())).config
     setup_device(config)

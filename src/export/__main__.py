@@ -10,11 +10,11 @@ import json
 import tempfile
 from pathlib import Path
 
-from src.config_load import load_config
-from src.environment import prepare_environment, run_program
-from src.errors import InputError, RunStopped
+from src.config.load import load_config
 from src.export.folder import FACTS, GRAPH, given_checkpoint
-from src.files import given_file, given_path
+from src.runtime.environment import prepare_environment, run_program
+from src.runtime.errors import InputError, RunStopped
+from src.runtime.files import given_file, given_path
 
 
 def main() -> None:
@@ -39,10 +39,10 @@ def main() -> None:
     prepare_environment(convolutions=True)
 
     from src.decoding.sampler import GreedyDecoder
-    from src.device import setup_device
     from src.evaluation.evaluate import load_captioner
     from src.export.contents import compared_pixels, server_facts, write_checkpoint_folder
     from src.export.mindir import compare, load_mindir, write_mindir
+    from src.runtime.device import setup_device
 
     setup_device(config)
     captioner, tokenizer = load_captioner(config, checkpoint, cached=False)

@@ -12,15 +12,15 @@ import mindspore as ms
 import numpy as np
 
 from src import __version__
-from src.config import Config
-from src.config_load import write_whole_config
+from src.config.load import write_whole_config
+from src.config.schema import Config
 from src.data.dataset import build_image_source, padded_batches, preprocessing
 from src.data.locate import evaluated_split, find_images, read_records
 from src.data.tokenizer import Tokenizer
 from src.export.folder import CONFIG, MODEL, TOKENIZER
-from src.files import file_digest
-from src.models.captioner import Captioner
-from src.rng import uniforms
+from src.models.captioner.policy import Captioner
+from src.runtime.files import file_digest
+from src.runtime.rng import uniforms
 from src.training.checkpoint import read_state, save_checkpoint
 
 

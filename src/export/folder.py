@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from src.config import Config
-from src.errors import InputError
+from src.config.schema import Config
+from src.runtime.errors import InputError
 
 MODEL = "model.safetensors"  # a checkpoint as src/training/checkpoint.py writes it, without the optimiser
 CONFIG = "config.yaml"  # every key

@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from src.decoding.sampler import GreedyDecoder
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 Outputs = tuple[np.ndarray, np.ndarray]  # ids int32 [B, T], PAD behind the EOS; lengths int32 [B], with the EOS
 

@@ -12,11 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from src.config_load import load_config
-from src.environment import prepare_environment, run_program
-from src.errors import InputError
-from src.files import given_file
-from src.tables import markdown_table
+from src.config.load import load_config
+from src.runtime.environment import prepare_environment, run_program
+from src.runtime.errors import InputError
+from src.runtime.files import given_file
+from src.runtime.text_tables import markdown_table
 
 DEVICE_GB = (32, 64)  # memory of an Ascend 910 and of a 910B
 
@@ -44,11 +44,11 @@ def main() -> None:
             "MS_DEV_SAVE_GRAPHS_PATH": folder,
             "MS_DEV_DUMP_IR_PASSES": "validate",
         }
-        from src.device import setup_device
         from src.readiness.compare import compare_on_cpu, record_zone
         from src.readiness.graphs import compile_graph, zones
         from src.readiness.memory import parameter_bytes, peak_bytes
         from src.readiness.operators import STRUCTURE, violations
+        from src.runtime.device import setup_device
 
         target = setup_device(config)
         rows, problems, needed = [], [], 0

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from src.config_load import load_config
-from src.environment import for_modules, prepare_environment, run_program
-from src.files import given_file, given_path
-from src.tables import markdown_table
+from src.config.load import load_config
+from src.runtime.environment import for_modules, prepare_environment, run_program
+from src.runtime.files import given_file, given_path
+from src.runtime.text_tables import markdown_table
 
 if TYPE_CHECKING:
     from src.readiness.graphs import Zone
@@ -155,8 +155,8 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     config = load_config(arguments.config, [*arguments.overrides, "device=CPU", "device_id=null"])
     prepare_environment(convolutions=True)
-    from src.device import setup_device
     from src.readiness.graphs import zones
+    from src.runtime.device import setup_device
 
     setup_device(config)
     rounded = arguments.device != "CPU"

@@ -14,11 +14,11 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.bench.phases import Encode
-from src.config import Config
+from src.config.schema import Config
 from src.decoding.beam import BeamDecoder
 from src.decoding.sampler import GreedyDecoder, GroupSampler
-from src.models.captioner import Captioner, build_captioner
-from src.rl.cells import CELossCell, GRPOLossCell, LogprobCell
+from src.losses.cells import CELossCell, GRPOLossCell, LogprobCell
+from src.models.captioner.policy import Captioner, build_captioner
 from src.training.optim import build_optimizer, learning_rates
 from src.training.step import GradientSum, SummedUpdate, TrainStep, Update, WorkerSum, build_loss_scale
 

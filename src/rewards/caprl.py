@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from src.config import Config
+from src.config.schema import Config
 from src.data.questions import Answerer, Presentation, Question, load_questions, present, questions_file
 from src.data.record import ImageId, with_known_ids
-from src.errors import InputError
 from src.rewards.completions import Completions
-from src.rng import generator
+from src.runtime.errors import InputError
+from src.runtime.rng import generator
 
 CACHE_SIZE = 200_000  # answers kept: about 100 MB
 

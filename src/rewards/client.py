@@ -15,11 +15,11 @@ from typing import Any
 from openai import APIConnectionError, APIStatusError, DefaultHttpxClient, NotFoundError, OpenAI, OpenAIError
 from openai.types import Completion
 
-from src.config import CapRLConfig
-from src.errors import InputError
-from src.progress import say
+from src.config.schema import CapRLConfig
 from src.rewards.proxy import masked, proxy_for
 from src.rewards.reply import Reply, read_reply, shortened
+from src.runtime.errors import InputError
+from src.runtime.progress import say
 
 # What a request may end in: an error of the client, or a reply of another shape than the interface has.
 FAILURES = (OpenAIError, AttributeError, IndexError, TypeError, ValueError)

@@ -8,10 +8,10 @@ from functools import partial
 
 import numpy as np
 
-from src.config import CiderConfig, Config
+from src.config.schema import CiderConfig, Config
 from src.data.questions import Answerer
 from src.data.record import ImageId
-from src.rewards import shape
+from src.rewards import length as shape
 from src.rewards.caprl import CapRL, build_caprl
 from src.rewards.cider import CiderD
 from src.rewards.completions import Completions

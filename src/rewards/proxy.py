@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 _SCHEMES = ("http", "https", "socks5", "socks5h")
 _LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback", "localhost6")

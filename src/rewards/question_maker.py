@@ -20,16 +20,16 @@ from typing import Any, TypeVar
 from openai import APIStatusError
 from PIL import Image
 
-from src.config import CapRLConfig
+from src.config.schema import CapRLConfig
 from src.data.image_url import image_url
 from src.data.questions import UNTYPED, Question, parse_question
 from src.data.record import ImageId, is_utf8
-from src.errors import InputError
-from src.progress import say
 from src.rewards.client import FAILURES, THINKS, Client
 from src.rewards.proxy import masked
 from src.rewards.reply import NoOption
 from src.rewards.server import choose, lettered
+from src.runtime.errors import InputError
+from src.runtime.progress import say
 
 Reply = TypeVar("Reply")
 

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from src.data.questions import Presentation, words_of
-from src.errors import InputError
-from src.files import whole_file
 from src.models.layers import MASKED, Linear, merge_heads, split_heads
+from src.runtime.errors import InputError
+from src.runtime.files import whole_file
 
 CAPTION_WORDS, QUESTION_WORDS, OPTION_WORDS = 28, 10, 2  # longer texts are cut; a caption has a start word as well
 OPTIONS = 4  # of a question, without CANNOT

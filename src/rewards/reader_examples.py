@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from src.data.questions import CANNOT, Presentation, Question, words_of
-from src.data.scene_captions import write_captions
-from src.data.scene_questions import Asked, askable, choose_questions, write_question
-from src.data.scene_reading import LEXICON, Reading, read_caption
-from src.data.scenes import describe_scene
-from src.rng import generator
+from src.demo.captions import write_captions
+from src.demo.questions import Asked, askable, choose_questions, write_question
+from src.demo.reading import LEXICON, Reading, read_caption
+from src.demo.scenes import describe_scene
+from src.runtime.rng import generator
 
 SIZE = 96  # pixels of the scenes, which are not drawn
 JUNK, DAMAGED = 0.1, 0.15  # shares of the captions

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from string import ascii_uppercase
 
-from src.config import CapRLConfig
+from src.config.schema import CapRLConfig
 from src.data.questions import CANNOT, Presentation
-from src.errors import InputError
-from src.progress import Progress, say
 from src.rewards.client import FAILURES, THINKS, Client
 from src.rewards.likelihood import check_log_probs, most_likely
 from src.rewards.proxy import masked
 from src.rewards.reply import NoOption, read_letter
+from src.runtime.errors import InputError
+from src.runtime.progress import Progress, say
 
 _PROBE = Presentation("a red ball on green grass", "what color is the ball", ("green", "red", CANNOT))
 

@@ -5,7 +5,7 @@ Letters: B images, G group size, k rewards. A reward that nobody could give (a f
 
 import numpy as np
 
-from src.config import AdvantageConfig
+from src.config.schema import AdvantageConfig
 
 
 def combined_advantages(

@@ -1,9 +1,9 @@
 """Who answers questions from captions: in training, to reward them, and in evaluation, to examine them."""
 
-from src.config import Config
+from src.config.schema import Config
 from src.data.questions import Answerer
-from src.errors import InputError
-from src.workers import Workers
+from src.runtime.errors import InputError
+from src.runtime.workers import Workers
 
 
 def build_answerer(config: Config, workers: Workers, *, examiner: bool, language: str) -> Answerer:

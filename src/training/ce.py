@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from src.progress import Progress
-from src.rl.cells import CELossCell
-from src.rl.losses import token_weights
-from src.rng import generator, keep_masks, permutation
+from src.losses.cells import CELossCell
+from src.losses.grpo import token_weights
+from src.runtime.progress import Progress
+from src.runtime.rng import generator, keep_masks, permutation
 from src.training.checkpoint import load_checkpoint, optimizer_parameters
 from src.training.optim import build_optimizer, learning_rates
 from src.training.run import Run

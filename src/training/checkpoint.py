@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from src.data.tokenizer import Tokenizer, load_tokenizer
-from src.errors import InputError
-from src.files import whole_file
-from src.models.captioner import Captioner
+from src.models.captioner.policy import Captioner
+from src.runtime.errors import InputError
+from src.runtime.files import whole_file
 
 FORMAT = "2"
 

@@ -9,14 +9,14 @@ import numpy as np
 from mindspore import Tensor
 
 from src.decoding.sampler import GroupSampler
-from src.errors import RunStopped
-from src.models.captioner import Captioner
-from src.progress import Progress
+from src.losses.cells import LogprobCell
+from src.models.captioner.policy import Captioner
 from src.rewards.completions import decode_completions
 from src.rl.advantage import combined_advantages, total_rewards, zero_advantage_groups
-from src.rl.cells import LogprobCell
 from src.rl.rollout import Rollout, moments
-from src.rng import permutation, uniforms
+from src.runtime.errors import RunStopped
+from src.runtime.progress import Progress
+from src.runtime.rng import permutation, uniforms
 from src.training.run import Run
 
 

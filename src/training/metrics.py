@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from src.config import Config
+from src.config.schema import Config
 from src.data.locate import find_images
 from src.data.records import Record
-from src.files import whole_file
+from src.runtime.files import whole_file
 from src.training.panel import Panel
 
 

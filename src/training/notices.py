@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-from src.config import Config
+from src.config.schema import Config
 from src.data.dataset import Dataset
-from src.data.java import METEOR_HEAP, java_problem
-from src.errors import InputError
+from src.runtime.errors import InputError
+from src.runtime.java import METEOR_HEAP, java_problem
 
 
 def list_skipped(folder: Path, dataset: Dataset) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from mindformers.core.optim.adamw import AdamW  # mindformers.core.optim.AdamW makes another class than it is
 from mindspore import Parameter, Tensor, ops
 
-from src.config import OptimizerConfig
+from src.config.schema import OptimizerConfig
 
 _ADAM = ops.Adam()
 

@@ -10,7 +10,7 @@ from src.data.image_files import ImageFiles
 from src.data.photographs import UnusableImage, decode
 from src.data.records import Record
 from src.data.shards import ShardImages
-from src.errors import InputError
+from src.runtime.errors import InputError
 
 IMAGES = 8
 _WIDTH, _SIDE = 350, 168  # pixels of a picture and of the image at its left: TensorBoard's cards show them unscaled

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from src.environment import prepare_environment, run_program
+from src.runtime.environment import prepare_environment, run_program
 
 if __name__ == "__main__":
     prepare_environment(convolutions=False)
@@ -18,16 +18,16 @@ import mindspore.common.dtype as mstype
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from src.config import OptimizerConfig
-from src.config_load import load_config
+from src.config.load import load_config
+from src.config.schema import OptimizerConfig
 from src.data.questions import CANNOT, words_of
-from src.device import setup_device
-from src.errors import RunStopped
-from src.files import from_root, given_file, one_at_a_time
-from src.progress import Progress
 from src.rewards.reader import OPTIONS, QUESTIONS, Reader, ReaderModel, Vocabulary, load_reader
 from src.rewards.reader_examples import Example, held_out_examples, training_groups
-from src.rng import generator, permutation
+from src.runtime.device import setup_device
+from src.runtime.errors import RunStopped
+from src.runtime.files import from_root, given_file, one_at_a_time
+from src.runtime.progress import Progress
+from src.runtime.rng import generator, permutation
 from src.training.optim import build_optimizer, learning_rates
 from src.training.step import build_step
 
@@ -49,7 +49,7 @@ def cached_reader(folder: Path, seed: int, split_index: int) -> Reader:
     Errors: InputError where the file is damaged.
     """
     digest = hashlib.sha256(f"{seed} {split_index}".encode())
-    for folder_name, pattern in (("data", "scene*.py"), ("rewards", "reader*.py"), ("training", "reader.py")):
+    for folder_name, pattern in (("demo", "*.py"), ("rewards", "reader*.py"), ("training", "reader.py")):
         for file in sorted((_SOURCES / folder_name).glob(pattern)):
             digest.update(file.read_bytes())
     path = folder / f"reader-{digest.hexdigest()[:16]}.safetensors"

@@ -7,13 +7,13 @@ import time
 
 import numpy as np
 
-from src.errors import RunStopped
-from src.models.captioner import Captioner
-from src.progress import Progress
-from src.rl.cells import GRPOLossCell
-from src.rl.losses import token_weights
+from src.losses.cells import GRPOLossCell
+from src.losses.grpo import token_weights
+from src.models.captioner.policy import Captioner
 from src.rl.rollout import Rollout
-from src.rng import permutation
+from src.runtime.errors import RunStopped
+from src.runtime.progress import Progress
+from src.runtime.rng import permutation
 from src.training.checkpoint import load_checkpoint, optimizer_parameters
 from src.training.collector import RolloutCollector
 from src.training.optim import build_optimizer, learning_rates

@@ -14,22 +14,23 @@ import numpy as np
 from mindspore import Tensor
 
 from src import __version__
-from src.compile_cache import GraphCache
-from src.config import Config
-from src.config_load import resolved
-from src.config_rules import check_sizes
+from src.config.load import resolved
+from src.config.rules import check_sizes
+from src.config.schema import Config
 from src.data.dataset import Dataset, build_sources, build_tokenizer, load_dataset, padded_batches
 from src.data.features import FeatureSource
 from src.data.images import ImageSource
 from src.data.tokenizer import Tokenizer
 from src.decoding.sampler import GreedyDecoder
-from src.environment import on_signals, start_time
-from src.errors import RunStopped, Terminated, TimeLimit
-from src.files import file_digest, whole_file
-from src.models.captioner import Captioner, build_captioner
-from src.progress import Progress, say, warn
+from src.models.captioner.policy import Captioner, build_captioner
 from src.rewards.cider import corpus_cider
 from src.rewards.mixture import Rewards
+from src.runtime.compile_cache import GraphCache
+from src.runtime.environment import on_signals, start_time
+from src.runtime.errors import RunStopped, Terminated, TimeLimit
+from src.runtime.files import file_digest, whole_file
+from src.runtime.progress import Progress, say, warn
+from src.runtime.workers import Workers
 from src.training.answerer import build_answerer
 from src.training.checkpoint import (
     check_tokenizer,
@@ -43,7 +44,6 @@ from src.training.metrics import MetricsWriter, open_metrics
 from src.training.notices import list_skipped, say_before_training
 from src.training.run_folder import COMPLETED, check_data, data_state, open_run_folder, saved_state
 from src.training.watch import Watch
-from src.workers import Workers
 
 # Keys and sections that no graph holds a value of.
 NOT_IN_GRAPHS: tuple[str, ...] = (

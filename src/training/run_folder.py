@@ -12,11 +12,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
-from src.config import Config
-from src.config_load import differing_keys, load_config, resolved, stage_overrides, write_tree
-from src.errors import InputError
+from src.config.load import differing_keys, load_config, resolved, stage_overrides, write_tree
+from src.config.schema import Config
 from src.export.folder import init_file
-from src.files import file_digest
+from src.runtime.errors import InputError
+from src.runtime.files import file_digest
 
 if TYPE_CHECKING:
     from src.data.records import Record
@@ -190,7 +190,7 @@ def _ways_on(config: Config) -> str:
 
 
 def _held(folder: Path) -> list[Path]:
-    """What is in a run folder, but for the logs that src.launch is writing."""
+    """What is in a run folder, but for the logs that src.runtime.launch is writing."""
     return [path for path in folder.iterdir() if path.name != "logs"] if folder.is_dir() else []
 
 

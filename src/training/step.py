@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.amp import DynamicLossScaler
 
-from src.compile_cache import Keep
+from src.runtime.compile_cache import Keep
 
 Step = Callable[..., np.ndarray]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from src.config import Config
+from src.config.schema import Config
 from src.rl.rollout import Rollout
 
 _IN_A_ROW = 3  # rollouts or validations, or as many as the run has

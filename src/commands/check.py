@@ -1,0 +1,106 @@
+"""Read everything that a configuration names, once, and say what is there: before a run of days is started.
+
+python -m src.commands.check --config FILE [key=value ...]
+Prints a table of splits (images, captions, tokens per caption, captions that ce.tokens cuts, unknown tokens), and every
+image or caption that is skipped; the weights of the encoder and the reward's questions are read too. Exit status 0, or
+2 with one line where the data would stop a run.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from src.config.load import load_config
+from src.config.rules import check_sizes
+from src.config.schema import Config
+from src.data.photographs import UnusableImage, decode
+from src.data.questions import load_questions, questions_file
+from src.data.tokenizer import Tokenizer
+from src.runtime.environment import prepare_environment, run_program
+from src.runtime.errors import InputError
+from src.runtime.files import given_file
+from src.runtime.progress import Progress
+from src.runtime.text_tables import markdown_table
+from src.runtime.threads import in_order
+
+COLUMNS = ("split", "images", "captions", "tokens (mean)", "tokens (max)", "cut", "unknown tokens")
+
+
+def main() -> None:
+    """Parse the command line and print what the data holds."""
+    parser = argparse.ArgumentParser(description="Check the data of a configuration.")
+    parser.add_argument("--config", type=given_file, required=True, help="a YAML file of configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    arguments = parser.parse_intermixed_args()
+    config = load_config(arguments.config, arguments.overrides)
+    prepare_environment(convolutions=False)
+
+    from src.data.dataset import build_tokenizer, find_images, load_dataset
+    from src.models.encoders.build import build_encoder
+
+    encoder = config.encoder
+    build_encoder(
+        encoder.kind, variant=encoder.variant, checkpoint=encoder.checkpoint, image_size=config.data.image_size
+    )
+    dataset = load_dataset(config)
+    if dataset.words.warning:
+        print(dataset.words.warning, file=sys.stderr)
+    tokenizer = build_tokenizer(config, dataset)
+    rows = [
+        [split, *split_facts([tokens for image in truths for tokens in encode(tokenizer, image)], len(truths), config)]
+        for split, truths in dataset.ground_truths.items()
+    ]
+    print("\n".join(markdown_table(COLUMNS, rows)))
+    print(f"vocabulary: {tokenizer.vocab_size}, of which {int(tokenizer.allowed.sum())} can be produced")
+    if dataset.words.note:
+        print(dataset.words.note)
+    for skipped in dataset.skipped:
+        print(f"skipped: {skipped.file}: {skipped.reason}")
+    print(f"{len(dataset.skipped)} images or captions skipped", flush=True)
+    if config.stage != "ce":
+        check_sizes(config, len(dataset.records["train"]), tokenizer.vocab_size)
+    if config.stage != "ce" and config.rewards.caprl:
+        questions = load_questions(questions_file(config, "train"))
+        print(f"questions: {sum(map(len, questions.values())):,} on {len(questions):,} images", flush=True)
+    files = [record.file for records in dataset.records.values() for record in records]
+    images = find_images(config, files).stream(range(len(files)))
+    reasons = in_order(broken_image, images, config.data.workers)
+    broken = [reason for reason in Progress("decoding images", len(files), "image").over(reasons) if reason]
+    for line in broken:
+        print(f"broken: {line}")
+    if broken:
+        raise InputError(f"{len(broken)} images would stop a run, first {broken[0]}; delete them, and they are skipped")
+
+
+def broken_image(file: Path, load: Callable[[], bytes]) -> str | None:
+    """The file and why it cannot be used, or None."""
+    try:
+        decode(load())
+    except (UnusableImage, InputError) as error:
+        return f"{file}: {error}"
+    return None
+
+
+def encode(tokenizer: Tokenizer, captions: Sequence[str]) -> list[np.ndarray]:
+    """For each caption, bool per token: whether it is unknown."""
+    return [np.array(tokenizer.encode(caption)) == tokenizer.unk_id for caption in captions]
+
+
+def split_facts(unknown: Sequence[np.ndarray], images: int, config: Config) -> list[str]:
+    """The cells of one split behind its name."""
+    lengths = np.array([len(tokens) for tokens in unknown])
+    return [
+        f"{images:,}",
+        f"{len(unknown):,}",
+        f"{lengths.mean():.1f}",
+        str(lengths.max()),
+        f"{(lengths > config.ce.tokens).mean():.1%}",
+        f"{sum(tokens.sum() for tokens in unknown) / max(1, lengths.sum()):.1%}",
+    ]
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,107 @@
+"""Make questions about the images of a split: for the CapRL reward, and for evaluation by questions.
+
+python -m src.commands.make_questions --config FILE [--split train] [--questions 5] [--base_url URL] [--model NAME]
+    [key=value ...]
+Adds to the file that caprl.questions names, image by image; the same command goes on with the images that are not done.
+Exit status 0, also where single images failed; 3 where the server fails image after image.
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+
+from src.config.load import load_config
+from src.config.schema import Config
+from src.data.locate import evaluated_split, find_images, read_records
+from src.data.question_file import QuestionFile
+from src.data.questions import questions_file
+from src.data.record import SPLITS, Record
+from src.rewards.question_maker import ImageFailed, QuestionMaker
+from src.runtime.environment import prepare_environment, run_program
+from src.runtime.errors import InputError, RunStopped
+from src.runtime.files import given_file
+from src.runtime.progress import Progress, say
+
+
+def main() -> None:
+    """Parse the command line, and ask about the images that are not done."""
+    parser = argparse.ArgumentParser(description="Make questions about images, by a vision-language server.")
+    parser.add_argument("--config", type=given_file, required=True, help="a YAML file of configs/")
+    parser.add_argument("--split", choices=SPLITS, default="train", help="default train")
+    parser.add_argument("--questions", type=int, default=5, help="to write about each image (default 5)")
+    parser.add_argument("--base_url", help="of the server: caprl.base_url for this command")
+    parser.add_argument("--model", help="its name on the server: caprl.model for this command")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    arguments = parser.parse_intermixed_args()
+    if arguments.questions < 1:
+        raise InputError(f"--questions {arguments.questions} must be at least 1")
+    server = {"caprl.base_url": arguments.base_url, "caprl.model": arguments.model}
+    named = [f"{key}={value}" for key, value in server.items() if value is not None]
+    config = load_config(arguments.config, [*arguments.overrides, *named])
+    path = questions_file(config, arguments.split)
+    if config.caprl.model is None:
+        raise InputError("caprl.model=null: name the server's vision-language model, as --model NAME")
+    prepare_environment(convolutions=False)
+    evaluated_split(config, arguments.split)  # it is there
+    records, skipped = read_records(config)
+    for left_out in skipped:
+        print(f"skipped: {left_out.file}: {left_out.reason}")
+    made = QuestionFile(path)
+    left = [record for record in records[arguments.split] if record.image_id not in made.image_ids]
+    failed = 0
+    if left:
+        maker = QuestionMaker(config.caprl, arguments.questions)
+        with Progress(path.name, len(left), "image") as bar:
+            failed = ask_about(config, left, made, maker, bar)
+    again = f", {failed:,} failed: the same command asks about them again" if failed else ""
+    print(f"{made.summary()}{again}", flush=True)
+
+
+def ask_about(
+    config: Config, records: Sequence[Record], made: QuestionFile, maker: QuestionMaker, bar: Progress
+) -> int:
+    """Ask about caprl.concurrency images at a time, and write what is made of each when it is; how many failed.
+
+    Errors: RunStopped where the server fails 2 * caprl.concurrency images, and none succeeds between.
+    """
+    most = config.caprl.concurrency
+    images = find_images(config, [record.file for record in records]).stream(range(len(records)))
+    failed = row = 0
+    with ThreadPoolExecutor(most) as pool:
+        try:
+            work = (
+                (record, pool.submit(maker.make, record.image_id, load)) for record, (_, load) in zip(records, images)
+            )
+            for record, future in as_done(work, most):
+                try:
+                    made.add(record.image_id, *future.result())
+                    row = 0
+                except ImageFailed as error:
+                    failed += 1
+                    row += error.down
+                    say(f"failed: {record.file}: {error}")
+                bar.update()
+                if row == 2 * most:
+                    raise RunStopped(
+                        f"caprl.base_url={config.caprl.base_url}: {row} images in a row failed; {made.path} holds the "
+                        "questions about those before, the same command goes on"
+                    )
+        finally:
+            maker.stop.set()  # the pool waits for its threads
+    return failed
+
+
+def as_done(work: Iterable[tuple[Record, Future]], most: int) -> Iterator[tuple[Record, Future]]:
+    """The pairs of `work` in the order in which the futures are done; no more than `most` are under way."""
+    pending: dict[Future, Record] = {}
+    for record, future in work:
+        pending[future] = record
+        if len(pending) == most:
+            for done in wait(pending, return_when=FIRST_COMPLETED).done:
+                yield pending.pop(done), done
+    for done in as_completed(list(pending)):
+        yield pending[done], done
+
+
+if __name__ == "__main__":
+    run_program(main)

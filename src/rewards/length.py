@@ -1,0 +1,26 @@
+"""Rewards that look at a caption alone: its length, and what it says twice. Both are penalties, 0 at best."""
+
+import numpy as np
+
+from src.config.schema import LengthConfig
+from src.rewards.completions import Completions
+
+
+def length(completions: Completions, config: LengthConfig) -> np.ndarray:
+    """[M], 0 for a caption of least to most words, falling evenly to -1 where it is `margin` words outside.
+
+    r = -min(1, max(least - n, n - most, 0) / margin): DAPO's soft overlong punishment (arXiv:2503.14476, equation 13)
+    in words, on both sides.
+    """
+    words = np.array([len(caption) for caption in completions.words])
+    outside = np.maximum(np.maximum(config.least - words, words - config.most), 0)
+    return -np.minimum(1.0, outside / config.margin)
+
+
+def repetition(completions: Completions) -> np.ndarray:
+    """[M], minus the share of a caption's trigrams that occurred in it before: distinct / all - 1; 0 without any."""
+    rewards = []
+    for words in completions.words:
+        trigrams = list(zip(words, words[1:], words[2:]))
+        rewards.append(len(set(trigrams)) / len(trigrams) - 1.0 if trigrams else 0.0)
+    return np.array(rewards)
