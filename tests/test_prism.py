@@ -9,8 +9,8 @@ from src.data.questions import CANNOT, Question
 from src.evaluation.bootstrap import resampled
 from src.evaluation.prism import interval, prism
 from src.runtime.errors import InputError, RunStopped
-from src.runtime.workers import Workers
-from src.training import answerer, reader
+from src.demo.reading import SceneReader
+from src.training.answerer import build_answerer
 
 CONFIG = load_config(ROOT / "configs/demo/grpo.yaml", ["caprl.max_failed=0.3"])
 QUESTIONS = {
@@ -97,12 +97,7 @@ def test_intervals_are_those_of_resampled_images():
     assert (found["low"], found["high"]) == pytest.approx(tuple(np.percentile(ratios, [2.5, 97.5])))
 
 
-def test_the_examiner_is_not_the_reader_that_rewards(monkeypatch):
-    asked = []
-    monkeypatch.setattr(reader, "cached_reader", lambda folder, seed, scenes: asked.append((seed, scenes)))
-    for examiner in (False, True):
-        answerer.build_answerer(CONFIG, Workers(), examiner=examiner, language="en")
-    (seed, scenes), (other_seed, other_scenes) = asked
-    assert seed != other_seed and scenes != other_scenes
-    with pytest.raises(InputError, match=r"caprl\.answerer=reader reads the demo's English alone"):
-        answerer.build_answerer(CONFIG, Workers(), examiner=False, language="zh")
+def test_the_reader_reads_english_only():
+    assert isinstance(build_answerer(CONFIG.caprl, "en"), SceneReader)
+    with pytest.raises(InputError, match=r"caprl\.answerer=reader reads only the demo's English"):
+        build_answerer(CONFIG.caprl, "zh")

@@ -90,10 +90,27 @@ def _is_vague(referent: Referent | None) -> bool:
 
 def write_question(candidate: Candidate, image_id: int, rng: np.random.Generator) -> Question:
     """The words of a question, with its options."""
-    asked = candidate.asked
-    names = {name: _phrase(getattr(asked, name), candidate.is_plural) for name in ("about", "other")}
-    text = _TEXT[asked.type].format(be="are" if candidate.is_plural else "is", **names)
+    asked, text = candidate.asked, _text(candidate.asked, candidate.is_plural)
     return Question(image_id, text, draw_options(asked.type, candidate.answer, rng), candidate.answer, asked.type)
+
+
+@cache
+def asked_by_text() -> dict[str, Asked]:
+    """What every question text asks for: the inverse of `write_question`."""
+    values = zip(ATTRIBUTES, (COLOURS, SHAPES, SIZES, TEXTURES))
+    referents = [Referent(name, value) for name, known in values for value in known if value != "plain"]
+    unique = [referent for referent in referents if referent.attribute in ("shape", "colour")]
+    pairs = [(one, other) for one in unique for other in unique if one != other]
+    asked = [Asked(name) for name in ("count", "background", "background colour")]
+    asked += [Asked(name, about) for name in ("corner", "side") for about in unique if about.attribute == "shape"]
+    asked += [Asked("relation", *pair) for pair in pairs]
+    asked += [Asked(name, about) for name in ATTRIBUTES for about in referents if about.attribute != name]
+    return {_text(item, plural): item for item in asked for plural in (False, True)}
+
+
+def _text(asked: Asked, plural: bool) -> str:
+    names = {name: _phrase(getattr(asked, name), plural) for name in ("about", "other")}
+    return _TEXT[asked.type].format(be="are" if plural else "is", **names)
 
 
 def draw_options(question_type: str, answer: str, rng: np.random.Generator) -> tuple[str, ...]:

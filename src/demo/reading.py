@@ -1,7 +1,6 @@
-"""What a caption of a demo scene says, word by word, and whether that answers a question.
+"""Exact reading of the demo's captions: what a caption says, and which answer to a question follows from it.
 
-This teaches and tests the reader of src/rewards: it says what should be answered from a caption alone, by somebody who
-knows the words of the captions (scene_words.py) but not the scene:
+It answers as somebody would who knows the words of the captions (src/demo/words.py) but does not see the scene:
 
 - A word means the idea for which three of four people use it: "circle" is a circle, though some call rings so too;
   "patterned", "next to" and "round shape" say nothing. A mistyped word says nothing.
@@ -12,12 +11,15 @@ knows the words of the captions (scene_words.py) but not the scene:
 - The number of things is the one that is stated, else that of the things named.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
-from src.data.questions import words_of
-from src.demo.questions import DIRECTIONS, NUMBERS, Asked, Referent
+from src.data.questions import Presentation, words_of
+from src.demo.questions import DIRECTIONS, NUMBERS, Asked, Referent, asked_by_text
 from src.demo.scenes import BACKGROUNDS, COLOURS, OPPOSITE, RELATIONS, SHAPES, SIZES, TEXTURES
 from src.demo.words import GROUNDS, SCENERY, TEXTURE_ENDINGS, WORDS, plural_of
+from src.runtime.errors import InputError
 
 _AGREEMENT = 0.75  # share of the uses of a word that must be of one idea
 _IDEAS = {"colour": COLOURS, "shape": SHAPES, "size": SIZES, "texture": TEXTURES, "relation": RELATIONS}
@@ -85,6 +87,33 @@ class Reading:
                 if subject.get(about.attribute) == about.value and base.get(other.attribute) == other.value:
                     found.add(where and DIRECTIONS.get(where))
         return found
+
+
+class SceneReader:
+    """Answers the demo's questions from captions: an answering model (src/data/questions.py) that needs no training."""
+
+    def answer(self, presentations: Sequence[Presentation]) -> list[int]:
+        """The index of the option that follows from each caption, or that of CANNOT, the last.
+
+        Errors: InputError for a question that is not in the demo's words.
+        """
+        readings = {caption: read_caption(caption) for caption in {item.caption for item in presentations}}
+        answers = [readings[item.caption].answer(_asked(item.question)) for item in presentations]
+        return [
+            item.options.index(answer) if answer in item.options else len(item.options) - 1
+            for item, answer in zip(presentations, answers)
+        ]
+
+
+@cache
+def _asked(question: str) -> Asked:
+    asked = asked_by_text().get(" ".join(words_of(question)))
+    if asked is None:
+        raise InputError(
+            f"caprl.answerer=reader cannot answer {question!r}: it knows the demo's questions only; set "
+            "caprl.answerer=server"
+        )
+    return asked
 
 
 def read_caption(caption: str) -> Reading:

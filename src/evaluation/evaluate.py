@@ -73,7 +73,7 @@ def evaluate(
         drawn = sample_captions(config, captioner, tokenizer, source, len(records), workers)
     answerer = None
     if with_prism:
-        answerer = build_answerer(config, workers, examiner=True, language=dataset.words.language)
+        answerer = build_answerer(config.caprl, dataset.words.language)
     workers.wait()
     if not workers.is_first:
         return None

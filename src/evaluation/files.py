@@ -82,7 +82,7 @@ def results_name(split: str, evaluation: EvalConfig) -> str:
 def examined_by(config: Config, split: str) -> str:
     """Who answers which questions in Prism's evaluation."""
     caprl = config.caprl
-    who = "the reader" if caprl.answerer == "reader" else f"{caprl.model} ({caprl.asked_for})"
+    who = "exact reading" if caprl.answerer == "reader" else f"{caprl.model} ({caprl.asked_for})"
     return f"{who} on {file_digest(questions_file(config, split))[:12]}"
 
 

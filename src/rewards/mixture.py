@@ -81,7 +81,7 @@ def reward_signature(config: Config) -> str:
     sum(...) or gdpo(...); one without settings by its name alone.
     """
     cider, caprl, length = config.cider, config.caprl, config.length
-    reader = caprl.answerer if caprl.answerer == "reader" else f"{caprl.model}:{caprl.asked_for}"
+    reader = "exact" if caprl.answerer == "reader" else f"{caprl.model}:{caprl.asked_for}"
     parts = {
         "cider": "Cider-D[n4,s6.0]",
         "caprl": f"CapRL[n{caprl.presentations},{reader}]",

@@ -9,7 +9,7 @@ import numpy as np
 
 # One stream per purpose, so that two uses of one seed never share numbers.
 STREAMS = {"data": 1, "captions": 2, "dropout": 3, "sample": 4, "minibatch": 5}
-STREAMS |= {"questions": 6, "reader": 7, "presentations": 8, "prism": 9}
+STREAMS |= {"questions": 6, "presentations": 8, "prism": 9}
 _WORD = 1 << 64
 
 

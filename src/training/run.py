@@ -202,7 +202,7 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
     rewards = None
     if config.stage != "ce":
         check_sizes(config, images, tokenizer.vocab_size)
-        answerer = partial(build_answerer, config, workers, examiner=False, language=dataset.words.language)
+        answerer = partial(build_answerer, config.caprl, dataset.words.language)
         image_ids = [record.image_id for record in dataset.records["train"]]
         rewards = Rewards(config, dataset.ground_truths["train"], image_ids, answerer)
     cached = not config.encoder.trainable
