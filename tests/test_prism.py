@@ -6,10 +6,10 @@ from tiny import ROOT
 
 from src.config.load import load_config
 from src.data.questions import CANNOT, Question
+from src.demo.reading import SceneReader
 from src.evaluation.bootstrap import resampled
 from src.evaluation.prism import interval, prism
 from src.runtime.errors import InputError, RunStopped
-from src.demo.reading import SceneReader
 from src.training.answerer import build_answerer
 
 CONFIG = load_config(ROOT / "configs/demo/grpo.yaml", ["caprl.max_failed=0.3"])
