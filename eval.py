@@ -10,7 +10,9 @@ import argparse
 import json
 
 from src.captioning.arguments import add_image_arguments, read_image_arguments
+from src.commands.demo_data import make_demo_data
 from src.config.load import load_config
+from src.config.rules import check_workers
 from src.data.locate import evaluated_split
 from src.data.record import SPLITS
 from src.runtime.environment import prepare_environment, run_program
@@ -49,6 +51,7 @@ def main() -> None:
     from src.runtime.workers import join_workers
 
     workers = join_workers(config)
+    check_workers(config, workers.size)
 
     from src.data.dataset import load_dataset
     from src.evaluation.caption_metrics import load_split_captions
@@ -56,6 +59,9 @@ def main() -> None:
     from src.evaluation.report import metrics_table
     from src.runtime.device import setup_device
 
+    if not arguments.images:
+        with workers.first_alone():
+            make_demo_data(config)
     if arguments.captions is not None:
         dataset = load_dataset(config, scored=split)
         given = load_split_captions(arguments.captions, dataset.by_image_id(split), split)

@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
+from src.commands.demo_data import make_demo_data
 from src.config.load import load_config
+from src.config.rules import check_workers
 from src.runtime.environment import prepare_environment, run_program
 from src.runtime.files import given_file
 
@@ -20,6 +22,7 @@ def main() -> None:
     from src.runtime.workers import join_workers
 
     workers = join_workers(config)
+    check_workers(config, workers.size)
 
     from src.runtime.device import setup_device
     from src.training.run import describe, start_run
@@ -27,6 +30,7 @@ def main() -> None:
 
     init = init_checkpoint(config, Path(arguments.config), arguments.overrides)
     if workers.is_first:
+        make_demo_data(config)
         claim_run_folder(config, init)
     workers.wait()
     folder = config.run_folder
@@ -42,7 +46,7 @@ def main() -> None:
         run_ce(run)
     else:
         from src.models.captioner.policy import build_captioner
-        from src.training.checkpoint import load_checkpoint
+        from src.models.checkpoint import load_checkpoint
         from src.training.rl import run_rl
 
         assert init is not None  # RL always starts from a checkpoint

@@ -61,10 +61,10 @@ def follow(folder: Path, size: int) -> None:
     workers = join_workers(config)
 
     from src.models.captioner.policy import build_captioner
+    from src.models.checkpoint import load_checkpoint
     from src.rl.rollout import Rollout
     from src.runtime.device import setup_device
     from src.training import rl
-    from src.training.checkpoint import load_checkpoint
     from src.training.run import start_run
 
     setup_device(config)

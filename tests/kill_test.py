@@ -151,7 +151,7 @@ def _workers(run: Path, devices: int) -> list[int]:
 
 
 def _check_readable(run: Path) -> None:
-    from src.training.checkpoint import read_checkpoint
+    from src.models.checkpoint import read_checkpoint
 
     for name in ("last", "previous", "best"):
         path = run / "checkpoints" / name
@@ -160,7 +160,7 @@ def _check_readable(run: Path) -> None:
 
 
 def _compare(one: Path, two: Path) -> None:
-    from src.training.checkpoint import read_checkpoint
+    from src.models.checkpoint import read_checkpoint
 
     for name in ("last", "best"):
         (_, ours), (_, theirs) = (read_checkpoint(run / "checkpoints" / name) for run in (one, two))

@@ -27,8 +27,8 @@ from src.data.dataset import build_image_source
 from src.data.image_files import ImageFiles
 from src.data.photographs import UnusableImage, read_photograph
 from src.data.tokenizer import build_word_tokenizer
-from src.evaluation.evaluate import load_captioner
 from src.models.captioner.policy import build_captioner
+from src.models.checkpoint import load_captioner
 from src.runtime.errors import InputError
 from src.runtime.workers import Workers
 from src.training.checkpoint import save_checkpoint

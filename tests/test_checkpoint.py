@@ -7,8 +7,9 @@ import pytest
 from mindspore import Parameter, Tensor, nn
 from safetensors.numpy import load_file, save_file
 
+from src.models.checkpoint import load_checkpoint, read_state
 from src.runtime.errors import InputError
-from src.training.checkpoint import find_last, load_checkpoint, read_state, save_checkpoint
+from src.training.checkpoint import find_last, save_checkpoint
 
 
 class Model(nn.Cell):

@@ -21,11 +21,11 @@ from src.captioning.captioners import Captioners
 from src.config.load import load_config
 from src.data.photographs import read_photograph
 from src.data.tokenizer import build_word_tokenizer
-from src.evaluation.evaluate import load_captioner
 from src.export.__main__ import main
-from src.export.folder import given_checkpoint
 from src.export.mindir import compare, write_mindir
 from src.models.captioner.policy import build_captioner
+from src.models.checkpoint import load_captioner
+from src.models.folder import given_checkpoint
 from src.runtime.errors import InputError, RunStopped
 from src.runtime.workers import Workers
 from src.training.checkpoint import save_checkpoint

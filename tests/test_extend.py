@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tiny import PYTHON, ROOT, TINY, tiny_data
 
+from src.models.checkpoint import read_checkpoint
 from src.rewards.completions import Completions
-from src.training.checkpoint import read_checkpoint
 
 PAGE = (ROOT / "docs/extend.md").read_text()
 FILES = dict(re.findall(r"^`([\w/]+\.py)`:\n\n```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))

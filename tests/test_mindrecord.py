@@ -14,13 +14,15 @@ from src.commands import prepare_mindrecord as mindrecord
 from src.commands.check import broken_image
 from src.commands.prepare_mindrecord import write_splits
 from src.config.load import load_config
-from src.data.dataset import build_image_source, build_sources, find_images, read_records
+from src.data.dataset import build_image_source
 from src.data.image_files import ImageFiles
+from src.data.locate import find_images, read_records
 from src.data.shards import ShardImages, Shards
 from src.evaluation.gallery import thumbnails
 from src.models.encoders.build import build_encoder
 from src.runtime.errors import InputError
 from src.runtime.workers import Workers
+from src.training.features import build_sources
 from src.training.panel import Panel
 
 

@@ -18,8 +18,8 @@ from src.data.dataset import load_dataset
 from src.data.words import ENGLISH
 from src.evaluation.gallery import look
 from src.evaluation.report import System
+from src.models.checkpoint import read_state
 from src.runtime.errors import InputError
-from src.training.checkpoint import read_state
 
 METRICS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 

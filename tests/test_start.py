@@ -13,10 +13,11 @@ import train
 from src.config.load import load_config
 from src.data.dataset import build_tokenizer, load_dataset
 from src.models.captioner.policy import build_captioner
+from src.models.checkpoint import read_state
 from src.runtime.errors import InputError
 from src.runtime.files import file_digest
 from src.runtime.workers import Workers
-from src.training.checkpoint import read_state, save_checkpoint
+from src.training.checkpoint import save_checkpoint
 from src.training.run import start_run
 from src.training.run_folder import claim_run_folder
 

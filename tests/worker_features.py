@@ -27,10 +27,11 @@ def main() -> None:
     config = load_config("configs/demo/grpo.yaml", settings)
     workers = join_workers(config)
 
-    from src.data.dataset import build_sources, load_dataset
+    from src.data.dataset import load_dataset
     from src.data.feature_cache import FeatureCache
     from src.models.encoders.build import build_encoder
     from src.runtime.device import setup_device
+    from src.training.features import build_sources
 
     setup_device(config)
     calls = 0

@@ -17,6 +17,7 @@ from src.losses.cells import CELossCell, GRPOLossCell, LogprobCell
 from src.models.captioner.policy import Captioner, build_captioner
 from src.training.optim import build_optimizer
 from src.training.step import build_loss_scale, build_step
+from src.training.zones import Encode
 
 SPECIALS = (0, 1, 2)  # PAD, BOS, EOS; none is ever sampled, so that every caption has all T tokens
 RATES = np.full(1000, 1e-5, np.float32)  # learning rates: more than a phase is repeated
@@ -61,17 +62,6 @@ def feature_phases(config: Config, sizes: Sizes) -> Iterator[Phase]:
     )
     yield Phase("beam", evaluation.batch_images, lambda: beam(features)[0].asnumpy())
     yield from _ce_step(captioner, config, sizes, features)
-
-
-class Encode(nn.Cell):
-    """Only the encoder."""
-
-    def __init__(self, encoder: nn.Cell) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def construct(self, pixels: Tensor) -> Tensor:
-        return self.encoder(pixels)
 
 
 def _sampling(name: str, captioner: Captioner, config: Config, inputs: Tensor) -> Iterator[Phase]:

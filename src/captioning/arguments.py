@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from src.config.load import is_setting
-from src.export.folder import given_checkpoint
+from src.models.folder import given_checkpoint
 from src.runtime.errors import InputError
 from src.runtime.files import given_file, given_path
 

@@ -20,8 +20,9 @@ from src.data.photographs import Photograph
 from src.data.words import ENGLISH, build_chinese
 from src.decoding.attention import CrossAttention
 from src.decoding.sampler import GreedyDecoder
-from src.evaluation.evaluate import build_decoder, build_sampler, load_captioner
+from src.evaluation.evaluate import build_decoder, build_sampler
 from src.evaluation.files import decoding_name
+from src.models.checkpoint import load_captioner
 from src.runtime.rng import uniforms
 from src.runtime.workers import Workers
 from src.training.run import graph_cache

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from src.commands.demo_data import make_demo_data
 from src.config.load import load_config
 from src.config.rules import check_sizes
 from src.config.schema import Config
@@ -38,13 +39,15 @@ def main() -> None:
     config = load_config(arguments.config, arguments.overrides)
     prepare_environment(convolutions=False)
 
-    from src.data.dataset import build_tokenizer, find_images, load_dataset
+    from src.data.dataset import build_tokenizer, load_dataset
+    from src.data.locate import find_images
     from src.models.encoders.build import build_encoder
 
     encoder = config.encoder
     build_encoder(
         encoder.kind, variant=encoder.variant, checkpoint=encoder.checkpoint, image_size=config.data.image_size
     )
+    make_demo_data(config)
     dataset = load_dataset(config)
     if dataset.words.warning:
         print(dataset.words.warning, file=sys.stderr)

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 
+from src.commands.demo_data import make_demo_data
 from src.config.load import load_config
 from src.config.schema import Config
 from src.data.locate import evaluated_split, find_images, read_records
@@ -42,6 +43,7 @@ def main() -> None:
     if config.caprl.model is None:
         raise InputError("caprl.model=null: name the server's vision-language model, as --model NAME")
     prepare_environment(convolutions=False)
+    make_demo_data(config)
     evaluated_split(config, arguments.split)  # it is there
     records, skipped = read_records(config)
     for left_out in skipped:

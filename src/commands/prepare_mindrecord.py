@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from src.commands.demo_data import make_demo_data
 from src.config.load import load_config
 from src.data.digests import content_digests
 from src.data.locate import read_records
@@ -44,6 +45,7 @@ def main() -> None:
     folder = load_config(arguments.config, arguments.overrides).data.mindrecord or "mindrecord"
     prepare_environment(convolutions=False)
 
+    make_demo_data(config)
     records, skipped = read_records(config)
     for left_out in skipped:
         print(f"skipped: {left_out.file}: {left_out.reason}")

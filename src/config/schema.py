@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from src.runtime.device import DeviceSettings
+
 # Keys that name files. In YAML a relative path starts at the root of the repository, on the command line where that is
 # typed; those of the second line are relative to data.root, or to the configuration's file, wherever they stand.
 FILE_KEYS = ("output_root", "init_checkpoint", "data.root", "tokenizer.vocab", "encoder.checkpoint")
@@ -188,19 +190,11 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(DeviceSettings):
     """The whole configuration of one stage."""
 
-    stage: Literal["ce", "grpo", "scst"]
-    seed: int
     output_root: str
     name: str
-    device: Literal["auto", "Ascend", "GPU", "CPU"]
-    device_id: int | None
-    jit_level: Literal["O0", "O1"] | None
-    deterministic: bool
-    precision: Literal["float32", "float16", "bfloat16"]
-    mode: Literal["graph", "pynative"]
     fresh: bool
     stop_after_minutes: float
     init_config: str

@@ -7,15 +7,17 @@ from src.config.schema import Config
 from src.data.image_files import ImageFiles
 from src.data.records import Record, Skipped, load_records, read_annotations, with_captions
 from src.data.shards import ShardImages, Shards
-from src.demo.generate import generate_demo
 from src.runtime.environment import say_once
 from src.runtime.errors import InputError
 
 
 def read_records(config: Config) -> tuple[dict[str, list[Record]], list[Skipped]]:
-    """The records of each split that `data` names, and what was skipped; the demo's scenes are generated first."""
-    _make_demo(config)
+    """The records of each split that `data` names, and what was skipped.
+
+    Errors: InputError naming the file or key.
+    """
     data = config.data
+    _check_demo(config)
     return load_records(
         format=data.format,
         root=Path(data.root),
@@ -28,8 +30,8 @@ def read_records(config: Config) -> tuple[dict[str, list[Record]], list[Skipped]
 
 def read_split(config: Config, split: str) -> tuple[dict[str, list[Record]], list[Skipped]]:
     """The records of one split alone, and what was skipped; no image file and no other split needs to be there."""
-    _make_demo(config)
     data = config.data
+    _check_demo(config)
     files = (Path(data.root), data.annotations, data.images, data.lists)
     splits, skipped = read_annotations(data.format, *files, wanted=(split,), needed=(split,))
     return {split: with_captions(split, splits[split], skipped)}, skipped
@@ -52,11 +54,11 @@ def evaluated_split(config: Config, asked: str | None) -> str:
     return "val"
 
 
-def _make_demo(config: Config) -> None:
-    demo, data = config.demo, config.data
-    if data.dataset == "demo":
-        generate_demo(
-            Path(data.root), seed=demo.seed, train=demo.train, val=demo.val, test=demo.test, size=data.image_size
+def _check_demo(config: Config) -> None:
+    if config.data.dataset == "demo" and not Path(config.data.root).exists():
+        raise InputError(
+            f"data.root={config.data.root}: the demo data is not there yet; generate it with python -m "
+            "src.commands.demo_data --config FILE"
         )
 
 

@@ -1,16 +1,14 @@
 """Evaluate a checkpoint on a split."""
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
 from src.config.schema import Config
-from src.data.dataset import Dataset, build_sources, padded_batches
+from src.data.dataset import Dataset, padded_batches
 from src.data.features import FeatureSource
 from src.data.images import ImageSource
 from src.data.questions import load_questions, questions_file
@@ -23,27 +21,15 @@ from src.evaluation.diversity import broken_endings, diversity
 from src.evaluation.files import decoding_name, examined_by, results_name, scored_as, write_arrays, write_json
 from src.evaluation.prism import prism
 from src.evaluation.report import owning_folder
-from src.models.captioner.policy import Captioner, build_captioner
+from src.models.captioner.policy import Captioner
+from src.models.checkpoint import load_captioner
 from src.runtime.files import file_digest
 from src.runtime.progress import Progress
 from src.runtime.rng import uniforms
 from src.runtime.workers import Workers
 from src.training.answerer import build_answerer
-from src.training.checkpoint import check_tokenizer, load_checkpoint, load_run_tokenizer
+from src.training.features import build_sources
 from src.training.run import decode_images, graph_cache
-
-
-def load_captioner(config: Config, checkpoint: Path, *, cached: bool) -> tuple[Captioner, Tokenizer]:
-    """The captioner of a checkpoint and its tokenizer. Errors: InputError where configuration and file do not fit."""
-    tokenizer = load_run_tokenizer(checkpoint)
-    captioner = build_captioner(config, tokenizer.allowed, cached=cached)
-    state = load_checkpoint(checkpoint, captioner)
-    check_tokenizer(checkpoint, state, tokenizer)
-    exported_with = state.get("mindspore", ms.__version__)  # only exported folders say
-    if exported_with != ms.__version__:
-        say = f"warning: {checkpoint} was exported with MindSpore {exported_with}, this is {ms.__version__}"
-        print(f"{say}: a caption may differ where two tokens are nearly as probable", file=sys.stderr)
-    return captioner, tokenizer
 
 
 def evaluate(

@@ -152,10 +152,11 @@ def look(
     """
     from mindspore import Tensor
 
-    from src.data.dataset import build_sources, padded_batches
+    from src.data.dataset import padded_batches
     from src.decoding.attention import CrossAttention
-    from src.evaluation.evaluate import load_captioner
+    from src.models.checkpoint import load_captioner
     from src.runtime.workers import Workers
+    from src.training.features import build_sources
     from src.training.run import graph_cache
 
     config, alone = system.config, Workers()

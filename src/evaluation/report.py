@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from src.config.schema import Config
 from src.evaluation.files import read_evaluation, write_text
-from src.export.folder import MODEL
+from src.models.folder import MODEL
 from src.runtime.errors import InputError
 from src.runtime.text_tables import markdown_table
 

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from src.config.load import load_config
-from src.export.folder import FACTS, GRAPH, given_checkpoint
+from src.models.folder import FACTS, GRAPH, given_checkpoint
 from src.runtime.environment import prepare_environment, run_program
 from src.runtime.errors import InputError, RunStopped
 from src.runtime.files import given_file, given_path
@@ -39,9 +39,9 @@ def main() -> None:
     prepare_environment(convolutions=True)
 
     from src.decoding.sampler import GreedyDecoder
-    from src.evaluation.evaluate import load_captioner
     from src.export.contents import compared_pixels, server_facts, write_checkpoint_folder
     from src.export.mindir import compare, load_mindir, write_mindir
+    from src.models.checkpoint import load_captioner
     from src.runtime.device import setup_device
 
     setup_device(config)

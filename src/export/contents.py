@@ -17,11 +17,12 @@ from src.config.schema import Config
 from src.data.dataset import build_image_source, padded_batches, preprocessing
 from src.data.locate import evaluated_split, find_images, read_records
 from src.data.tokenizer import Tokenizer
-from src.export.folder import CONFIG, MODEL, TOKENIZER
 from src.models.captioner.policy import Captioner
+from src.models.checkpoint import read_state
+from src.models.folder import CONFIG, MODEL, TOKENIZER
 from src.runtime.files import file_digest
 from src.runtime.rng import uniforms
-from src.training.checkpoint import read_state, save_checkpoint
+from src.training.checkpoint import save_checkpoint
 
 
 def write_checkpoint_folder(

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from mindspore import Tensor, nn
 
-from src.bench.phases import Encode
 from src.config.schema import Config
 from src.decoding.beam import BeamDecoder
 from src.decoding.sampler import GreedyDecoder, GroupSampler
@@ -21,6 +20,7 @@ from src.losses.cells import CELossCell, GRPOLossCell, LogprobCell
 from src.models.captioner.policy import Captioner, build_captioner
 from src.training.optim import build_optimizer, learning_rates
 from src.training.step import GradientSum, SummedUpdate, TrainStep, Update, WorkerSum, build_loss_scale
+from src.training.zones import Encode
 
 SPECIALS = (0, 1, 2)  # PAD, BOS, EOS
 

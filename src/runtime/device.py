@@ -2,24 +2,39 @@
 
 import ctypes
 import logging
+from dataclasses import dataclass
+from typing import Literal
 
-import mindspore as ms
-from mindspore.communication import GlobalComm
-
-from src.config.schema import Config
 from src.runtime.environment import say_once
 from src.runtime.errors import InputError
 
 TARGETS = ("Ascend", "GPU", "CPU")
 
 
-def setup_device(config: Config) -> str:
+@dataclass(frozen=True)
+class DeviceSettings:
+    """The keys of a configuration that say where and how a program computes. Read before MindSpore is imported."""
+
+    stage: Literal["ce", "grpo", "scst"]
+    seed: int
+    device: Literal["auto", "Ascend", "GPU", "CPU"]
+    device_id: int | None
+    jit_level: Literal["O0", "O1"] | None
+    deterministic: bool
+    precision: Literal["float32", "float16", "bfloat16"]
+    mode: Literal["graph", "pynative"]
+
+
+def setup_device(config: DeviceSettings) -> str:
     """Choose the device and the mode, and seed the initialisers. Returns the target taken.
 
     `device=auto` takes the first of TARGETS that is there, and says on stderr why not one before. Where workers have
     connected, their device is set already and cannot be again.
     Errors: InputError where `device` or `device_id` names what is not there, with the reason that MindSpore gives.
     """
+    import mindspore as ms
+    from mindspore.communication import GlobalComm
+
     if GlobalComm.INITED:
         return ms.get_context("device_target")
     wanted = TARGETS if config.device == "auto" else (config.device,)
@@ -47,6 +62,8 @@ def setup_device(config: Config) -> str:
 
 def _why_not(target: str, device_id: int | None) -> str | None:
     """Take a device, as MindFormers' build_context does, whose import takes longer than MindSpore's; or say why not."""
+    import mindspore as ms
+
     if target == "GPU":  # MindSpore's message does not hold the reason
         try:
             ctypes.CDLL("libcuda.so.1")

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from src.config.rules import check_workers
-from src.config.schema import Config
+from src.runtime.device import DeviceSettings, setup_device
 from src.runtime.environment import JOB
 from src.runtime.errors import RunStopped
 
@@ -90,7 +89,7 @@ class Workers:
             self.wait()
 
 
-def join_workers(config: Config) -> Workers:
+def join_workers(config: DeviceSettings) -> Workers:
     """Connect to the other workers where msrun has started this process; returns when all are there.
 
     msrun's scheduler runs the same program: it ends here, when all workers have ended.
@@ -99,15 +98,12 @@ def join_workers(config: Config) -> Workers:
         return Workers()
     from mindspore.communication import get_group_size, get_rank, init
 
-    from src.runtime.device import setup_device
-
     if setup_device(config) == "CPU":
         # Seconds that a collective waits for the last worker: 30 otherwise. HCCL's own is 1800 (HCCL_EXEC_TIMEOUT).
         os.environ.setdefault("MS_NODE_TIMEOUT", "1800")
     handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # no Python runs while it waits for the others
     init()
     signal.signal(signal.SIGTERM, handler)
-    check_workers(config, get_group_size())
     workers = Workers(get_rank(), get_group_size())
     check_job(workers)  # at once: HCCL connects here, and waits for no worker longer than HCCL_CONNECT_TIMEOUT, 120 s
     return workers

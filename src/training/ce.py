@@ -11,9 +11,10 @@ import numpy as np
 
 from src.losses.cells import CELossCell
 from src.losses.grpo import token_weights
+from src.models.checkpoint import load_checkpoint
 from src.runtime.progress import Progress
 from src.runtime.rng import generator, keep_masks, permutation
-from src.training.checkpoint import load_checkpoint, optimizer_parameters
+from src.training.checkpoint import optimizer_parameters
 from src.training.optim import build_optimizer, learning_rates
 from src.training.run import Run
 from src.training.run_folder import FIRST

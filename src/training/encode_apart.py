@@ -71,9 +71,9 @@ def _encode(config: Config, cache: FeatureCache, weights: Mapping[str, np.ndarra
     prepare_environment(convolutions=True)
     from mindspore import Tensor
 
-    from src.data.dataset import encode_here
     from src.models.encoders.build import build_encoder
     from src.runtime.device import setup_device
+    from src.training.features import encode_here
 
     setup_device(config)
     encoder = build_encoder(

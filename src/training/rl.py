@@ -10,11 +10,12 @@ import numpy as np
 from src.losses.cells import GRPOLossCell
 from src.losses.grpo import token_weights
 from src.models.captioner.policy import Captioner
+from src.models.checkpoint import load_checkpoint
 from src.rl.rollout import Rollout
 from src.runtime.errors import RunStopped
 from src.runtime.progress import Progress
 from src.runtime.rng import permutation
-from src.training.checkpoint import load_checkpoint, optimizer_parameters
+from src.training.checkpoint import optimizer_parameters
 from src.training.collector import RolloutCollector
 from src.training.optim import build_optimizer, learning_rates
 from src.training.run import Run

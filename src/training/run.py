@@ -17,12 +17,13 @@ from src import __version__
 from src.config.load import resolved
 from src.config.rules import check_sizes
 from src.config.schema import Config
-from src.data.dataset import Dataset, build_sources, build_tokenizer, load_dataset, padded_batches
+from src.data.dataset import Dataset, build_tokenizer, load_dataset, padded_batches
 from src.data.features import FeatureSource
 from src.data.images import ImageSource
 from src.data.tokenizer import Tokenizer
 from src.decoding.sampler import GreedyDecoder
 from src.models.captioner.policy import Captioner, build_captioner
+from src.models.checkpoint import check_tokenizer, load_checkpoint, load_run_tokenizer, read_state
 from src.rewards.cider import corpus_cider
 from src.rewards.mixture import Rewards
 from src.runtime.compile_cache import GraphCache
@@ -32,14 +33,8 @@ from src.runtime.files import file_digest, whole_file
 from src.runtime.progress import Progress, say, warn
 from src.runtime.workers import Workers
 from src.training.answerer import build_answerer
-from src.training.checkpoint import (
-    check_tokenizer,
-    find_last,
-    load_checkpoint,
-    load_run_tokenizer,
-    read_state,
-    save_checkpoint,
-)
+from src.training.checkpoint import find_last, save_checkpoint
+from src.training.features import build_sources
 from src.training.metrics import MetricsWriter, open_metrics
 from src.training.notices import list_skipped, say_before_training
 from src.training.run_folder import COMPLETED, check_data, data_state, open_run_folder, saved_state

@@ -14,7 +14,7 @@ import yaml
 
 from src.config.load import differing_keys, load_config, resolved, stage_overrides, write_tree
 from src.config.schema import Config
-from src.export.folder import init_file
+from src.models.folder import init_file
 from src.runtime.errors import InputError
 from src.runtime.files import file_digest
 
@@ -114,7 +114,7 @@ def saved_state(folder: Path) -> dict[str, Any] | None:
     paths = [path for name in _CHECKPOINTS if (path := folder / "checkpoints" / name).is_file()]
     if not paths:
         return None
-    from src.training.checkpoint import read_state  # and with it MindSpore
+    from src.models.checkpoint import read_state  # and with it MindSpore
 
     unreadable = False
     for path in paths:

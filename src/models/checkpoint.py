@@ -1,0 +1,118 @@
+"""Reading checkpoints: one safetensors file each, whose metadata holds the state as JSON and a digest.
+
+Nothing is pickled, and a file is checked against its digest whenever its arrays are read. src/training/checkpoint.py
+writes them.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from safetensors import SafetensorError, safe_open
+
+from src.config.schema import Config
+from src.data.tokenizer import Tokenizer, load_tokenizer
+from src.models.captioner.policy import Captioner, build_captioner
+from src.runtime.errors import InputError
+
+FORMAT = "2"
+
+
+def load_captioner(config: Config, checkpoint: Path, *, cached: bool) -> tuple[Captioner, Tokenizer]:
+    """The captioner of a checkpoint and its tokenizer. Errors: InputError where configuration and file do not fit."""
+    tokenizer = load_run_tokenizer(checkpoint)
+    captioner = build_captioner(config, tokenizer.allowed, cached=cached)
+    state = load_checkpoint(checkpoint, captioner)
+    check_tokenizer(checkpoint, state, tokenizer)
+    exported_with = state.get("mindspore", ms.__version__)  # only exported folders say
+    if exported_with != ms.__version__:
+        say = f"warning: {checkpoint} was exported with MindSpore {exported_with}, this is {ms.__version__}"
+        print(f"{say}: a caption may differ where two tokens are nearly as probable", file=sys.stderr)
+    return captioner, tokenizer
+
+
+def load_checkpoint(path: Path, captioner: Captioner, optimizer_state: dict | None = None) -> dict[str, Any]:
+    """Load parameters (and the optimiser's) in place, and return the state.
+
+    Errors: InputError where the file is missing, damaged, or of another model: names the first differing parameter.
+    """
+    state, arrays = read_checkpoint(path)
+    targets = {f"model.{name}": value for name, value in captioner.parameters_and_names()}
+    targets |= {f"optimizer.{name}": value for name, value in (optimizer_state or {}).items()}
+    for name, parameter in targets.items():
+        if name not in arrays:
+            raise InputError(f"{path} is of another model: it has no {name}; give the configuration it was made with")
+        shape = arrays[name].shape
+        if shape != tuple(parameter.shape):
+            raise InputError(
+                f"{path} is of another model or vocabulary: {name} has shape {shape}, the configuration makes "
+                f"{tuple(parameter.shape)}; give the configuration it was made with"
+            )
+    extra = sorted(name for name in arrays if name.startswith("model.") and name not in targets)
+    if extra:
+        raise InputError(f"{path} is of another model: {extra[0]} is not in the model of this configuration")
+    for name, parameter in targets.items():
+        parameter.set_data(Tensor(arrays[name], parameter.dtype))
+    return state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint, without its arrays. Errors: InputError naming the file."""
+    with _open(path) as file:
+        return json.loads(_metadata(file, path)["state"])
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """State and arrays. Errors: InputError where the file is missing, foreign or damaged."""
+    with _open(path) as file:
+        metadata = _metadata(file, path)
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if arrays_digest(metadata["state"], arrays) != metadata["sha256"]:
+        raise InputError(f"the checkpoint {path} is damaged: it does not have the digest that it was written with")
+    return json.loads(metadata["state"]), arrays
+
+
+def load_run_tokenizer(checkpoint: Path) -> Tokenizer:
+    """The tokenizer.json of a checkpoint's own folder, or of the run that owns it."""
+    own = checkpoint.resolve().parent / "tokenizer.json"
+    above = own.parent.parent / own.name
+    alone = own.parent.name != "checkpoints" and not above.is_file()  # then it is missed beside the file
+    return load_tokenizer(own if own.is_file() or alone else above)
+
+
+def check_tokenizer(path: Path, state: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """InputError if the checkpoint's vocabulary is not the tokenizer's."""
+    if state.get("tokenizer") != tokenizer.fingerprint:
+        raise InputError(
+            f"{path} was trained with another vocabulary than its tokenizer.json or this data has: restore that file"
+        )
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}")
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"the checkpoint {path} is damaged or no checkpoint of this project: {error}") from None
+
+
+def _metadata(file: Any, path: Path) -> dict[str, str]:
+    metadata = file.metadata() or {}
+    if metadata.get("format") != FORMAT or not {"state", "sha256"} <= metadata.keys():
+        raise InputError(f"{path} is no checkpoint of this project; encoder weights belong to encoder.checkpoint")
+    return metadata
+
+
+def arrays_digest(state: str, arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of the state and of names, types, shapes and values of all arrays."""
+    digest = hashlib.sha256(state.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

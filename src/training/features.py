@@ -1,0 +1,80 @@
+"""Features of a frozen encoder, computed before training and evaluation; or its images, where it is trained."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+
+from src.config.schema import Config
+from src.data.dataset import build_image_source, weights_digest
+from src.data.feature_cache import FeatureCache
+from src.data.features import FeatureSource, check_space, load_features, plan_features
+from src.data.image_files import ImageFiles, UnchangedImages
+from src.data.images import ImageSource
+from src.data.locate import find_images
+from src.data.photographs import READER
+from src.data.record import Record
+from src.data.shards import ShardImages
+from src.runtime.environment import convolutions_are_slow
+from src.runtime.workers import Workers
+from src.training.encode_apart import encode_apart
+
+
+def build_sources(
+    config: Config, records: Mapping[str, Sequence[Record]], splits: Sequence[str], encoder: nn.Cell, workers: Workers
+) -> list[ImageSource | FeatureSource]:
+    """What the captioner takes as inputs, for each of `splits`: images for a trainable encoder, else cached features.
+
+    records: of every split whose features will be cached sooner or later. The disk must have room for all of them.
+    """
+    images = {split: find_images(config, [record.file for record in rows]) for split, rows in records.items()}
+    if config.encoder.trainable:
+        return [build_image_source(config, images[split]) for split in splits]
+    key = _cache_key(config, encoder)
+    caches = {
+        split: plan_features(
+            config.cache_folder,
+            key=key,
+            files=rows.files,
+            digests=_digests(rows, config.cache_folder, workers),
+            tokens=encoder.tokens,
+            channels=encoder.channels,
+            batch=config.eval.batch_images,
+        )
+        for split, rows in images.items()
+    }
+    if workers.is_first:
+        check_space(list(caches.values()))
+
+    def fill(cache: FeatureCache) -> None:
+        if convolutions_are_slow() and ms.get_context("device_target") == "CPU":
+            weights = {name: value.asnumpy() for name, value in encoder.parameters_and_names()}
+            encode_apart(config, cache, weights, workers.rank, workers.size)
+        else:
+            encode_here(config, cache, encoder, workers.rank, workers.size)
+
+    return [load_features(caches[split], fill, workers) for split in splits]
+
+
+def encode_here(config: Config, cache: FeatureCache, encoder: nn.Cell, rank: int, size: int) -> None:
+    """Compute the share of worker `rank` of `size` of a feature cache in this process."""
+    digests = np.frombuffer(cache.digests, np.uint8).reshape(-1, 32)
+    images = build_image_source(config, UnchangedImages(find_images(config, cache.files), digests))
+    cache.fill(images.batches, lambda pixels: encoder(Tensor(pixels)).asnumpy(), rank, size)
+
+
+def _digests(images: ImageFiles | ShardImages, memory: Path, workers: Workers) -> np.ndarray:
+    """The digests [n, 32] that the first worker finds, on all: other nodes may see a change of a shared folder late."""
+    own = images.digests(memory) if workers.is_first else np.zeros((len(images.files), 32), np.uint8)
+    return workers.sum(own).astype(np.uint8)
+
+
+def _cache_key(config: Config, encoder: nn.Cell) -> dict[str, str]:
+    settings = (config.encoder.kind, config.encoder.variant, config.encoder.scale)
+    return {
+        "weights": weights_digest(encoder),
+        "reader": str(READER),
+        "preprocessing": repr((*settings, config.data.image_size, config.data.resize_after_normalize)),
+    }
