@@ -25,6 +25,8 @@ def main() -> None:
     check_workers(config, workers.size)
 
     from src.runtime.device import setup_device
+    from src.training.ce import CrossEntropy
+    from src.training.loop import GroupObjective, train
     from src.training.run import describe, start_run
     from src.training.run_folder import claim_run_folder, init_checkpoint, is_complete
 
@@ -40,21 +42,9 @@ def main() -> None:
     target = setup_device(config)
     run = start_run(config, folder, init, workers)
     run.say(describe(run, target))
-    if config.stage == "ce":
-        from src.training.ce import run_ce
-
-        run_ce(run)
-    else:
-        from src.models.captioner.policy import build_captioner
-        from src.models.checkpoint import load_checkpoint
-        from src.training.rl import run_rl
-
-        assert init is not None  # RL always starts from a checkpoint
-        reference = build_captioner(config, run.tokenizer.allowed, cached=run.captioner.cached)
-        load_checkpoint(init, reference)
-        run_rl(run, reference)
+    train(run, CrossEntropy(run) if config.stage == "ce" else GroupObjective(run))
     run.complete()
-    run.say(f"done: {folder}, best val CIDEr {100 * run.state['best_score']:.1f} at step {run.state['best_step']}")
+    run.say(f"done: {folder}, best val CIDEr {100 * run.state.best_score:.1f} at step {run.state.best_step}")
 
 
 if __name__ == "__main__":

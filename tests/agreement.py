@@ -60,20 +60,17 @@ def follow(folder: Path, size: int) -> None:
     config = load_config("configs/demo/grpo.yaml", settings)
     workers = join_workers(config)
 
-    from src.models.captioner.policy import build_captioner
-    from src.models.checkpoint import load_checkpoint
+    from src.rl.collector import RolloutCollector
     from src.rl.rollout import Rollout
     from src.runtime.device import setup_device
-    from src.training import rl
+    from src.training.loop import GroupObjective, train
     from src.training.run import start_run
 
     setup_device(config)
     run = start_run(config, config.run_folder, init, workers)
-    reference = build_captioner(config, run.tokenizer.allowed, cached=run.captioner.cached)
-    load_checkpoint(init, reference)
-    collect = rl.RolloutCollector.collect
+    collect = RolloutCollector.collect
 
-    def stored(collector: rl.RolloutCollector, index: int) -> tuple[Rollout, dict[str, float]]:
+    def stored(collector: RolloutCollector, index: int) -> tuple[Rollout, dict[str, float]]:
         if index == 0:  # nothing has been updated yet
             fresh = [collect(collector, number) for number in range(ROLLOUTS)]
             if workers.is_first:
@@ -82,11 +79,11 @@ def follow(folder: Path, size: int) -> None:
             if size == 1:
                 for number, (rollout, _) in enumerate(fresh):
                     np.savez(folder / f"rollout{number}.npz", **asdict(rollout))
-        times = {"time/rollout_s": 0.0, "time/reward_s": 0.0}
+        times = {"time/rollout_s": 0.0, "time/reward_s": 0.0, "rollout/truncated": 0.0}
         return Rollout(**np.load(folder / f"rollout{index}.npz")), times
 
-    rl.RolloutCollector.collect = stored
-    rl.run_rl(run, reference)
+    RolloutCollector.collect = stored
+    train(run, GroupObjective(run))
 
 
 def compare(stage: str, one: Path, two: Path) -> None:

@@ -27,10 +27,11 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from src.config.schema import DecoderConfig  # noqa: E402
+from src.data.tokenizer import TokenIds  # noqa: E402
 from src.models.captioner.decoder import Decoder  # noqa: E402
 from src.models.captioner.policy import Captioner  # noqa: E402
 
-SPECIALS = (0, 2, 3)  # PAD, BOS, EOS; 1 is UNK
+PAD, BOS, EOS = 0, 2, 3  # 1 is UNK
 VOCAB = 13
 CHANNELS = 6
 
@@ -65,7 +66,8 @@ def build_captioner(allowed, dtype=ms.float32):
     config = DecoderConfig(
         layers=2, width=16, heads=2, feed_forward=24, dropout=0.0, embedding_dropout=None, positions=8
     )
-    model = Captioner(None, Decoder(config, CHANNELS, allowed, dtype), cached=True).set_train(False)
+    token_ids = TokenIds(PAD, BOS, (EOS,), allowed)
+    model = Captioner(None, Decoder(config, CHANNELS, allowed, dtype), token_ids, cached=True).set_train(False)
     rng = np.random.default_rng(0)
     for parameter in model.get_parameters():
         parameter.set_data(ms.Tensor(rng.normal(0, 0.5, parameter.shape).astype(np.float32)))

@@ -59,15 +59,15 @@ def worker() -> None:
 
     def timed_main() -> None:
         prepare_environment(convolutions=True)
-        from src.training.collector import RolloutCollector
+        from src.rl.collector import RolloutCollector
 
         collect = RolloutCollector.collect
 
         def timed(collector: RolloutCollector, index: int):
             starts.append(time.perf_counter())
-            if index == ROLLOUTS - 1 and collector.run.workers.is_first:
+            if index == ROLLOUTS - 1 and collector.workers.is_first:
                 steps = [end - start for start, end in zip(starts[WARM_UP:], starts[WARM_UP + 1 :])]
-                (collector.run.folder / "seconds.json").write_text(json.dumps(median(steps)))
+                (collector.config.run_folder / "seconds.json").write_text(json.dumps(median(steps)))
             return collect(collector, index)
 
         RolloutCollector.collect = timed

@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-from conftest import SPECIALS, VOCAB
+from conftest import BOS, VOCAB
 from mindspore import Tensor
 from test_decoder import numpy_decoder
 
-from src.decoding.attention import CrossAttention
+from src.decoding.attention import Attention
 
-BOS = SPECIALS[1]
 ROWS, TOKENS, LAYERS, HEADS = 6, 5, 2, 2
 
 
@@ -18,7 +17,7 @@ def completions():
 
 
 def test_equals_float64_reference(mode, captioner, features, completions):
-    weights = CrossAttention(captioner, BOS)(features, Tensor(completions)).asnumpy()
+    weights = Attention(captioner)(features, Tensor(completions)).asnumpy()
     looks = []
     inputs = np.concatenate((np.full((ROWS, 1), BOS), completions[:, :-1]), 1)
     numpy_decoder(captioner, features.asnumpy(), inputs, HEADS, looks=looks)
@@ -29,7 +28,7 @@ def test_equals_float64_reference(mode, captioner, features, completions):
 
 
 def test_a_token_is_looked_for_before_it_is_known(captioner, features, completions):
-    cell = CrossAttention(captioner, BOS)
+    cell = Attention(captioner)
     before = cell(features, Tensor(completions)).asnumpy()
     completions[:, 2] = (completions[:, 2] + 1) % VOCAB
     after = cell(features, Tensor(completions)).asnumpy()

@@ -4,14 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import SPECIALS
+from conftest import BOS, EOS, PAD
 from mindspore import Tensor
 from test_decoder import numpy_decoder
 
 from src.decoding.beam import BeamDecoder
 from src.decoding.sampler import GreedyDecoder
-
-PAD, BOS, EOS = SPECIALS
 
 
 def completions(allowed, tokens):
@@ -48,7 +46,7 @@ def test_wide_beams_find_the_best_completion_of_all(mode, captioner, features, r
     beams = 9 * 9  # as many as there are unfinished completions of two tokens: nothing is ever dropped
     for penalty in (0.0, 1.0):
         ids, mask, scores = (
-            out.asnumpy() for out in BeamDecoder(captioner, SPECIALS, 3, beams, length_penalty=penalty)(features)
+            out.asnumpy() for out in BeamDecoder(captioner, 3, beams, length_penalty=penalty)(features)
         )
         for image, pairs in enumerate(ranked):
             best, expected = max(pairs, key=lambda pair: pair[1] / len(pair[0]) ** penalty)
@@ -92,7 +90,7 @@ class PythonBeam:
 @pytest.mark.parametrize("penalty, block_trigrams", [(0.0, False), (0.7, False), (0.7, True)])
 def test_narrow_beams_equal_beams_in_lists(captioner, features, allowed, penalty, block_trigrams):
     length = 8
-    cell = BeamDecoder(captioner, SPECIALS, length, 3, penalty, block_trigrams)
+    cell = BeamDecoder(captioner, length, 3, penalty, block_trigrams)
     ids, mask, scores = (out.asnumpy() for out in cell(features))
     for image, feature in enumerate(features.asnumpy()):
         tokens, total, _ = PythonBeam(captioner, feature, allowed, block_trigrams).search(3, length, penalty)
@@ -124,7 +122,7 @@ def eos_bias(captioner):
 def test_finished_beams_keep_their_score_and_length(captioner, allowed, eos_bias, penalty, bias):
     eos_bias(bias)
     features = np.random.default_rng(5).normal(size=(12, 4, 6)).astype(np.float16)
-    ids, mask, scores = (out.asnumpy() for out in BeamDecoder(captioner, SPECIALS, 8, 3, penalty)(Tensor(features)))
+    ids, mask, scores = (out.asnumpy() for out in BeamDecoder(captioner, 8, 3, penalty)(Tensor(features)))
     for image, feature in enumerate(features):
         tokens, total, _ = PythonBeam(captioner, feature, allowed).search(3, 8, penalty)
         assert tuple(ids[image][mask[image] > 0]) == tokens
@@ -134,15 +132,15 @@ def test_finished_beams_keep_their_score_and_length(captioner, allowed, eos_bias
 
 
 def test_one_beam_is_greedy_decoding(captioner, features):
-    ids, mask, scores = (out.asnumpy() for out in BeamDecoder(captioner, SPECIALS, 3, 1)(features))
-    greedy_ids, greedy_mask, logprobs = (out.asnumpy() for out in GreedyDecoder(captioner, SPECIALS, 3)(features))
+    ids, mask, scores = (out.asnumpy() for out in BeamDecoder(captioner, 3, 1)(features))
+    greedy_ids, greedy_mask, logprobs = (out.asnumpy() for out in GreedyDecoder(captioner, 3)(features))
     np.testing.assert_array_equal(ids, greedy_ids)
     np.testing.assert_array_equal(mask, greedy_mask)
     np.testing.assert_allclose(scores, logprobs.sum(1), atol=1e-5)
 
 
 def test_a_caption_does_not_depend_on_its_neighbours(captioner, features):
-    cell = BeamDecoder(captioner, SPECIALS, 3, 3)
+    cell = BeamDecoder(captioner, 3, 3)
     both = [out.asnumpy() for out in cell(features)]
     swapped = [out.asnumpy() for out in cell(Tensor(features.asnumpy()[::-1].copy()))]
     for one, other in zip(both[:2], swapped):

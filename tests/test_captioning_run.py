@@ -45,7 +45,7 @@ def runs(tmp_path_factory):
     config = load_config(ROOT / "configs/demo/grpo.yaml", settings)
     tokenizer = build_word_tokenizer([WORDS], 1)
     for name, encoder_seed, decoder_seed in (("A", 1, 1), ("B", 1, 2), ("C", 2, 3)):
-        captioner = build_captioner(config, tokenizer.allowed, cached=False)
+        captioner = build_captioner(config, tokenizer.token_ids, cached=False)
         for cell, seed in ((captioner.encoder, encoder_seed), (captioner.decoder, decoder_seed)):
             rng = np.random.default_rng(seed)
             for parameter in cell.trainable_params():

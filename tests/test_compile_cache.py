@@ -1,12 +1,17 @@
 """Kept graphs: found again by another process, never where anything that they hold has changed."""
 
+import ast
 import fcntl
 import json
 import os
+import re
+import shutil
 import subprocess
 
 import pytest
 from tiny import PYTHON, ROOT
+
+from src.runtime.compile_cache import GRAPH_FILES, GraphCache
 
 PROGRAM = """
 import json, sys, time
@@ -32,9 +37,9 @@ class Second(nn.Cell):
         return ops.sin(x)
 
 graphs = GraphCache(folder, {"constant": constant})
-kept = {"first": graphs.keep("first", First()), "second": graphs.keep("second", Second())}
+kept = {"first": graphs.compile("first", First()), "second": graphs.compile("second", Second())}
 weight += 1
-kept["third"] = graphs.keep("first", First())  # another cell of the same name
+kept["third"] = graphs.compile("first", First())  # another cell of the same name
 x = Tensor([2.0], ms.float32)
 values = {name: kept[name](x).asnumpy().item() for name in order.split(",")}
 values["again"] = kept["first"](x).asnumpy().item()
@@ -105,3 +110,31 @@ def test_a_damaged_graph_is_compiled_anew(start, tmp_path):
         (tmp_path / path).chmod(0o600)
         (tmp_path / path).write_bytes(b"damaged")
     assert start()[0] == expected
+
+
+def test_every_cell_of_a_graph_is_in_the_files_that_name_it():
+    """And whatever of src those files import, but for configuration, data types and the runtime."""
+    files = {file for pattern in GRAPH_FILES for file in (ROOT / "src").glob(pattern)}
+    cells = {
+        path
+        for path in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name == "construct"
+    }
+    without_cache = {ROOT / "src" / name for name in ("runtime/workers.py", "export/mindir.py", "training/zones.py")}
+    assert cells - files <= without_cache and len(cells & files) > 8
+    for file in files:
+        for module in re.findall(r"^from src\.([\w.]+) import", file.read_text(), re.MULTILINE):
+            path = ROOT / "src" / f"{module.replace('.', '/')}.py"
+            assert path in files or module.split(".")[0] in ("config", "data", "runtime"), f"{file}: {module}"
+
+
+def test_editing_a_report_compiles_nothing_again(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr("src.runtime.compile_cache.ROOT", tmp_path)
+    keys = [GraphCache(tmp_path, {}).made_from]
+    for name in ("evaluation/report.py", "losses/grpo.py"):
+        with open(tmp_path / "src" / name, "a") as file:
+            file.write("# edited\n")
+        keys.append(GraphCache(tmp_path, {}).made_from)
+    assert keys[0] == keys[1] != keys[2]

@@ -14,10 +14,10 @@ class Forced(nn.Cell):
 
     def __init__(self, captioner):
         super().__init__()
-        self.captioner = captioner
+        self.decoder = captioner.decoder
 
     def construct(self, features, inputs):
-        return self.captioner.decoder.logits(self.captioner.hidden(features, inputs))
+        return self.decoder.logits(self.decoder.hidden(inputs, self.decoder.memory(features)))
 
 
 class Stepped(nn.Cell):
@@ -25,11 +25,11 @@ class Stepped(nn.Cell):
 
     def __init__(self, captioner):
         super().__init__()
-        self.captioner = captioner
+        self.decoder = captioner.decoder
 
     def construct(self, features, inputs):
-        decoder = self.captioner.decoder
-        memory = self.captioner.memory(features)
+        decoder = self.decoder
+        memory = decoder.memory(features)
         caches = ()
         logits = ()
         for t in range(inputs.shape[1]):
@@ -128,18 +128,19 @@ def test_later_tokens_do_not_change_earlier_logits(captioner, features, inputs):
 class Dropped(nn.Cell):
     def __init__(self, captioner):
         super().__init__()
-        self.captioner = captioner
+        self.decoder = captioner.decoder
 
     def construct(self, features, inputs, *keep):
-        return self.captioner.hidden(features, inputs, keep)
+        return self.decoder.hidden(inputs, self.decoder.memory(features), keep)
 
 
 def test_dropout_factors_are_applied_at_every_site(captioner, features, inputs):
     one = Tensor(np.ones((*inputs.shape, captioner.decoder.width), np.float32))
-    sites = len(captioner.decoder.dropout_rates)
+    sites = 1 + 3 * len(captioner.decoder.layers)
     ones = (one,) * sites
     dropped = Dropped(captioner)
-    hidden = captioner.hidden(features, Tensor(inputs)).asnumpy()
+    decoder = captioner.decoder
+    hidden = decoder.hidden(Tensor(inputs), decoder.memory(features)).asnumpy()
     np.testing.assert_allclose(dropped(features, Tensor(inputs), *ones).asnumpy(), hidden, atol=1e-6)
     for site in range(sites):
         keep = (*ones[:site], one * 0, *ones[site + 1 :])

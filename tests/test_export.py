@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     tokenizer = build_word_tokenizer(["a red star is left of two small blue circles"], 1)
     ms.set_seed(1)
-    captioner = build_captioner(load_config("configs/demo/ce.yaml", SETTINGS), tokenizer.allowed, cached=False)
+    captioner = build_captioner(load_config("configs/demo/ce.yaml", SETTINGS), tokenizer.token_ids, cached=False)
     attended = captioner.decoder.layers[0].cross_out.weight
     attended.set_data(attended * 8)
     (root / "checkpoints").mkdir()

@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn
 
-from src.losses.grpo import GRPO_STATS, cross_entropy_loss, grpo_loss, token_weights
+from src.losses.cross_entropy import cross_entropy_loss
+from src.losses.grpo import GRPO_STATS, grpo_loss
+from src.losses.tokens import token_weights
 
 PLAIN = dict(clip_eps_low=0.2, clip_eps_high=0.2, kl_coef=0.04, importance_weight=False)
 

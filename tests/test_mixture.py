@@ -9,9 +9,9 @@ from tiny import ROOT
 
 from src.config.load import load_config
 from src.config.schema import CiderConfig, LengthConfig, RewardsConfig
-from src.data.tokenizer import build_word_tokenizer
+from src.data.tokenizer import build_word_tokenizer, decode_completions
 from src.rewards import length as shape
-from src.rewards.completions import Completions, decode_completions
+from src.rewards.completions import Completions
 from src.rewards.mixture import CiderReward, Rewards, reward_signature
 from src.runtime.errors import InputError
 
@@ -30,7 +30,7 @@ def decoded(tokenizer, rows, texts, length=7):
         tokens = tokenizer.encode(text.rstrip("|")) + ([] if text.endswith("|") else [tokenizer.eos_id])
         ids[row, : len(tokens)] = tokens
         mask[row, : len(tokens)] = 1
-    return decode_completions(tokenizer, 0, np.arange(len(rows)), rows, ids, mask)
+    return Completions(0, np.arange(len(rows)), rows, *decode_completions(tokenizer, [tokenizer.eos_id], ids, mask))
 
 
 @pytest.mark.parametrize("eos", [True, False])
@@ -76,16 +76,20 @@ def grpo(*overrides):
 
 
 def test_only_rewards_with_a_weight_are_computed_in_the_order_of_the_weights():
-    rewards = Rewards(grpo("rewards.repetition=0.5", "rewards.length=2"), TRUTHS, [7, 8, 9], None)
+    texts = ["a red circle on grass", "two two two two"]
+    decode = lambda ids, mask: (texts, np.ones(2, bool))  # noqa: E731
+    settings = grpo("rewards.repetition=0.5", "rewards.length=2")
+    rewards = Rewards(settings, dict(zip((7, 8, 9), TRUTHS)), decode, str.split, None)
     assert rewards.names == ("cider", "length", "repetition") and rewards.weights.tolist() == [1, 2, 0.5]
-    given = completions("a red circle on grass", "two two two two")
-    table = rewards(given)
+    given = completions(*texts)
+    _, table = rewards(0, given.rows, given.image_rows, None, None)
     assert table.dtype == np.float32 and table.shape == (2, 3)
     np.testing.assert_allclose(table[:, 0], CiderReward(TRUTHS, CiderConfig(True, "train"))(given), rtol=1e-6)
     np.testing.assert_allclose(table[:, 1:], [[-1 / 4, 0], [-2 / 4, -1 / 2]])  # 5 and 4 words of at least 6
     # CIDEr would refuse an empty training split.
-    alone = Rewards(grpo("rewards.cider=0", "rewards.repetition=1"), [], [], None)
-    assert alone.names == ("repetition",) and alone(given)[1].tolist() == [-0.5]
+    alone = Rewards(grpo("rewards.cider=0", "rewards.repetition=1"), {}, decode, str.split, None)
+    assert alone.names == ("repetition",)
+    assert alone(0, given.rows, given.image_rows, None, None)[1][1].tolist() == [-0.5]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from src.training.collector import rollout_images
-from src.training.rl import minibatches
+from src.rl.collector import rollout_images
+from src.training.loop import minibatches
 
 
 def test_rollouts_of_an_epoch_share_no_image():

@@ -3,16 +3,15 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import SPECIALS, VOCAB
+from conftest import BOS, EOS, PAD, VOCAB
 from mindspore import Tensor, nn, ops
 from test_decoder import Forced
 
 from src.decoding.distribution import inverse_cdf, policy_logits
 from src.decoding.sampler import GreedyDecoder, GroupSampler
-from src.losses.cells import LogprobCell
+from src.losses.grpo import LogprobCell
 from src.runtime.rng import uniforms
 
-PAD, BOS, EOS = SPECIALS
 TOKENS = 4
 
 
@@ -21,13 +20,14 @@ def softmax(logits):
     return weights / weights.sum(-1, keepdims=True)
 
 
-SAMPLERS = {}  # by temperature and top_k: a graph is compiled once for all tests
+SAMPLERS = {}  # by temperature, top_k and tokens: a graph is compiled once for all tests
 
 
 def sample(captioner, features, allowed, group=3, seed=1, temperature=1.0, top_k=0, tokens=TOKENS):
-    if (temperature, top_k) not in SAMPLERS:
-        SAMPLERS[temperature, top_k] = GroupSampler(captioner, SPECIALS, allowed, temperature, top_k)
-    sampler = SAMPLERS[temperature, top_k]
+    key = (temperature, top_k, tokens)
+    if key not in SAMPLERS:
+        SAMPLERS[key] = GroupSampler(captioner, tokens, temperature=temperature, top_k=top_k)
+    sampler = SAMPLERS[key]
     draws = uniforms(seed, 0, 0, features.shape[0] * group, tokens).reshape(-1, group, tokens)
     return [output.asnumpy() for output in sampler(features, Tensor(draws))]
 
@@ -96,7 +96,7 @@ def test_first_and_second_tokens_follow_the_softmax(captioner, features, allowed
 @pytest.mark.parametrize("temperature, top_k", [(1.0, 0), (0.7, 0), (1.3, 4)])
 def test_old_logprobs_equal_teacher_forced_logprobs(mode, captioner, features, allowed, temperature, top_k):
     ids, mask, old = sample(captioner, features, allowed, temperature=temperature, top_k=top_k)
-    again = LogprobCell(captioner, BOS, temperature, top_k)(features, Tensor(ids)).asnumpy()
+    again = LogprobCell(captioner, temperature, top_k)(features, Tensor(ids)).asnumpy()
     np.testing.assert_allclose(again[mask > 0], old[mask > 0], atol=1e-4)
     assert (old[mask == 0] == 0).all()
 
@@ -104,9 +104,9 @@ def test_old_logprobs_equal_teacher_forced_logprobs(mode, captioner, features, a
 def test_float16_sampler_and_loss_agree_on_logprobs(half_captioner, features, allowed):
     """They round in other places; the ratio of a first update stays far inside the clip range of 0.2."""
     draws = Tensor(uniforms(1, 0, 0, 40, TOKENS).reshape(2, 20, TOKENS))
-    sampler = GroupSampler(half_captioner, SPECIALS, allowed, 1.0, 0)
+    sampler = GroupSampler(half_captioner, TOKENS, temperature=1.0, top_k=0)
     ids, mask, old = (output.asnumpy() for output in sampler(features, draws))
-    again = LogprobCell(half_captioner, BOS, 1.0, 0)(features, Tensor(ids)).asnumpy()
+    again = LogprobCell(half_captioner, 1.0, 0)(features, Tensor(ids)).asnumpy()
     assert 0 < np.abs(again[mask > 0] - old[mask > 0]).max() < 0.02
 
 
@@ -156,7 +156,7 @@ def test_a_rollout_is_repeatable_and_keyed_by_the_seed(captioner, features, allo
 
 
 def test_greedy_takes_the_most_probable_token(mode, captioner, features, allowed):
-    ids, mask, logprobs = (x.asnumpy() for x in GreedyDecoder(captioner, SPECIALS, TOKENS)(features))
+    ids, mask, logprobs = (x.asnumpy() for x in GreedyDecoder(captioner, TOKENS)(features))
     inputs = np.concatenate([np.full((len(ids), 1), BOS, np.int32), ids[:, :-1]], 1)
     logits = Forced(captioner)(features, Tensor(inputs)).asnumpy()
     assert (logits.argmax(-1) == ids)[mask > 0].all() and allowed[ids[mask > 0]].all()
@@ -174,10 +174,10 @@ def test_top_k_keeps_the_k_best_and_a_given_token(mode):
 def test_the_greedy_row_is_greedy_decoding_and_leaves_the_samples_alone(captioner, features, allowed):
     group = 3
     draws = uniforms(1, 0, 0, 2 * group, TOKENS).reshape(2, group, TOKENS)
-    alone = GroupSampler(captioner, SPECIALS, allowed, 1.0, 0)(features, Tensor(draws))
-    joint = GroupSampler(captioner, SPECIALS, allowed, 1.0, 0, greedy=True)(features, Tensor(draws))
+    alone = GroupSampler(captioner, TOKENS, temperature=1.0, top_k=0)(features, Tensor(draws))
+    joint = GroupSampler(captioner, TOKENS, temperature=1.0, top_k=0, greedy=True)(features, Tensor(draws))
+    joint = [output.asnumpy().reshape(2, group + 1, TOKENS) for output in joint]
     for expected, output in zip(alone, joint):
-        np.testing.assert_allclose(output.asnumpy(), expected.asnumpy(), atol=1e-5)
-    greedy_ids, greedy_mask, _ = GreedyDecoder(captioner, SPECIALS, TOKENS)(features)
-    np.testing.assert_array_equal(joint[3].asnumpy(), greedy_ids.asnumpy())
-    np.testing.assert_array_equal(joint[4].asnumpy(), greedy_mask.asnumpy())
+        np.testing.assert_allclose(output[:, :group].reshape(-1, TOKENS), expected.asnumpy(), atol=1e-5)
+    for expected, output in zip(GreedyDecoder(captioner, TOKENS)(features), joint):
+        np.testing.assert_allclose(output[:, group], expected.asnumpy(), atol=1e-5)

@@ -8,7 +8,6 @@ import pytest
 from safetensors.numpy import load_file
 from tiny import TINY, tiny_data, tiny_mixture
 
-import src.training.ce
 import train
 from src.config.load import load_config
 from src.data.dataset import build_tokenizer, load_dataset
@@ -48,7 +47,7 @@ def given(settings, tmp_path_factory):
     tokenizer = build_tokenizer(config, load_dataset(config))
     tokenizer.save(folder / "tokenizer.json")
     (folder / "checkpoints").mkdir()
-    captioner = build_captioner(config, tokenizer.allowed, cached=False)
+    captioner = build_captioner(config, tokenizer.token_ids, cached=False)
     rng = np.random.default_rng(0)
     for parameter in captioner.get_parameters():
         parameter.set_data(type(parameter)(rng.normal(size=parameter.shape).astype(np.float32)))
@@ -63,7 +62,7 @@ def start(settings, *more, stage="ce", init=None):
 
 
 def weights(run):
-    return {f"model.{name}": value.asnumpy() for name, value in run.captioner.parameters_and_names()}
+    return {f"model.{name}": value.asnumpy() for name, value in run.policy.parameters_and_names()}
 
 
 def test_ce_from_a_checkpoint_and_resumed(settings, given, monkeypatch, capsys):
@@ -72,7 +71,7 @@ def test_ce_from_a_checkpoint_and_resumed(settings, given, monkeypatch, capsys):
 
     def train_by(*more):
         words = [*settings, "name=tuned", "tokenizer.min_count=1", *more]
-        monkeypatch.setattr(src.training.ce, "run_ce", lambda run: runs.append(run))
+        monkeypatch.setattr("src.training.loop.train", lambda run, objective: runs.append(run))
         monkeypatch.setattr(sys, "argv", ["train.py", "--config", "configs/demo/ce.yaml", *words])
         monkeypatch.setattr(
             "src.runtime.device.setup_device", lambda config: "CPU"
@@ -87,11 +86,11 @@ def test_ce_from_a_checkpoint_and_resumed(settings, given, monkeypatch, capsys):
     assert run.tokenizer.fingerprint == read_state(given)["tokenizer"]
     assert run.tokenizer.fingerprint != build_tokenizer(run.config, run.dataset).fingerprint
     assert f"weights and vocabulary of {given}" in capsys.readouterr().out
-    run.state["step"] = 3
-    run.save("last", {})
+    run.state.step = 3
+    run.save("last")
     for again in ([f"init_checkpoint={given}"], []):  # as run_grpo.sh resumes its CE stage
         train_by(*again)
-        assert run.state.items() <= runs[-1].state.items() and run.state["init"] == file_digest(given)
+        assert run.state == runs[-1].state and run.state.init == file_digest(given)
         assert runs[-1].resumed and runs[-1].tokenizer.fingerprint == run.tokenizer.fingerprint
     assert "started from init_checkpoint=" in capsys.readouterr().out
 
@@ -99,8 +98,8 @@ def test_ce_from_a_checkpoint_and_resumed(settings, given, monkeypatch, capsys):
 def test_other_captions_are_refused_when_a_run_resumes(settings, monkeypatch):
     """Whatever the vocabulary: with word pieces nothing else would tell."""
     run = start(settings, "name=shrunk")
-    run.state["step"] = 3
-    run.save("last", {})
+    run.state.step = 3
+    run.save("last")
     kept = (run.folder / "metrics.jsonl").stat()
     dataset = load_dataset(run.config)
     for split in ("records", "ground_truths"):

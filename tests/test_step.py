@@ -12,7 +12,7 @@ from mindspore.amp import DynamicLossScaler
 
 from src.config.schema import OptimizerConfig
 from src.training.optim import FusedAdamW, build_optimizer, learning_rates
-from src.training.step import TrainStep, Update, WorkerSum, build_loss_scale, build_step
+from src.training.step import TrainStep, Update, build_loss_scale, build_step
 
 CONFIG = OptimizerConfig(
     lr=0.1, final_lr=0.01, warmup_ratio=0.25, decay_ratio=0.75, weight_decay=0.2, beta2=0.99, grad_clip=0.5
@@ -22,6 +22,8 @@ STEPS = 8
 
 class Quadratic(nn.Cell):
     """sum((matrix @ x + vector)^2) with one statistic: the sum."""
+
+    STATS = ("sum",)
 
     def __init__(self):
         super().__init__()
@@ -68,11 +70,13 @@ def numpy_updates(xs):
 def step_cell():
     cell = Quadratic()
     optimizer = build_optimizer(cell.trainable_params(), CONFIG, learning_rates(CONFIG, STEPS))
-    return TrainStep(cell, Update(optimizer, None, CONFIG.grad_clip, WorkerSum(1))), cell
+    return TrainStep(cell, Update(optimizer, None, CONFIG.grad_clip)), cell
 
 
 class WeightedSquares(nn.Cell):
     """sum(weights * (x @ matrix)^2): a sum over rows, as build_step wants it."""
+
+    STATS = ("sum",)
 
     def __init__(self):
         super().__init__()
@@ -91,8 +95,8 @@ def test_parts_of_a_batch_give_what_one_batch_gives(mode):
     for micro_batches in (1, 2, 8):
         cell = WeightedSquares()
         optimizer = build_optimizer(cell.trainable_params(), CONFIG, learning_rates(CONFIG, STEPS))
-        step = build_step(cell, optimizer, None, CONFIG.grad_clip, micro_batches, 1, lambda name, cell: cell)
-        values = [step(*(array.astype(np.float32) for array in batch)) for batch in batches]
+        step = build_step(cell, Update(optimizer, None, CONFIG.grad_clip), micro_batches, lambda name, cell: cell)
+        values = [list(step(*(array.astype(np.float32) for array in batch)).values()) for batch in batches]
         results.append((np.array(values), cell.matrix.asnumpy()))
     for values, matrix in results[1:]:
         np.testing.assert_allclose(values, results[0][0], rtol=1e-6, atol=1e-7)
@@ -124,6 +128,8 @@ def test_nothing_is_updated_where_the_loss_or_the_norm_is_not_finite(mode, step_
 class HalfSum(nn.Cell):
     """sum(weight * x), a product in float16."""
 
+    STATS = ("double",)
+
     def __init__(self):
         super().__init__()
         self.weight = Parameter(Tensor(np.array([0.5, -0.25], np.float32)), name="weight")
@@ -140,11 +146,11 @@ def test_an_overflow_of_float16_halves_the_scale_and_leaves_the_update_out(mode,
     cell = HalfSum()
     optimizer = build_optimizer(cell.trainable_params(), CONFIG, learning_rates(CONFIG, STEPS))
     scale = DynamicLossScaler(scale_value=2.0**15, scale_factor=2, scale_window=2)
-    step = build_step(cell, optimizer, scale, CONFIG.grad_clip, micro_batches, 1, lambda name, cell: cell)
+    step = build_step(cell, Update(optimizer, scale, CONFIG.grad_clip), micro_batches, lambda name, cell: cell)
     x = np.array([[3.0, 2.0]] * micro_batches, np.float32)
     rows, weights = [], []
     for _ in range(4):
-        rows.append(step(x))
+        rows.append(list(step(x).values()))
         weights.append(cell.weight.asnumpy().copy())
     np.testing.assert_array_equal([row[-1] for row in rows], [2.0**15, 2.0**14, 2.0**14, 2.0**15])  # before its change
     assert not np.isfinite(rows[0][1]) and np.isfinite(rows[0][0])
@@ -159,7 +165,7 @@ def test_a_loss_scale_changes_nothing_where_nothing_overflows(step_cell):
     plain, expected = step_cell
     cell = Quadratic()
     optimizer = build_optimizer(cell.trainable_params(), CONFIG, learning_rates(CONFIG, STEPS))
-    update = Update(optimizer, build_loss_scale("float16"), CONFIG.grad_clip, WorkerSum(1))
+    update = Update(optimizer, build_loss_scale("float16"), CONFIG.grad_clip)
     step = TrainStep(cell, update)
     for x in np.random.default_rng(1).normal(size=(3, 3)).astype(np.float32):
         values = step(Tensor(x)).asnumpy()

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,11 +11,10 @@ from tiny import ROOT
 
 from src.config.load import load_config
 from src.data import words as words_module
-from src.data.tokenizer import build_word_tokenizer, build_wordpiece_tokenizer, load_tokenizer
+from src.data.tokenizer import build_word_tokenizer, build_wordpiece_tokenizer, decode_completions, load_tokenizer
 from src.data.words import ENGLISH, build_chinese, choose_words, lost_letters, without_blanks
 from src.evaluation.caption_metrics import compute_metrics
 from src.rewards.cider import corpus_cider
-from src.rewards.completions import decode_completions
 from src.rewards.mixture import Rewards
 from src.runtime.errors import InputError
 
@@ -144,11 +144,11 @@ def test_captions_equal_to_their_ground_truth_score_10_on_all_ways(segmentation,
     assert [tokenizer.decode(row) for row in ids] == [caption.replace("，", "") for caption in captions]
     shown = {i: " ".join(words.split(tokenizer.decode(row))) for i, row in enumerate(ids)}
     assert corpus_cider(shown, {i: [line] for i, line in enumerate(cut)}) == pytest.approx(10)
-    rewards = Rewards(
-        config("rewards.length=1", "length.most=40", stage="grpo"), [[line] for line in cut], range(60), None
-    )
-    number = np.arange(60)
-    found = rewards(decode_completions(tokenizer, 0, number, number, ids, (ids > 0).astype(np.float32), words.split))
+    settings = config("rewards.length=1", "length.most=40", stage="grpo")
+    decode = partial(decode_completions, tokenizer, [tokenizer.eos_id])
+    rewards = Rewards(settings, {i: [line] for i, line in enumerate(cut)}, decode, words.split, None)
+    ended, found = rewards(0, np.arange(60), np.arange(60), ids, (ids > 0).astype(np.float32))
+    assert ended.all()
     np.testing.assert_allclose(found[:, 0], 10, rtol=1e-6)
     lengths = np.array([len(line.split()) for line in cut])
     np.testing.assert_allclose(found[:, 1], -np.minimum(1, np.maximum(0, 6 - lengths) / 4), rtol=1e-6)

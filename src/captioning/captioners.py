@@ -17,15 +17,17 @@ from src.config.schema import Config
 from src.data.dataset import build_image_source, weights_digest
 from src.data.image_files import ImageFiles
 from src.data.photographs import Photograph
+from src.data.tokenizer import decode_completions
 from src.data.words import ENGLISH, build_chinese
-from src.decoding.attention import CrossAttention
+from src.decoding.attention import Attention
+from src.decoding.generation import Outputs, compile_generation
 from src.decoding.sampler import GreedyDecoder
 from src.evaluation.evaluate import build_decoder, build_sampler
 from src.evaluation.files import decoding_name
-from src.models.checkpoint import load_captioner
+from src.models.build import load_policy
 from src.runtime.rng import uniforms
 from src.runtime.workers import Workers
-from src.training.run import graph_cache
+from src.training.graphs import graph_cache
 
 
 class Inputs(NamedTuple):
@@ -102,17 +104,18 @@ class _Decoders:
     """What one checkpoint decodes with. `encoder`: the digest of its encoder, which `encoders` holds."""
 
     def __init__(self, config: Config, checkpoint: Path, encoders: dict, workers: Workers) -> None:
-        captioner, self._tokenizer = load_captioner(config, checkpoint, cached=True)
+        policy, self._tokenizer = load_policy(config, checkpoint, cached=True)
         graphs = graph_cache(config, self._tokenizer, workers)
-        self.encoder = weights_digest(captioner.encoder)
+        self.encoder = weights_digest(policy.encoder)
         if self.encoder not in encoders:
-            encoders[self.encoder] = graphs.keep("encoder", captioner.encoder)
-        greedy = GreedyDecoder(captioner, self._tokenizer.specials, config.eval.tokens)
-        self._single = {"greedy": graphs.keep("greedy", greedy)}
+            encoders[self.encoder] = graphs.compile("encoder", policy.encoder)
+        greedy = GreedyDecoder(policy, config.eval.tokens)
+        self._single = {"greedy": compile_generation("greedy", greedy, graphs.compile)}
         if config.eval.beams > 1:
-            self._single[decoding_name(config.eval)] = build_decoder(config, captioner, self._tokenizer, workers)
-        self._sampler = build_sampler(config, captioner, self._tokenizer, workers) if config.eval.samples else None
-        self._attention = graphs.keep("attention", CrossAttention(captioner, self._tokenizer.bos_id))
+            self._single[decoding_name(config.eval)] = build_decoder(config, policy, graphs)
+        self._sampler = build_sampler(config, policy, graphs) if config.eval.samples else None
+        self._attention = graphs.compile("attention", Attention(policy))
+        self._eos = policy.token_ids.eos
         self._tokens, self._segmentation = config.eval.tokens, config.data.segmentation
 
     def __call__(self, features: Tensor, draws: Tensor | None) -> list[list[Caption]]:
@@ -120,11 +123,9 @@ class _Decoders:
         images = features.shape[0]
         columns = []
         for decoding, decoder in self._single.items():
-            ids, _, logprobs = decoder(features)
-            columns.append(self._captions(decoding, ids, logprobs, images))
+            columns.append(self._captions(decoding, decoder(features), images))
         if self._sampler is not None:
-            ids, _, logprobs = self._sampler(features, draws)
-            columns.append(self._captions("sample", ids, logprobs, images))
+            columns.append(self._captions("sample", self._sampler(features, draws), images))
         return [list(chain(*parts)) for parts in zip(*columns)]
 
     def attend(self, features: Tensor, captions: Sequence[Caption]) -> list[Looks]:
@@ -138,10 +139,11 @@ class _Decoders:
             Looks(text.split(), mean_by_word(rows, row_words)) for text, rows, row_words in zip(texts, weights, words)
         ]
 
-    def _captions(self, decoding: str, ids: Tensor, logprobs: Tensor, images: int) -> list[list[Caption]]:
-        """The rows of each image, from ids [M, T] and logprobs [M, T] or, of beams, [M]."""
-        sums = logprobs.asnumpy().reshape(len(ids), -1).astype(np.float64).sum(1)
-        texts = [self._tokenizer.decode(row) for row in ids.asnumpy()]
+    def _captions(self, decoding: str, outputs: Outputs, images: int) -> list[list[Caption]]:
+        """The rows of each image, from ids and mask [M, T], and logprobs [M, T] or, of beams, [M]."""
+        ids, mask, logprobs = (output.asnumpy() for output in outputs)
+        sums = logprobs.reshape(len(ids), -1).astype(np.float64).sum(1)
+        texts, _ = decode_completions(self._tokenizer, self._eos, ids, mask)
         captions = [Caption(decoding, text, round(float(value), 4)) for text, value in zip(texts, sums)]
         size = len(captions) // images
         return [captions[start : start + size] for start in range(0, len(captions), size)]

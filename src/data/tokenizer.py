@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
@@ -22,6 +23,19 @@ _SPECIALS = {
     "WordLevel": ("[PAD]", "[UNK]", "[BOS]", "[EOS]"),
     "WordPiece": ("[PAD]", "[UNK]", "[CLS]", "[SEP]"),
 }
+
+
+class TokenIds(NamedTuple):
+    """The ids that a policy knows by name.
+
+    pad fills a row behind its end; bos precedes every completion; each of eos ends one. allowed: bool [V], the ids that
+    may be sampled.
+    """
+
+    pad: int
+    bos: int
+    eos: tuple[int, ...]
+    allowed: np.ndarray
 
 
 class Tokenizer:
@@ -54,9 +68,9 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256("\n".join(tokens).encode()).hexdigest()
 
     @property
-    def specials(self) -> tuple[int, int, int]:
-        """PAD, BOS and EOS, as decoding needs them."""
-        return self.pad_id, self.bos_id, self.eos_id
+    def token_ids(self) -> TokenIds:
+        """What a policy that speaks this vocabulary needs to know of it."""
+        return TokenIds(self.pad_id, self.bos_id, (self.eos_id,), self.allowed)
 
     def encode(self, caption: str) -> list[int]:
         """Ids of the caption, without BOS and EOS."""
@@ -104,6 +118,18 @@ class Tokenizer:
         """Write the library's JSON; a crash leaves the old file or the new one, never half."""
         with whole_file(path) as partial:
             partial.write_text(self._library.to_str(pretty=True), encoding="utf-8")
+
+
+def decode_completions(
+    tokenizer: Tokenizer, eos: Sequence[int], ids: np.ndarray, mask: np.ndarray
+) -> tuple[list[str], np.ndarray]:
+    """The texts of completions int32 [M, T], and whether each ends in one of the ids `eos`, bool [M].
+
+    mask [M, T]: above 0 for the tokens that were sampled, the end included.
+    """
+    ends = np.isin(ids, eos) & (mask > 0)
+    kept = (mask > 0) & ~ends
+    return [tokenizer.decode(row[keep]) for row, keep in zip(ids, kept)], ends.any(1)
 
 
 def build_word_tokenizer(captions: Iterable[str], min_count: int, *, chinese: bool = False) -> Tokenizer:

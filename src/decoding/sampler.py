@@ -1,116 +1,86 @@
-"""Group sampling and greedy decoding: one graph each, with a static key/value cache and no random operator.
+"""Group sampling and greedy decoding, without a random operator.
 
-Letters: B images, G group size, M = B*G rows (row = b*G + g), T tokens, D width, V vocabulary.
+Letters: B images, G group size, M rows, T tokens, V vocabulary.
 """
-
-from collections.abc import Callable
 
 import mindspore.common.dtype as mstype
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, ops
 
 from src.decoding.distribution import inverse_cdf, log, most_probable, policy_logits, select
-from src.models.captioner.policy import Captioner
+from src.decoding.generation import Carried, Generation, Outputs, column_of
+from src.models.policy import Policy
 
 
-def generate(
-    captioner: Captioner,
-    inputs: Tensor,
-    rows: int,
-    tokens: int,
-    specials: tuple[int, int, int],
-    choose: Callable[[Tensor, int], tuple[Tensor, Tensor]],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Decode `tokens` steps for `rows` rows; `choose(logits [M, V], t)` returns tokens [M] and log-probs [M].
+class Sampling(Generation):
+    """Ways of decoding that choose one token of each row at a time.
 
-    specials: ids of PAD, BOS, EOS. Returns completion_ids int32 [M, T] (PAD behind the EOS), completion_mask
-    float32 [M, T] (1 for tokens chosen, up to and including the first EOS), logprobs float32 [M, T] (0 under the mask).
+    Returns completion_ids int32 [M, T] (PAD behind the end), completion_mask float32 [M, T] (1 for tokens chosen, up to
+    and including the first end token), logprobs float32 [M, T] (0 under the mask).
     """
-    pad_id, bos_id, eos_id = specials
-    decoder = captioner.decoder
-    logits = decoder.logits  # a method that a loop looks up is compiled anew in every step
-    memory = captioner.memory(inputs)
-    caches: tuple[tuple[Tensor, Tensor], ...] = ()
-    token = ops.full((rows,), bos_id, dtype=mstype.int32)
-    alive = ops.ones((rows,), mstype.float32)
-    all_ids: tuple[Tensor, ...] = ()
-    all_masks: tuple[Tensor, ...] = ()
-    all_logprobs: tuple[Tensor, ...] = ()
-    for t in range(tokens):
-        hidden, caches = decoder.step(token, t, memory, caches)
-        chosen, logprob = choose(logits(hidden), t)
-        token = ops.where(alive > 0, chosen, pad_id)
-        all_ids += (token,)
-        all_masks += (alive,)
-        all_logprobs += (logprob * alive,)
-        alive = alive * ops.cast(token != eos_id, mstype.float32)
-    return ops.stack(all_ids, 1), ops.stack(all_masks, 1), ops.stack(all_logprobs, 1)
+
+    def append(
+        self, chosen: Tensor, logprob: Tensor, carried: Carried
+    ) -> tuple[Tensor, None, Carried, tuple[Tensor, ...]]:
+        """A step that chooses these tokens [M], with log-probs [M], in the rows that have not ended."""
+        alive = carried[0]
+        token = ops.where(alive > 0, chosen, self.pad_id)
+        return token, None, (self.alive_after(alive, token), *carried[1:]), (token, alive, logprob * alive)
+
+    def result(self, carried: Carried, columns: tuple[tuple[Tensor, ...], ...]) -> Outputs:
+        ids: tuple[Tensor, ...] = ()
+        masks: tuple[Tensor, ...] = ()
+        logprobs: tuple[Tensor, ...] = ()
+        for token, alive, logprob in columns:
+            ids += (token,)
+            masks += (alive,)
+            logprobs += (logprob,)
+        return ops.stack(ids, 1), ops.stack(masks, 1), ops.stack(logprobs, 1)
 
 
-class GroupSampler(nn.Cell):
+class GroupSampler(Sampling):
     """Samples G completions per image by inverse CDF: a pure function of parameters, inputs and uniforms.
 
-    Inputs: inputs (pixels [B, 3, H, W] or features [B, N, C]), uniforms float32 [B, G, T] in [0, 1).
-    Returns completion_ids, completion_mask and old_logprobs, each [M, T], as `generate`; with `greedy` also the ids and
-    the mask, each [B, T], of the greedy completion of every image, SCST's baseline, decoded in the same steps.
+    Inputs: inputs, uniforms float32 [B, G, T] in [0, 1). M = B*G, row = b*G + g. With `greedy` each group has one row
+    more, its last: the greedy completion, SCST's baseline, decoded in the same steps; M = B*(G+1).
     """
 
-    def __init__(
-        self,
-        captioner: Captioner,
-        specials: tuple[int, int, int],
-        allowed: np.ndarray,
-        temperature: float,
-        top_k: int,
-        greedy: bool = False,
-    ) -> None:
-        super().__init__()
-        self.captioner = captioner
-        self.specials = specials
-        self.last_allowed = int(np.flatnonzero(allowed)[-1])
+    def __init__(self, policy: Policy, tokens: int, *, temperature: float, top_k: int, greedy: bool = False) -> None:
+        super().__init__(policy, tokens)
+        self.last_allowed = int(np.flatnonzero(policy.token_ids.allowed)[-1])
         self.temperature = temperature
         self.top_k = top_k
         self.greedy = greedy
 
-    def construct(self, inputs: Tensor, uniforms: Tensor) -> tuple[Tensor, ...]:
-        images, group_size, tokens = uniforms.shape
-        is_greedy = ops.concat((ops.zeros((images, group_size)), ops.ones((images, 1))), 1).reshape(-1) > 0
+    def begin(self, images: int, *draws: Tensor) -> Carried:
+        (uniforms,) = draws
+        group_size = uniforms.shape[1]
         if self.greedy:
-            uniforms = ops.concat((uniforms, ops.zeros((images, 1, tokens), mstype.float32)), 1)
-        columns = uniforms.reshape(-1, tokens)  # [M, T], or [B*(G+1), T]
+            uniforms = ops.concat((uniforms, ops.zeros((images, 1, self.tokens), mstype.float32)), 1)
+        rows = uniforms.reshape(-1, self.tokens)  # [M, T]
+        is_greedy = ops.concat((ops.zeros((images, group_size)), ops.ones((images, 1))), 1).reshape(-1)
+        return ops.ones((rows.shape[0],), mstype.float32), rows, is_greedy
 
-        def choose(logits: Tensor, t: int) -> tuple[Tensor, Tensor]:
-            probabilities = ops.softmax(policy_logits(logits, self.temperature, self.top_k), -1)
-            draws = ops.slice(columns, (0, t), (columns.shape[0], 1))
-            token = inverse_cdf(probabilities, draws, self.last_allowed)
-            if self.greedy:
-                token = ops.where(is_greedy, most_probable(logits), token)
-            # Never log 0: a device that adds in another order might draw a token of no probability, if hardly ever.
-            return token, log(ops.maximum(select(probabilities, token), 1e-30))
-
-        outputs = generate(self.captioner, inputs, columns.shape[0], tokens, self.specials, choose)
-        if not self.greedy:
-            return outputs
-        ids, mask, logprobs = [output.reshape(images, group_size + 1, tokens) for output in outputs]
-        sampled = [groups[:, :group_size].reshape(-1, tokens) for groups in (ids, mask, logprobs)]
-        return *sampled, ids[:, group_size], mask[:, group_size]
+    def advance(
+        self, logits: Tensor, position: int | Tensor, carried: Carried
+    ) -> tuple[Tensor, None, Carried, tuple[Tensor, ...]]:
+        _, uniforms, is_greedy = carried
+        probabilities = ops.softmax(policy_logits(logits, self.temperature, self.top_k), -1)
+        token = inverse_cdf(probabilities, column_of(uniforms, position), self.last_allowed)
+        if self.greedy:
+            token = ops.where(is_greedy > 0, most_probable(logits), token)
+        # Never log 0: a device may, very rarely, draw a zero-probability token, since it adds in another order.
+        return self.append(token, log(ops.maximum(select(probabilities, token), 1e-30)), carried)
 
 
-class GreedyDecoder(nn.Cell):
-    """The most probable token at every step, one completion per image.
+class GreedyDecoder(Sampling):
+    """The most probable token at every step, one completion per image: M = B."""
 
-    Inputs: pixels [B, 3, H, W] or features [B, N, C]. Returns completion_ids, completion_mask, logprobs, each [B, T].
-    """
+    def begin(self, images: int, *draws: Tensor) -> Carried:
+        return (ops.ones((images,), mstype.float32),)
 
-    def __init__(self, captioner: Captioner, specials: tuple[int, int, int], tokens: int) -> None:
-        super().__init__()
-        self.captioner = captioner
-        self.specials = specials
-        self.tokens = tokens
-
-    def construct(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        def choose(logits: Tensor, t: int) -> tuple[Tensor, Tensor]:
-            token = most_probable(logits)
-            return token, log(select(ops.softmax(logits, -1), token))
-
-        return generate(self.captioner, inputs, inputs.shape[0], self.tokens, self.specials, choose)
+    def advance(
+        self, logits: Tensor, position: int | Tensor, carried: Carried
+    ) -> tuple[Tensor, None, Carried, tuple[Tensor, ...]]:
+        token = most_probable(logits)
+        return self.append(token, log(select(ops.softmax(logits, -1), token)), carried)

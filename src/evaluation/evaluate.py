@@ -1,6 +1,6 @@
 """Evaluate a checkpoint on a split."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +8,28 @@ import numpy as np
 from mindspore import Tensor
 
 from src.config.schema import Config
-from src.data.dataset import Dataset, padded_batches
-from src.data.features import FeatureSource
-from src.data.images import ImageSource
+from src.data.dataset import Dataset
 from src.data.questions import load_questions, questions_file
 from src.data.record import ImageId, with_known_ids
-from src.data.tokenizer import Tokenizer
+from src.data.tokenizer import Tokenizer, decode_completions
 from src.decoding.beam import BeamDecoder
+from src.decoding.generation import Outputs, compile_generation
 from src.decoding.sampler import GreedyDecoder, GroupSampler
 from src.evaluation.caption_metrics import CaptionScores, compute_metrics, signature
 from src.evaluation.diversity import broken_endings, diversity
 from src.evaluation.files import decoding_name, examined_by, results_name, scored_as, write_arrays, write_json
 from src.evaluation.prism import prism
 from src.evaluation.report import owning_folder
-from src.models.captioner.policy import Captioner
-from src.models.checkpoint import load_captioner
+from src.models.build import load_policy
+from src.models.policy import Policy
+from src.runtime.compile_cache import GraphCache
 from src.runtime.files import file_digest
-from src.runtime.progress import Progress
 from src.runtime.rng import uniforms
 from src.runtime.workers import Workers
 from src.training.answerer import build_answerer
 from src.training.features import build_sources
-from src.training.run import decode_images, graph_cache
+from src.training.graphs import graph_cache
+from src.training.split_batches import SplitBatches
 
 
 def evaluate(
@@ -47,16 +47,15 @@ def evaluate(
     if with_prism:
         path = questions_file(config, split)
         questions = with_known_ids(load_questions(path), dataset.by_image_id(split), path)
-    captioner, tokenizer = load_captioner(config, checkpoint, cached=not config.encoder.trainable)
+    policy, tokenizer = load_policy(config, checkpoint, cached=not config.encoder.trainable)
     records = dataset.records[split]
-    (source,) = build_sources(config, {split: records}, [split], captioner.encoder, workers)
-    decoder = build_decoder(config, captioner, tokenizer, workers)
-    texts, _, ended = decode_images(
-        decoder, tokenizer, source, len(records), config.eval.batch_images, workers, f"decoding {split}"
-    )
-    drawn = None
-    if config.eval.samples:
-        drawn = sample_captions(config, captioner, tokenizer, source, len(records), workers)
+    (source,) = build_sources(config, {split: records}, [split], policy.encoder, workers)
+    batches = SplitBatches(source, len(records), config.eval.batch_images, workers)
+    graphs = graph_cache(config, tokenizer, workers)
+    decoder = build_decoder(config, policy, graphs)
+    completions = batches.map(f"decoding {split}", lambda _, inputs: decoder(inputs)[:2])
+    texts, ended = decode_completions(tokenizer, policy.token_ids.eos, *completions)
+    drawn = sample_captions(config, policy, tokenizer, graphs, batches) if config.eval.samples else None
     answerer = None
     if with_prism:
         answerer = build_answerer(config.caprl, dataset.words.language)
@@ -89,55 +88,33 @@ def evaluate(
     return result
 
 
-def build_decoder(
-    config: Config, captioner: Captioner, tokenizer: Tokenizer, workers: Workers
-) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+def build_decoder(config: Config, policy: Policy, graphs: GraphCache) -> Callable[[Tensor], Outputs]:
     """The decoder that the configuration asks for."""
-    evaluation = config.eval
-    keep = graph_cache(config, tokenizer, workers).keep
-    if evaluation.beams == 1:
-        return keep("greedy", GreedyDecoder(captioner, tokenizer.specials, evaluation.tokens))
-    beams = BeamDecoder(
-        captioner,
-        tokenizer.specials,
-        evaluation.tokens,
-        evaluation.beams,
-        evaluation.length_penalty,
-        evaluation.block_trigrams,
-    )
-    return keep("beams", beams)
+    settings = config.eval
+    if settings.beams == 1:
+        return compile_generation("greedy", GreedyDecoder(policy, settings.tokens), graphs.compile)
+    beams = BeamDecoder(policy, settings.tokens, settings.beams, settings.length_penalty, settings.block_trigrams)
+    return compile_generation("beams", beams, graphs.compile)
 
 
-def build_sampler(
-    config: Config, captioner: Captioner, tokenizer: Tokenizer, workers: Workers
-) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+def build_sampler(config: Config, policy: Policy, graphs: GraphCache) -> Callable[[Tensor, Tensor], Outputs]:
     """What draws captions from the whole distribution."""
-    sampler = GroupSampler(captioner, tokenizer.specials, tokenizer.allowed, temperature=1.0, top_k=0)
-    return graph_cache(config, tokenizer, workers).keep("sampler", sampler)
+    sampler = GroupSampler(policy, config.eval.tokens, temperature=1.0, top_k=0)
+    return compile_generation("sampler", sampler, graphs.compile)
 
 
 def sample_captions(
-    config: Config,
-    captioner: Captioner,
-    tokenizer: Tokenizer,
-    source: ImageSource | FeatureSource,
-    images: int,
-    workers: Workers,
+    config: Config, policy: Policy, tokenizer: Tokenizer, graphs: GraphCache, batches: SplitBatches
 ) -> list[list[str]]:
-    """`eval.samples` captions of every image of `source`."""
+    """`eval.samples` captions of every image."""
     group_size, tokens = config.eval.samples, config.eval.tokens
-    batches = padded_batches(images, workers.multiple(config.eval.batch_images))
-    batches = [workers.share(batch) for batch in batches]
-    size = len(batches[0])
-    sampler = build_sampler(config, captioner, tokenizer, workers)
-    parts = []
-    bar = Progress("sampling", len(batches), "batch")
-    for number, inputs in enumerate(bar.over(source.batches(batches))):
-        first_row = (number * workers.size + workers.rank) * size * group_size
-        draws = uniforms(config.seed, 0, first_row, size * group_size, tokens)
-        parts.append(sampler(Tensor(inputs), Tensor(draws.reshape(size, group_size, tokens)))[0].asnumpy())
-    (ids,) = workers.gather([np.concatenate(parts)], len(batches))
-    texts = [tokenizer.decode(row) for row in ids[: images * group_size]]
+    sampler = build_sampler(config, policy, graphs)
+
+    def sample(first: int, inputs: Tensor) -> Sequence[Tensor]:
+        draws = uniforms(config.seed, 0, first * group_size, len(inputs) * group_size, tokens)
+        return sampler(inputs, Tensor(draws.reshape(len(inputs), group_size, tokens)))[:2]
+
+    texts, _ = decode_completions(tokenizer, policy.token_ids.eos, *batches.map("sampling", sample))
     return [texts[start : start + group_size] for start in range(0, len(texts), group_size)]
 
 

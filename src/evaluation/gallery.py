@@ -153,16 +153,16 @@ def look(
     from mindspore import Tensor
 
     from src.data.dataset import padded_batches
-    from src.decoding.attention import CrossAttention
-    from src.models.checkpoint import load_captioner
+    from src.decoding.attention import Attention
+    from src.models.build import load_policy
     from src.runtime.workers import Workers
     from src.training.features import build_sources
-    from src.training.run import graph_cache
+    from src.training.graphs import graph_cache
 
     config, alone = system.config, Workers()
-    captioner, tokenizer = load_captioner(config, system.checkpoint, cached=not config.encoder.trainable)
-    (source,) = build_sources(config, {split: records}, [split], captioner.encoder, alone)
-    cell = graph_cache(config, tokenizer, alone).keep("attention", CrossAttention(captioner, tokenizer.bos_id))
+    policy, tokenizer = load_policy(config, system.checkpoint, cached=not config.encoder.trainable)
+    (source,) = build_sources(config, {split: records}, [split], policy.encoder, alone)
+    cell = graph_cache(config, tokenizer, alone).compile("attention", Attention(policy))
     flat = [words.spaced(caption) for group in groups for caption in group]
     ids = tokenizer.encode_targets(flat, config.eval.tokens)[0].reshape(len(groups), -1, config.eval.tokens)
     batches = padded_batches(len(groups), min(len(groups), config.eval.batch_images))

@@ -41,12 +41,12 @@ def main() -> None:
     from src.decoding.sampler import GreedyDecoder
     from src.export.contents import compared_pixels, server_facts, write_checkpoint_folder
     from src.export.mindir import compare, load_mindir, write_mindir
-    from src.models.checkpoint import load_captioner
+    from src.models.build import load_policy
     from src.runtime.device import setup_device
 
     setup_device(config)
-    captioner, tokenizer = load_captioner(config, checkpoint, cached=False)
-    decoder = GreedyDecoder(captioner, tokenizer.specials, config.eval.tokens)
+    policy, tokenizer = load_policy(config, checkpoint, cached=False)
+    decoder = GreedyDecoder(policy, config.eval.tokens)
     images, batches = compared_pixels(config, arguments.compare, arguments.batch)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def main() -> None:
         raise InputError(f"--output {output} cannot be written: {error.strerror}; name another folder") from None
     with tempfile.TemporaryDirectory(prefix=f"{output.name}-", dir=output.parent) as scratch:
         folder = Path(scratch, "export")
-        write_checkpoint_folder(folder, config, checkpoint, captioner, tokenizer)
+        write_checkpoint_folder(folder, config, checkpoint, policy, tokenizer)
         write_mindir(folder / GRAPH, decoder, (arguments.batch, 3, config.data.image_size, config.data.image_size))
         facts = server_facts(config, tokenizer, folder / GRAPH, arguments.batch)
         (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

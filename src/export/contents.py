@@ -17,16 +17,16 @@ from src.config.schema import Config
 from src.data.dataset import build_image_source, padded_batches, preprocessing
 from src.data.locate import evaluated_split, find_images, read_records
 from src.data.tokenizer import Tokenizer
-from src.models.captioner.policy import Captioner
 from src.models.checkpoint import read_state
 from src.models.folder import CONFIG, MODEL, TOKENIZER
+from src.models.policy import Policy
 from src.runtime.files import file_digest
 from src.runtime.rng import uniforms
 from src.training.checkpoint import save_checkpoint
 
 
 def write_checkpoint_folder(
-    folder: Path, config: Config, checkpoint: Path, captioner: Captioner, tokenizer: Tokenizer
+    folder: Path, config: Config, checkpoint: Path, policy: Policy, tokenizer: Tokenizer
 ) -> None:
     """Make `folder` with weights, every key of the configuration, and vocabulary: what eval.py needs.
 
@@ -34,7 +34,7 @@ def write_checkpoint_folder(
     """
     folder.mkdir()
     state = read_state(checkpoint) | {"version": __version__, "mindspore": ms.__version__}
-    save_checkpoint(folder / MODEL, captioner, state)
+    save_checkpoint(folder / MODEL, policy, state)
     write_whole_config(replace(config, device="auto", device_id=None), folder / CONFIG)  # it is for other machines
     tokenizer.save(folder / TOKENIZER)
 

@@ -1,32 +1,18 @@
-"""The losses, as pure functions of tensors.
+"""GRPO's loss: the equation, its cell, and the cell of the log-probs that the equation needs of the reference policy.
 
-Letters: M rows, T tokens. A token counts where its weight is above 0; what stands elsewhere never matters. A loss is a
-sum of weighted tokens, and the weights come from the host: any division of a batch, into parts or among workers, adds
-up to the loss of the whole.
+Letters: B images, M rows, T tokens, V vocabulary.
 """
 
 import mindspore.common.dtype as mstype
-import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
+
+from src.config.schema import Config
+from src.decoding.distribution import TokenLogprobs, policy_logits, select
+from src.losses.tokens import token_logits, weighted_sum
+from src.models.policy import Policy
 
 # Order of the statistics that grpo_loss returns beside the loss.
 GRPO_STATS = ("policy_loss", "kl", "clip_fraction", "ratio_mean")
-
-
-def token_weights(mask: np.ndarray, aggregation: str) -> np.ndarray:
-    """The weight of each token in the mean over a whole batch: float32 [M, T] from its mask [M, T].
-
-    `token`: 1 / number of tokens (DAPO, arXiv:2503.14476); `sequence`: the mean of a row, then of the rows (GRPO,
-    arXiv:2402.03300, equation 3); `constant`: 1 / (M*T), free of length bias (Dr. GRPO, arXiv:2503.20783).
-    """
-    if aggregation == "sequence":
-        return (mask / (mask.sum(1, keepdims=True) * len(mask))).astype(np.float32)
-    return (mask / (mask.size if aggregation == "constant" else mask.sum())).astype(np.float32)
-
-
-def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
-    """sum(values * weights), both [M, T]: a scalar."""
-    return ops.reduce_sum(values * weights)
 
 
 def grpo_loss(
@@ -69,11 +55,67 @@ def grpo_loss(
     return loss, (policy_loss, weighted_sum(k3, weights), weighted_sum(outside, weights), weighted_sum(ratio, weights))
 
 
-def cross_entropy_loss(logprobs: Tensor, mean_logprobs: Tensor, weights: Tensor, label_smoothing: float) -> Tensor:
-    """Token mean of the negative log-likelihood, smoothed (Szegedy et al. 2016, section 7).
+class GRPOLossCell(nn.Cell):
+    """GRPO's loss of a minibatch of whole groups.
 
-    logprobs float32 [M, T] of the targets; mean_logprobs float32 [M, T], the mean log-prob over the tokens that may be
-    produced; weights (of `token_weights`) float32 [M, T].
+    Inputs: inputs (pixels or features of B images), completion_ids int32, weights (of `token_weights`), old_logprobs,
+    ref_logprobs float32, each [M, T], advantages float32 [M]. Returns the loss and statistics named by STATS.
     """
-    smoothed = (1.0 - label_smoothing) * logprobs + label_smoothing * mean_logprobs
-    return -weighted_sum(ops.where(weights > 0, smoothed, 0.0), weights)
+
+    STATS = (*GRPO_STATS, "entropy")
+
+    def __init__(self, policy: Policy, config: Config) -> None:
+        super().__init__()
+        self.policy = policy
+        self.temperature = config.grpo.temperature
+        self.top_k = config.grpo.top_k
+        self.clip_eps_low = config.grpo.clip_eps_low
+        self.clip_eps_high = config.grpo.clip_eps_high
+        self.kl_coef = config.kl.coef
+        self.importance_weight = config.kl.importance_weight
+        self.token_logprobs = TokenLogprobs()
+
+    def construct(
+        self,
+        inputs: Tensor,
+        completion_ids: Tensor,
+        weights: Tensor,
+        old_logprobs: Tensor,
+        ref_logprobs: Tensor,
+        advantages: Tensor,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        tokens = completion_ids.reshape(-1)
+        logits = token_logits(self.policy, inputs, completion_ids)
+        logits = policy_logits(logits, self.temperature, self.top_k, tokens)
+        logprobs, _, entropy, _ = self.token_logprobs(logits, tokens)
+        loss, stats = grpo_loss(
+            logprobs.reshape(weights.shape),
+            old_logprobs,
+            ref_logprobs,
+            advantages,
+            weights,
+            clip_eps_low=self.clip_eps_low,
+            clip_eps_high=self.clip_eps_high,
+            kl_coef=self.kl_coef,
+            importance_weight=self.importance_weight,
+        )
+        return loss, (*stats, weighted_sum(entropy.reshape(weights.shape), weights))
+
+
+class LogprobCell(nn.Cell):
+    """Log-probs of given completions under the sampled distribution: the reference policy of a rollout.
+
+    Inputs: inputs (pixels or features), completion_ids int32 [M, T]. Returns float32 [M, T].
+    """
+
+    def __init__(self, policy: Policy, temperature: float, top_k: int) -> None:
+        super().__init__()
+        self.policy = policy
+        self.temperature = temperature
+        self.top_k = top_k
+
+    def construct(self, inputs: Tensor, completion_ids: Tensor) -> Tensor:
+        tokens = completion_ids.reshape(-1)
+        logits = token_logits(self.policy, inputs, completion_ids)
+        logits = policy_logits(logits, self.temperature, self.top_k, tokens)
+        return select(ops.log_softmax(logits, -1), tokens).reshape(completion_ids.shape)

@@ -6,43 +6,27 @@ writes them.
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 from safetensors import SafetensorError, safe_open
 
-from src.config.schema import Config
 from src.data.tokenizer import Tokenizer, load_tokenizer
-from src.models.captioner.policy import Captioner, build_captioner
+from src.models.policy import Policy
 from src.runtime.errors import InputError
 
 FORMAT = "2"
 
 
-def load_captioner(config: Config, checkpoint: Path, *, cached: bool) -> tuple[Captioner, Tokenizer]:
-    """The captioner of a checkpoint and its tokenizer. Errors: InputError where configuration and file do not fit."""
-    tokenizer = load_run_tokenizer(checkpoint)
-    captioner = build_captioner(config, tokenizer.allowed, cached=cached)
-    state = load_checkpoint(checkpoint, captioner)
-    check_tokenizer(checkpoint, state, tokenizer)
-    exported_with = state.get("mindspore", ms.__version__)  # only exported folders say
-    if exported_with != ms.__version__:
-        say = f"warning: {checkpoint} was exported with MindSpore {exported_with}, this is {ms.__version__}"
-        print(f"{say}: a caption may differ where two tokens are nearly as probable", file=sys.stderr)
-    return captioner, tokenizer
-
-
-def load_checkpoint(path: Path, captioner: Captioner, optimizer_state: dict | None = None) -> dict[str, Any]:
+def load_checkpoint(path: Path, policy: Policy, optimizer_state: dict | None = None) -> dict[str, Any]:
     """Load parameters (and the optimiser's) in place, and return the state.
 
     Errors: InputError where the file is missing, damaged, or of another model: names the first differing parameter.
     """
     state, arrays = read_checkpoint(path)
-    targets = {f"model.{name}": value for name, value in captioner.parameters_and_names()}
+    targets = {f"model.{name}": value for name, value in policy.saved_parameters().items()}
     targets |= {f"optimizer.{name}": value for name, value in (optimizer_state or {}).items()}
     for name, parameter in targets.items():
         if name not in arrays:

@@ -3,7 +3,7 @@
 Letters: M completions, k rewards.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -22,20 +22,23 @@ Reward = Callable[[Completions], np.ndarray]  # float [M]
 class Rewards:
     """The rewards whose weight is not 0. names: k of them; weights: float64 [k].
 
-    ground_truths: tokenised captions of every training image; image_ids: theirs, in the same order; answerer:
-    builds the answering model of caprl. Errors: InputError where caprl lacks questions or an answering model.
+    ground_truths: tokenised captions of every training image, by its id; decode: the texts of ids and mask [M, T], and
+    whether they ended; split: what makes words of a text; answerer: builds the answering model of caprl.
+    Errors: InputError where caprl lacks questions or an answering model.
     """
 
     def __init__(
         self,
         config: Config,
-        ground_truths: Sequence[Sequence[str]],
-        image_ids: Sequence[ImageId],
+        ground_truths: Mapping[ImageId, Sequence[str]],
+        decode: Callable[[np.ndarray, np.ndarray], tuple[list[str], np.ndarray]],
+        split: Callable[[str], list[str]],
         answerer: Callable[[], Answerer],
     ) -> None:
+        truths = list(ground_truths.values())
         build: dict[str, Callable[[], Reward]] = {
-            "cider": lambda: CiderReward(ground_truths, config.cider),
-            "caprl": lambda: build_caprl(config, image_ids, answerer),
+            "cider": lambda: CiderReward(truths, config.cider),
+            "caprl": lambda: build_caprl(config, list(ground_truths), answerer),
             "length": lambda: partial(shape.length, config=config.length),
             "repetition": lambda: shape.repetition,
         }
@@ -43,10 +46,16 @@ class Rewards:
         self.names = tuple(active)
         self.weights = np.array(list(active.values()))
         self._rewards = {name: build[name]() for name in active}
+        self._decode, self._split = decode, split
 
-    def __call__(self, completions: Completions) -> np.ndarray:
-        """Rewards float32 [M, k], which is how they cross between workers. NaN is missing."""
-        return np.stack([reward(completions) for reward in self._rewards.values()], 1).astype(np.float32)
+    def __call__(
+        self, rollout: int, rows: np.ndarray, image_rows: np.ndarray, ids: np.ndarray, mask: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Which of M completions ended, bool [M], and their rewards float32 [M, k], which is how they cross between
+        workers; NaN is missing. rollout, rows, image_rows: as in Completions; ids, mask: [M, T]."""
+        texts, ended = self._decode(ids, mask)
+        completions = Completions(rollout, rows, image_rows, texts, ended, self._split)
+        return ended, np.stack([reward(completions) for reward in self._rewards.values()], 1).astype(np.float32)
 
     @property
     def failures(self) -> np.ndarray | None:

@@ -19,12 +19,15 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn
 
-_SOURCES = Path(__file__).parent
+from src.runtime.files import ROOT
+
+# What graphs are made of, below src/; editing any other file compiles nothing again.
+GRAPH_FILES = ("models/**/*.py", "decoding/*.py", "losses/*.py", "training/optim.py", "training/step.py")
 
 _folder: Path | None = None  # of this process
 _graphs = 0  # that this process has kept or found
 
-Keep = Callable[[str, nn.Cell], Callable[..., Any]]  # GraphCache.keep, or a stand-in without a cache
+Compile = Callable[[str, nn.Cell], Callable[..., Any]]  # GraphCache.compile, or a stand-in without a cache
 
 
 class GraphCache:
@@ -36,12 +39,12 @@ class GraphCache:
     def __init__(self, folder: Path, made_from: Mapping[str, Any]) -> None:
         self.folder = folder
         digest = hashlib.sha256()
-        for file in sorted(_SOURCES.rglob("*.py")):
+        for file in sorted(file for pattern in GRAPH_FILES for file in (ROOT / "src").glob(pattern)):
             digest.update(file.read_bytes())
         device = [ms.__version__, ms.get_context("device_target"), os.environ.get("ONEDNN_MAX_CPU_ISA")]
         self.made_from = [digest.hexdigest(), device, made_from]
 
-    def keep(self, name: str, cell: nn.Cell) -> Callable[..., Any]:
+    def compile(self, name: str, cell: nn.Cell) -> Callable[..., Any]:
         """`cell` as a function that is compiled once for all runs. It must always be called with the same shapes."""
         if ms.get_context("mode") != ms.GRAPH_MODE or not Path(sys.argv[0]).is_file():
             return cell  # MindSpore reads the program's file, which a notebook does not have
@@ -51,8 +54,7 @@ class GraphCache:
             if compiled:
                 return cell(*inputs)
             compiled.append(True)
-            shapes = [[str(value.dtype), value.shape] for value in inputs]
-            key = hashlib.sha256(json.dumps([self.made_from, name, shapes]).encode()).hexdigest()
+            key = hashlib.sha256(json.dumps([self.made_from, name, _shapes(inputs)]).encode()).hexdigest()
             with _claimed(self.folder / key[:32], key) as folder:
                 if folder is None:
                     return cell(*inputs)
@@ -68,6 +70,13 @@ class GraphCache:
                             os.environ[variable] = value
 
         return call
+
+
+def _shapes(inputs: Any) -> Any:
+    """Types and shapes of tensors, nested as they are."""
+    if isinstance(inputs, tuple):
+        return [_shapes(value) for value in inputs]
+    return [str(inputs.dtype), inputs.shape]
 
 
 @contextlib.contextmanager

@@ -1,24 +1,18 @@
-"""Stage 1: cross-entropy on all captions of an image with one encoding.
+"""Cross-entropy on all captions of an image with one encoding: what an epoch of updates is made of.
 
-Letters: B images, K captions per image, M = B*K rows (row = b*K + k), T tokens.
+Letters: B images, K captions per image, M = B*K rows (row = b*K + k), T tokens, D width.
 """
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from src.losses.cells import CELossCell
-from src.losses.grpo import token_weights
-from src.models.checkpoint import load_checkpoint
-from src.runtime.progress import Progress
+from src.losses.cross_entropy import CELossCell
+from src.losses.tokens import token_weights
 from src.runtime.rng import generator, keep_masks, permutation
-from src.training.checkpoint import optimizer_parameters
-from src.training.optim import build_optimizer, learning_rates
+from src.training.loop import Batch
 from src.training.run import Run
-from src.training.run_folder import FIRST
-from src.training.step import build_loss_scale, build_step
 
 
 class CaptionTargets:
@@ -47,97 +41,63 @@ class CaptionTargets:
         return ids.reshape(-1, ids.shape[2]), mask.reshape(-1, ids.shape[2])
 
 
-def run_ce(run: Run) -> None:
-    """Train from the state of `run` until ce.patience or ce.epochs ends, validating after every `eval.every` epochs."""
-    config = run.config
-    ce = config.ce
-    targets = CaptionTargets(run)
-    if targets.cut:
-        run.say(f"{targets.cut} of {len(targets.ids)} captions are longer than ce.tokens={ce.tokens} and were cut")
-    steps_per_epoch = -(-len(run.dataset.records["train"]) // ce.batch_images)
-    total_steps = ce.epochs * steps_per_epoch
-    rates = learning_rates(ce.optimizer, total_steps)
-    optimizer = build_optimizer(run.captioner.trained_parameters(), ce.optimizer, rates)
-    loss_scale = build_loss_scale(config.precision)
-    optimizer_state = optimizer_parameters(optimizer, run.captioner, loss_scale)
-    if run.resumed is not None:
-        load_checkpoint(run.resumed, run.captioner, optimizer_state)
-    run.workers.broadcast([*run.captioner.get_parameters(), *optimizer_state.values()])
-    if run.resumed is None:
-        run.save("last", optimizer_state)
-    loss_cell = CELossCell(run.captioner, run.tokenizer.bos_id, run.tokenizer.allowed, ce.label_smoothing)
-    take_step = build_step(
-        loss_cell, optimizer, loss_scale, ce.optimizer.grad_clip, ce.micro_batches, run.workers.size, run.graphs.keep
-    )
-    bar = Progress("CE", total_steps, "step", start=run.state["step"])
-    for epoch in range(run.state["step"] // steps_per_epoch, ce.epochs):
-        if out_of_patience(run.state, config.eval.every * steps_per_epoch, ce.patience):
-            run.say(f"CE ends after epoch {epoch}: none of the last {ce.patience} validations was better (ce.patience)")
-            break
-        first = run.state["step"] - epoch * steps_per_epoch
-        for inputs, ids, weights in _epoch_batches(run, targets, epoch, first):
+class CrossEntropy:
+    """The objective of stage ce; a unit is an epoch (see Objective in src/training/loop.py)."""
+
+    label, unit = "CE", "epoch"
+    validates_first = False
+    resumes_within_unit = True
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.settings = run, run.config.ce
+        self.targets = CaptionTargets(run)
+        self.images = len(run.dataset.records["train"])
+        self.units = self.settings.epochs
+        self.updates = -(-self.images // self.settings.batch_images)
+        self.save_steps = self.settings.save_steps
+        self.loss_cell = CELossCell(run.policy, self.settings.label_smoothing)
+        if self.targets.cut:
+            cut, limit = f"{self.targets.cut} of {len(self.targets.ids)} captions", f"ce.tokens={self.settings.tokens}"
+            run.say(f"{cut} are longer than {limit} and were cut")
+
+    def ends_before(self, epoch: int) -> str | None:
+        """Why training ends before `epoch`: none of the last ce.patience validations was the best; None if not."""
+        patience, state = self.settings.patience, self.run.state
+        if not out_of_patience(state.step, state.best_step, patience * self.run.config.eval.every * self.updates):
+            return None
+        return f"CE ends after epoch {epoch}: none of the last {patience} validations was better (ce.patience)"
+
+    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """This worker's share of each batch of an epoch from its update `first` on.
+
+        The last batch is padded with masked images. Weights count the tokens of the whole batch.
+        """
+        size, share, seed = self.settings.batch_images, self.run.workers.share, self.run.config.seed
+        order = permutation("data", seed, (epoch,), self.images)
+        places = np.minimum(np.arange(self.updates * size), len(order) - 1).reshape(-1, size)[first:]
+        batches = [order[rows] for rows in places]
+        for number, inputs in enumerate(self.run.train_source.batches(list(map(share, batches))), first):
             started = time.perf_counter()
-            keep = _dropout(run, len(ids), ids.shape[1])
-            values = take_step(inputs, ids, weights, *keep)
-            run.check_finite(values)
-            seconds = time.perf_counter() - started
-            run.state["seconds"] += seconds
-            run.state["step"] += 1
-            step = run.state["step"]
-            if step % config.log_every == 0:
-                names = ("train/loss", "train/grad_norm", "train/token_accuracy", "train/loss_scale")
-                logged = dict(zip(names, values)) | {"time/update_s": seconds}
-                logged["train/lr"] = rates[step - 1]
-                run.log(logged)
-            bar.update(note=f"loss {values[0]:.3f}")
-            ended = step % steps_per_epoch == 0  # then validation comes first, so that a resumed run does not miss it
-            if not ended:
-                stopping = run.must_stop()
-                if stopping or (ce.save_steps and step % ce.save_steps == 0):
-                    run.save("last", optimizer_state)
-                if stopping:
-                    run.stop()
-        if (epoch + 1) % config.eval.every == 0 or epoch + 1 == ce.epochs:
-            scores = run.validate()
-            run.log(scores)
-            run.say(
-                f"CE epoch {epoch + 1}/{ce.epochs}: loss {values[0]:.3f}, val CIDEr {100 * scores['val/CIDEr']:.1f}"
-            )
-        if config.select == "original" and epoch == 0:
-            run.save(FIRST)
-        run.save("last", optimizer_state)
-        if run.must_stop():
-            run.stop()
-    bar.close()
+            ids, mask = self.targets.batch(batches[number - first], min(size, len(order) - number * size), epoch)
+            ids, weights = share(ids), share(token_weights(mask, "token"))
+            arrays = (inputs, ids, weights, *self._dropout(epoch * self.updates + number, *ids.shape))
+            yield Batch(arrays, time.perf_counter() - started)
+
+    def _dropout(self, step: int, rows: int, tokens: int) -> list[np.ndarray]:
+        """Dropout masks bool [M, T, D] of this worker's rows, one for each dropout site of the policy."""
+        rates = np.array(self.run.policy.dropout_sites)
+        if not len(rates):
+            return []
+        shape = (len(rates), tokens, self.run.policy.width)
+        first_row = self.run.workers.rank * rows
+        keep = keep_masks(self.run.config.seed, step, first_row, rows, shape, rates.reshape(-1, 1, 1))
+        return [np.ascontiguousarray(keep[:, site]) for site in range(len(rates))]
+
+    def describe(self, stats: dict[str, float]) -> str:
+        """What the progress bar and the line of an epoch say of its last update."""
+        return f"loss {stats['loss']:.3f}"
 
 
-def out_of_patience(state: dict[str, Any], validation_steps: int, patience: int) -> bool:
-    """Whether the last `patience` validations, one every `validation_steps` steps, all missed the best; never for 0."""
-    return patience > 0 and state["step"] - state["best_step"] >= patience * validation_steps
-
-
-def _epoch_batches(run: Run, targets: CaptionTargets, epoch: int, first: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """This worker's inputs, ids and token weights of each step of an epoch from step `first` on.
-
-    The last batch is padded with masked images. Weights count the tokens of the whole batch.
-    """
-    size, share = run.config.ce.batch_images, run.workers.share
-    order = permutation("data", run.config.seed, (epoch,), len(run.dataset.records["train"]))
-    places = np.minimum(np.arange(-(-len(order) // size) * size), len(order) - 1).reshape(-1, size)[first:]
-    batches = [order[rows] for rows in places]
-    for offset, (images, inputs) in enumerate(zip(batches, run.train_source.batches(list(map(share, batches))))):
-        real = min(size, len(order) - (first + offset) * size)
-        ids, mask = targets.batch(images, real, epoch)
-        yield inputs, share(ids), share(token_weights(mask, "token"))
-
-
-def _dropout(run: Run, rows: int, tokens: int) -> list[np.ndarray]:
-    """Dropout masks bool [M, T, D] of this worker's rows, one for each site of the decoder; none where rates are 0."""
-    decoder = run.captioner.decoder
-    rates = np.array(decoder.dropout_rates)
-    if not rates.any():
-        return []
-    shape = (len(rates), tokens, decoder.width)
-    first_row = run.workers.rank * rows
-    keep = keep_masks(run.config.seed, run.state["step"], first_row, rows, shape, rates.reshape(-1, 1, 1))
-    return [np.ascontiguousarray(keep[:, site]) for site in range(len(rates))]
+def out_of_patience(step: int, best_step: int, steps: int) -> bool:
+    """Whether the last `steps` updates brought no better validation; never for 0."""
+    return steps > 0 and step - best_step >= steps

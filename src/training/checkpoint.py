@@ -16,20 +16,18 @@ from mindspore import Parameter
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from src.models.captioner.policy import Captioner
 from src.models.checkpoint import FORMAT, arrays_digest, read_checkpoint
+from src.models.policy import Policy
 from src.runtime.errors import InputError
 from src.runtime.files import whole_file
 
 
-def save_checkpoint(
-    path: Path, captioner: Captioner, state: dict[str, Any], optimizer_state: dict | None = None
-) -> None:
+def save_checkpoint(path: Path, policy: Policy, state: dict[str, Any], optimizer_state: dict | None = None) -> None:
     """Write parameters, `state` (JSON) and, for a checkpoint to go on from, the optimiser's parameters.
 
     Errors: InputError where the folder cannot be written or the disk is full; the file before stays.
     """
-    arrays = {f"model.{name}": value.asnumpy() for name, value in captioner.parameters_and_names()}
+    arrays = {f"model.{name}": value.asnumpy() for name, value in policy.saved_parameters().items()}
     arrays |= {f"optimizer.{name}": value.asnumpy() for name, value in (optimizer_state or {}).items()}
     arrays = {name: np.asarray(value, order="C") for name, value in arrays.items()}
     metadata = {"format": FORMAT, "state": json.dumps(state)}
@@ -77,9 +75,9 @@ def find_last(folder: Path) -> Path | None:
     return previous if previous.is_file() else None
 
 
-def optimizer_parameters(optimizer: Any, captioner: Captioner, loss_scale: Any) -> dict[str, Parameter]:
+def optimizer_parameters(optimizer: Any, policy: Policy, loss_scale: Any) -> dict[str, Parameter]:
     """Step counter and moments of MindFormers' AdamW, named after the captioner's parameters, and the loss scale's."""
-    names = {id(parameter): name for name, parameter in captioner.parameters_and_names()}
+    names = {id(parameter): name for name, parameter in policy.parameters_and_names()}
     state = {"global_step": optimizer.global_step}
     for parameter, first, second in zip(optimizer.parameters, optimizer.exp_avg, optimizer.exp_avg_sq):
         state[f"exp_avg.{names[id(parameter)]}"] = first

@@ -1,92 +1,109 @@
-"""A run: its folder, its parts, what it goes on from, and how it ends."""
+"""A run: its folder, its parts, what it starts or resumes from, and how it ends."""
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 
 from src import __version__
-from src.config.load import resolved
 from src.config.rules import check_sizes
 from src.config.schema import Config
-from src.data.dataset import Dataset, build_tokenizer, load_dataset, padded_batches
+from src.data.dataset import Dataset, build_tokenizer, load_dataset
 from src.data.features import FeatureSource
 from src.data.images import ImageSource
-from src.data.tokenizer import Tokenizer
+from src.data.tokenizer import Tokenizer, decode_completions
+from src.decoding.generation import Outputs, compile_generation
 from src.decoding.sampler import GreedyDecoder
-from src.models.captioner.policy import Captioner, build_captioner
+from src.models.build import build_policy
 from src.models.checkpoint import check_tokenizer, load_checkpoint, load_run_tokenizer, read_state
+from src.models.policy import Policy
 from src.rewards.cider import corpus_cider
 from src.rewards.mixture import Rewards
 from src.runtime.compile_cache import GraphCache
 from src.runtime.environment import on_signals, start_time
 from src.runtime.errors import RunStopped, Terminated, TimeLimit
 from src.runtime.files import file_digest, whole_file
-from src.runtime.progress import Progress, say, warn
+from src.runtime.progress import say, warn
 from src.runtime.workers import Workers
 from src.training.answerer import build_answerer
 from src.training.checkpoint import find_last, save_checkpoint
 from src.training.features import build_sources
+from src.training.graphs import graph_cache
 from src.training.metrics import MetricsWriter, open_metrics
 from src.training.notices import list_skipped, say_before_training
 from src.training.run_folder import COMPLETED, check_data, data_state, open_run_folder, saved_state
+from src.training.split_batches import SplitBatches
 from src.training.watch import Watch
 
-# Keys and sections that no graph holds a value of.
-NOT_IN_GRAPHS: tuple[str, ...] = (
-    "seed",
-    "output_root",
-    "name",
-    "device_id",
-    "fresh",
-    "stop_after_minutes",
-    "log_every",
-    "select",
-)
-NOT_IN_GRAPHS += ("init_config", "init_checkpoint", "data", "demo", "tokenizer", "rewards", "cider", "caprl", "length")
+
+@dataclass
+class TrainingState:
+    """What a checkpoint keeps beside parameters.
+
+    step: updates made; seconds: of sampling, rewards and updates; best_score: the best validation CIDEr, at best_step.
+    data: identifies the splits (data_state); init: digest of the checkpoint that the run started from.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best_score: float = -1.0
+    best_step: int = 0
+    data: dict[str, dict[str, Any]] | None = None
+    init: str | None = None
+
+    @classmethod
+    def from_saved(cls, saved: dict[str, Any]) -> "TrainingState":
+        """The state of a checkpoint, without what says how it was made."""
+        return cls(**{name: saved[name] for name in (entry.name for entry in fields(cls)) if name in saved})
+
+    def to_save(self) -> dict[str, Any]:
+        """JSON values."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass
 class Run:
-    """The parts of a stage. `state` is what a checkpoint keeps beside parameters: step, seconds (of sampling,
-    rewards and updates), best_score and the like. `resumed` is the checkpoint that the run goes on from."""
+    """The parts of a stage. resumed: the checkpoint that it resumes from; optimizer_state: what `last` holds too."""
 
     config: Config
     folder: Path
     dataset: Dataset
     tokenizer: Tokenizer
-    captioner: Captioner
+    policy: Policy
+    reference: Policy | None  # of RL
     train_source: ImageSource | FeatureSource
-    val_source: ImageSource | FeatureSource
-    state: dict[str, Any]
+    val_batches: SplitBatches
+    state: TrainingState
     rewards: Rewards | None  # of RL
     metrics: MetricsWriter | None
     graphs: GraphCache
-    greedy: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    greedy: Callable[[Tensor], Outputs]
     workers: Workers
     watch: Watch
     resumed: Path | None
+    optimizer_state: dict[str, Parameter] = field(default_factory=dict)
     terminated: list[bool] = field(default_factory=list)
     began: tuple[int, str] = (0, "")  # step, and digest of the trained weights, where this process begins
 
-    def save(self, name: str, optimizer_state: dict | None = None) -> None:
+    def save(self, name: str) -> None:
         """Write checkpoints/<name> with the present parameters and state; the first worker does."""
         if self.workers.is_first:
             made_by = {"stage": self.config.stage, "tokenizer": self.tokenizer.fingerprint, "version": __version__}
-            save_checkpoint(self.folder / "checkpoints" / name, self.captioner, self.state | made_by, optimizer_state)
+            optimizer_state = self.optimizer_state if name == "last" else None
+            state = self.state.to_save() | made_by
+            save_checkpoint(self.folder / "checkpoints" / name, self.policy, state, optimizer_state)
 
     def log(self, values: dict[str, float]) -> None:
         """Write one line of metrics.jsonl for the present step, with the seconds spent so far."""
         if self.metrics is not None:
-            self.metrics.write(self.state["step"], values | {"time/total_s": self.state["seconds"]})
+            self.metrics.write(self.state.step, values | {"time/total_s": self.state.seconds})
 
     def say(self, text: str) -> None:
         """Print a line beside the progress bar; the first worker does."""
@@ -96,30 +113,28 @@ class Run:
     def validate(self) -> dict[str, float]:
         """Score greedy captions of the validation split by CIDEr; a better score than any before is kept as `best`."""
         image_ids = [record.image_id for record in self.dataset.records["val"]]
-        size = self.config.eval.batch_images
-        captions, lengths, ended = decode_images(
-            self.greedy, self.tokenizer, self.val_source, len(image_ids), size, self.workers, "validation"
-        )
+        ids, mask = self.val_batches.map("validation", lambda _, inputs: self.greedy(inputs)[:2])
+        captions, ended = decode_completions(self.tokenizer, self.policy.token_ids.eos, ids, mask)
         if self.metrics is not None:
-            self.metrics.write_captions(self.state["step"], captions)
+            self.metrics.write_captions(self.state.step, captions)
         words = [" ".join(self.dataset.words.split(caption)) for caption in captions]
         score = corpus_cider(dict(zip(image_ids, words)), self.dataset.by_image_id("val"))
         self.watch.validation(score, truncated=1 - ended.mean(), images=len(image_ids))
-        if score > self.state["best_score"]:
-            self.state.update(best_score=score, best_step=self.state["step"])
+        if score > self.state.best_score:
+            self.state.best_score, self.state.best_step = score, self.state.step
             self.save("best")
-        return {"val/CIDEr": score, "val/length_mean": float(lengths.mean()), "val/distinct": len(set(captions))}
+        return {"val/CIDEr": score, "val/length_mean": float(mask.sum(1).mean()), "val/distinct": len(set(captions))}
 
-    def check_finite(self, values: np.ndarray) -> None:
-        """Raise RunStopped where the loss or the gradient norm of a step, the first two of `values`, is not finite.
+    def check_finite(self, stats: dict[str, float]) -> None:
+        """Raise RunStopped where the loss or the gradient norm of a step is not finite.
 
-        With float16 the norm may overflow, which leaves the update out, while its scale, the last, can still fall.
+        With float16 the norm may overflow, which leaves the update out, while the loss scale can still fall.
         """
-        overflow = self.config.precision == "float16" and np.isfinite(values[0]) and values[-1] > 1
-        if not np.isfinite(values[:2]).all() and not overflow:
+        overflow = np.isfinite(stats["loss"]) and stats.get("loss_scale", 0.0) > 1
+        if not np.isfinite([stats["loss"], stats["grad_norm"]]).all() and not overflow:
             last = self.folder / "checkpoints" / "last"
-            step = self.state["step"] + 1
-            raise RunStopped(f"the loss is not finite at step {step}; {last} is the last good one")
+            step = self.state.step + 1
+            raise RunStopped(f"the loss is not finite at step {step}; the last good checkpoint is {last}")
 
     def must_stop(self) -> bool:
         """Whether SIGTERM or Ctrl-C has arrived at any worker or the time is up: the same answer on all."""
@@ -132,7 +147,9 @@ class Run:
     def stop(self) -> None:
         """End the run, whose last checkpoint is saved."""
         terminated = self.workers.any(bool(self.terminated))  # also waits: msrun kills the others when one has ended
-        rest = f"at step {self.state['step']}; {self.folder / 'checkpoints/last'} is saved, the same command goes on"
+        rest = (
+            f"at step {self.state.step}; {self.folder / 'checkpoints/last'} is saved, the same command resumes the run"
+        )
         if terminated:
             raise Terminated(f"ended by SIGTERM or Ctrl-C {rest}")
         raise TimeLimit(f"stop_after_minutes={self.config.stop_after_minutes:g} is reached {rest}")
@@ -140,7 +157,7 @@ class Run:
     def digest(self) -> str:
         """SHA-256 of the trained weights, hexadecimal."""
         digest = hashlib.sha256()
-        for parameter in self.captioner.trained_parameters():
+        for parameter in self.policy.trained_parameters():
             digest.update(parameter.asnumpy().tobytes())
         return digest.hexdigest()
 
@@ -148,39 +165,17 @@ class Run:
         """Mark the run as finished."""
         step, weights = self.began
         if self.workers.is_first:
-            if self.state["step"] > step:
+            if self.state.step > step:
                 self.watch.finished(weights, self.digest())
             with whole_file(self.folder / COMPLETED) as partial:
-                partial.write_text(json.dumps(self.state) + "\n")
+                partial.write_text(json.dumps(self.state.to_save()) + "\n")
         self.workers.wait()
 
 
-def decode_images(
-    decoder: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
-    tokenizer: Tokenizer,
-    source: ImageSource | FeatureSource,
-    images: int,
-    batch_images: int,
-    workers: Workers,
-    description: str,
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The caption that `decoder` (greedy or beams) gives each of all `images` of `source`, in order, on every worker.
-
-    Also their lengths in tokens with the EOS, float [n], and whether they end in an EOS, bool [n].
-    description: of the progress that is shown.
-    """
-    batches = [workers.share(batch) for batch in padded_batches(images, workers.multiple(batch_images))]
-    inputs = Progress(description, len(batches), "batch").over(source.batches(batches))
-    decoded = [[output.asnumpy() for output in decoder(Tensor(batch))[:2]] for batch in inputs]
-    own = [np.concatenate(rows) for rows in zip(*decoded)]
-    ids, mask = (rows[:images] for rows in workers.gather(own, len(batches)))
-    return [tokenizer.decode(row) for row in ids], mask.sum(1), (ids == tokenizer.eos_id).any(1)
-
-
 def start_run(config: Config, folder: Path, init: Path | None, workers: Workers) -> Run:
-    """Build all parts and load what the run goes on from: its own last checkpoint, or `init` (parameters only).
+    """Build all parts and load what the run resumes from, its own last checkpoint, or `init` (parameters only).
 
-    What can be wrong with the input is found before the run folder is opened, and so before fresh=true deletes a run.
+    Wrong input is found before the run folder is opened, and so before fresh=true deletes a run.
     """
     with workers.first_alone():
         dataset = load_dataset(config)
@@ -194,72 +189,65 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
     start = init or (last if "init" in saved else None)
     tokenizer = build_tokenizer(config, dataset) if start is None else load_run_tokenizer(start)
     images = len(dataset.records["train"])
+    first_encoder = config.encoder.checkpoint if last is None and init is None else None
+    cached = not config.encoder.trainable
+    policy = build_policy(config, tokenizer.token_ids, cached=cached, checkpoint=first_encoder)
     rewards = None
     if config.stage != "ce":
         check_sizes(config, images, tokenizer.vocab_size)
-        answerer = partial(build_answerer, config.caprl, dataset.words.language)
-        image_ids = [record.image_id for record in dataset.records["train"]]
-        rewards = Rewards(config, dataset.ground_truths["train"], image_ids, answerer)
-    cached = not config.encoder.trainable
-    weights = last or init
-    checkpoint = None if weights is not None else config.encoder.checkpoint
-    captioner = build_captioner(config, tokenizer.allowed, cached=cached, checkpoint=checkpoint)
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0, "best_score": -1.0, "best_step": 0}
-    state["data"] = data_state(dataset.records)
-    if init is not None:
-        state["init"] = file_digest(init)
-    state |= saved
-    if weights is not None:
-        check_tokenizer(weights, read_state(weights), tokenizer)
-        load_checkpoint(weights, captioner)
+        rewards = _build_rewards(config, dataset, tokenizer, policy)
+    reference = None
+    for weights in (init, last):
+        if weights is not None:
+            check_tokenizer(weights, read_state(weights), tokenizer)
+            load_checkpoint(weights, policy)
+        if weights is init and rewards is not None:
+            reference = policy.reference()
+    state = TrainingState(data=data_state(dataset.records), init=None if init is None else file_digest(init))
+    if last is not None:
+        state = TrainingState.from_saved(state.to_save() | saved)
     graphs = graph_cache(config, tokenizer, workers, images)
-    train_source, val_source = build_sources(config, dataset.records, ("train", "val"), captioner.encoder, workers)
+    train_source, val_source = build_sources(config, dataset.records, ("train", "val"), policy.encoder, workers)
     if workers.is_first:
         open_run_folder(config)
         list_skipped(folder, dataset)
         tokenizer.save(folder / "tokenizer.json")
-    first_step = 0 if last is None else state["step"] + 1
+    validation = dataset.records["val"]
     run = Run(
         config=config,
         folder=folder,
         dataset=dataset,
         tokenizer=tokenizer,
-        captioner=captioner,
+        policy=policy,
+        reference=reference,
         train_source=train_source,
-        val_source=val_source,
-        rewards=rewards,
+        val_batches=SplitBatches(val_source, len(validation), config.eval.batch_images, workers),
         state=state,
-        metrics=open_metrics(config, dataset.records["val"], first_step) if workers.is_first else None,
+        rewards=rewards,
+        metrics=open_metrics(config, validation, 0 if last is None else state.step + 1) if workers.is_first else None,
         graphs=graphs,
-        greedy=graphs.keep("greedy", GreedyDecoder(captioner, tokenizer.specials, config.eval.tokens)),
+        greedy=compile_generation("greedy", GreedyDecoder(policy, config.eval.tokens), graphs.compile),
         workers=workers,
         watch=Watch(config, warn if workers.is_first else None),
         resumed=last,
     )
-    run.began = (state["step"], run.digest())
+    run.began = (state.step, run.digest())
     flat = [caption for captions in dataset.ground_truths["train"] for caption in captions]
     run.watch.captions([tokenizer.encode(caption) for caption in flat[:: -(-len(flat) // 10_000)]], tokenizer.unk_id)
     on_signals(lambda: run.terminated.append(True))
     return run
 
 
-def graph_cache(config: Config, tokenizer: Tokenizer, workers: Workers, train_images: int = 0) -> GraphCache:
-    """Where the graphs of a run are kept: in the cache folder, or where CAPTIONER_GRAPHS says.
-
-    train_images: the learning rate's schedule counts them.
-    """
-    settings = {key: value for key, value in resolved(config).items() if key not in NOT_IN_GRAPHS}
-    settings |= {"image_size": config.data.image_size}
-    return GraphCache(
-        Path(os.environ.get("CAPTIONER_GRAPHS") or config.cache_folder / "graphs"),
-        {"config": settings, "tokens": tokenizer.fingerprint, "images": train_images, "workers": workers.size},
-    )
+def _build_rewards(config: Config, dataset: Dataset, tokenizer: Tokenizer, policy: Policy) -> Rewards:
+    decode = partial(decode_completions, tokenizer, policy.token_ids.eos)
+    answerer = partial(build_answerer, config.caprl, dataset.words.language)
+    return Rewards(config, dataset.by_image_id("train"), decode, dataset.words.split, answerer)
 
 
 def describe(run: Run, target: str) -> str:
     """One line for the start of a run."""
     config = run.config
-    trained = sum(int(np.prod(parameter.shape)) for parameter in run.captioner.trained_parameters())
+    trained = sum(int(np.prod(parameter.shape)) for parameter in run.policy.trained_parameters())
     images = ", ".join(f"{len(rows)} {split}" for split, rows in run.dataset.records.items())
     devices = target if run.workers.size == 1 else f"{run.workers.size} x {target}"
     encoder = "trained" if config.encoder.trainable else "frozen"

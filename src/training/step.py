@@ -4,7 +4,7 @@ With float16 products the loss is multiplied by a scale, lest small gradients be
 it (Micikevicius et al. 2018, section 3.2). An update whose gradients overflow is left out, and the scale is halved.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import mindspore as ms
 import mindspore.common.dtype as mstype
@@ -12,9 +12,9 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.amp import DynamicLossScaler
 
-from src.runtime.compile_cache import Keep
+from src.runtime.compile_cache import Compile
 
-Step = Callable[..., np.ndarray]
+Step = Callable[..., dict[str, float]]
 
 _EACH = ops.HyperMap()  # compiles faster than a loop
 _PRODUCT = ops.MatMul(transpose_b=True)
@@ -26,38 +26,34 @@ def build_loss_scale(precision: str) -> DynamicLossScaler | None:
     return DynamicLossScaler(scale_value=2.0**15, scale_factor=2, scale_window=1000) if precision == "float16" else None
 
 
-def build_step(
-    loss_cell: nn.Cell,
-    optimizer: nn.Optimizer,
-    loss_scale: DynamicLossScaler | None,
-    grad_clip: float,
-    micro_batches: int,
-    workers: int,
-    keep: Keep,
-) -> Step:
-    """An update as a function of the loss cell's inputs as arrays; `keep` makes a cell callable.
+def build_step(loss_cell: nn.Cell, update: "Update", micro_batches: int, compile_cell: Compile) -> Step:
+    """An update as a function of the loss cell's inputs as arrays.
 
-    It returns float32 [2 + k]: loss, gradient norm before clipping, then the loss cell's statistics, and last the
-    `loss_scale` if there is one. Where the loss or the norm is not finite nothing is updated; the caller sees it in
-    what is returned. The loss must be a sum over rows: then `micro_batches` parts give what one batch gives, and so do
-    the shares of several workers, over which gradients and results are summed.
+    It returns by name: `loss`, `grad_norm` before clipping, the loss cell's STATS, and `loss_scale` if there is one.
+    Where the loss or the norm is not finite nothing is updated; the caller sees it in what is returned. The loss must
+    be a sum over rows: then `micro_batches` parts give what one batch gives, and so do the shares of several workers,
+    over which gradients and results are summed.
     """
-    update = Update(optimizer, loss_scale, grad_clip, WorkerSum(workers))
+    names = ("loss", "grad_norm", *loss_cell.STATS, *(() if update.loss_scale is None else ("loss_scale",)))
     if micro_batches == 1:
-        step = keep("step", TrainStep(loss_cell, update))
-        return lambda *inputs: step(*map(Tensor, inputs)).asnumpy()
+        step = compile_cell("step", TrainStep(loss_cell, update))
+        return lambda *inputs: _named(names, step(*map(Tensor, inputs)))
     sums = GradientSum(loss_cell, update)
-    add_gradient = keep("gradient_sum", sums)
-    apply = keep("update", SummedUpdate(sums, update))
+    add_gradient = compile_cell("gradient_sum", sums)
+    apply = compile_cell("update", SummedUpdate(sums, update))
 
-    def step_in_parts(*inputs: np.ndarray) -> np.ndarray:
+    def step_in_parts(*inputs: np.ndarray) -> dict[str, float]:
         values = sum(
             add_gradient(*map(Tensor, parts)).asnumpy()
             for parts in zip(*(np.split(array, micro_batches) for array in inputs))
         )
-        return apply(Tensor(values)).asnumpy()
+        return _named(names, apply(Tensor(values)))
 
     return step_in_parts
+
+
+def _named(names: Sequence[str], values: Tensor) -> dict[str, float]:
+    return dict(zip(names, values.asnumpy().tolist(), strict=True))
 
 
 class WorkerSum(nn.Cell):
@@ -78,12 +74,12 @@ class WorkerSum(nn.Cell):
 class Update(nn.Cell):
     """Updates by the gradients of all workers.
 
-    Inputs: loss and statistics [1 + k], gradients (times the loss scale where there is one). Returns what `build_step`
-    says.
+    Inputs: loss and statistics [1 + k], gradients (times the loss scale where there is one). Returns the values that
+    `build_step` names, in its order.
     """
 
     def __init__(
-        self, optimizer: nn.Optimizer, loss_scale: DynamicLossScaler | None, grad_clip: float, worker_sum: WorkerSum
+        self, optimizer: nn.Optimizer, loss_scale: DynamicLossScaler | None, grad_clip: float, workers: int = 1
     ) -> None:
         super().__init__()
         self.optimizer = optimizer
@@ -91,7 +87,7 @@ class Update(nn.Cell):
         if loss_scale is not None:  # which is no cell: a kept graph takes the values of a cell's own parameters alone
             self.scale_state = ParameterTuple([loss_scale.scale_value, loss_scale.counter])
         self.grad_clip = grad_clip
-        self.worker_sum = worker_sum
+        self.worker_sum = WorkerSum(workers)
 
     def construct(self, values: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
         scale = self.loss_scale

@@ -1,6 +1,32 @@
-"""The device zones of training as cells."""
+"""The cells that a run compiles, with inputs of the configured sizes: what benchmark and readiness check look at.
 
+Letters: B images, G group size, M = B*G rows, T tokens, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
 from mindspore import Tensor, nn
+
+from src.config.schema import Config
+from src.data.tokenizer import TokenIds
+from src.decoding.beam import BeamDecoder
+from src.decoding.sampler import GreedyDecoder, GroupSampler
+from src.losses.cross_entropy import CELossCell
+from src.losses.grpo import GRPOLossCell, LogprobCell
+from src.models.build import build_policy
+from src.models.policy import Policy
+
+_PAD, _BOS, _EOS = range(3)
+
+
+class Zone(NamedTuple):
+    """A cell that a run compiles, with arrays of the shapes and types that it is called with."""
+
+    name: str
+    cell: nn.Cell
+    inputs: tuple[np.ndarray, ...]
 
 
 class Encode(nn.Cell):
@@ -12,3 +38,80 @@ class Encode(nn.Cell):
 
     def construct(self, pixels: Tensor) -> Tensor:
         return self.encoder(pixels)
+
+
+def synthetic_policy(config: Config, vocab: int, *, cached: bool, ends: bool = True) -> Policy:
+    """A policy with random weights. ends: whether the EOS may be sampled; else every caption has T tokens."""
+    allowed = np.ones(vocab, bool)
+    allowed[[_PAD, _BOS]] = False
+    allowed[_EOS] = ends
+    return build_policy(config, TokenIds(_PAD, _BOS, (_EOS,), allowed), cached=cached)
+
+
+def encoder_zone(config: Config, policy: Policy, images: int) -> Zone:
+    """Pixels of B images to features."""
+    return Zone("encoder", Encode(policy.encoder), (_pixels(config, images),))
+
+
+def decoder_zones(config: Config, policy: Policy) -> Iterator[Zone]:
+    """What evaluation decodes with: greedy, and beams where they are asked for."""
+    settings = config.eval
+    inputs = _inputs(config, policy, settings.batch_images)
+    yield Zone("greedy", GreedyDecoder(policy, settings.tokens), (inputs,))
+    if settings.beams > 1:
+        beams = BeamDecoder(policy, settings.tokens, settings.beams, settings.length_penalty, settings.block_trigrams)
+        yield Zone("beams", beams, (inputs,))
+
+
+def sampler_zone(config: Config, policy: Policy) -> Zone:
+    """B images and uniforms to groups of completions."""
+    rl, greedy = config.grpo, config.advantage.baseline == "greedy"
+    cell = GroupSampler(policy, rl.tokens, temperature=rl.temperature, top_k=rl.top_k, greedy=greedy)
+    inputs = _inputs(config, policy, rl.sample_images)
+    return Zone("sampler", cell, (inputs, _floats(rl.sample_images, rl.group_size, rl.tokens)))
+
+
+def reference_zone(config: Config, policy: Policy) -> Zone:
+    """The log-probs of the groups that were sampled."""
+    rl = config.grpo
+    ids = _ids(policy, rl.sample_images * rl.group_size, rl.tokens)
+    cell = LogprobCell(policy, temperature=rl.temperature, top_k=rl.top_k)
+    return Zone("reference", cell, (_inputs(config, policy, rl.sample_images), ids))
+
+
+def rl_loss_zone(config: Config, policy: Policy, images: int) -> Zone:
+    """GRPO's loss of B images x G completions, every token counted."""
+    shape = (images * config.grpo.group_size, config.grpo.tokens)
+    logprobs = _floats(*shape) - 1 - np.log(len(policy.token_ids.allowed), dtype=np.float32)  # near a fresh policy's
+    rows = (_ids(policy, *shape), _weights(*shape), logprobs, logprobs, _floats(shape[0]))
+    return Zone("loss", GRPOLossCell(policy, config), (_inputs(config, policy, images), *rows))
+
+
+def ce_loss_zone(config: Config, policy: Policy, images: int) -> Zone:
+    """Cross-entropy of B images x K captions, every token counted, with dropout."""
+    shape = (images * config.ce.captions_per_image, config.ce.tokens)
+    keep = [_floats(*shape, policy.width) >= rate for rate in policy.dropout_sites]
+    arrays = (_inputs(config, policy, images), _ids(policy, *shape), _weights(*shape), *keep)
+    return Zone("loss", CELossCell(policy, config.ce.label_smoothing), arrays)
+
+
+def _pixels(config: Config, images: int) -> np.ndarray:
+    return _floats(images, 3, config.data.image_size, config.data.image_size)
+
+
+def _inputs(config: Config, policy: Policy, images: int) -> np.ndarray:
+    if not policy.cached:
+        return _pixels(config, images)
+    return _floats(images, policy.encoder.tokens, policy.encoder.channels).astype(np.float16)
+
+
+def _weights(*shape: int) -> np.ndarray:
+    return np.full(shape, 1 / np.prod(shape), np.float32)
+
+
+def _floats(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).random(shape, np.float32)
+
+
+def _ids(policy: Policy, *shape: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(_EOS + 1, len(policy.token_ids.allowed), shape, np.int32)

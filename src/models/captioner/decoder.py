@@ -10,7 +10,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.config.schema import DecoderConfig
-from src.models.layers import MASKED, DecoderLayer, LayerNorm, Linear, attend
+from src.models.layers import MASKED, DecoderLayer, LayerNorm, Linear, attend, attention_weights
 
 Memory = tuple[tuple[Tensor, Tensor], ...]  # per layer: keys and values [B, H, N, d]
 
@@ -39,7 +39,8 @@ class Decoder(nn.Cell):
         width, vocab_size = config.width, len(allowed)
         self.width = width
         embedding_dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
-        self.dropout_rates = (embedding_dropout, *[config.dropout] * (3 * config.layers))
+        rates = (embedding_dropout, *[config.dropout] * (3 * config.layers))
+        self.dropout_sites = rates if max(rates) > 0 else ()
         self.memory_projection = Linear(channels, width, has_bias=False, dtype=dtype)
         self.memory_norm = LayerNorm(width)
         self.embedding = Parameter(initializer(Normal(1.0), (vocab_size, width)), name="embedding")
@@ -81,6 +82,16 @@ class Decoder(nn.Cell):
             states += (x,)
             x = layer(x, memory[index], sites)
         return *states, x
+
+    def attention(self, inputs: Tensor, memory: Memory) -> Tensor:
+        """Cross-attention [M, L, N] of the tokens that inputs int32 [M, L] predict, mean over heads and layers."""
+        states = self.states(inputs, memory)
+        layers: tuple[Tensor, ...] = ()
+        for index, layer in enumerate(self.layers):
+            key, _ = memory[index]
+            weights = attention_weights(layer.cross_queries(states[index], key.shape[0]), key)  # [B, H, G*L, N]
+            layers += (ops.mean(weights, 1).reshape(*inputs.shape, -1),)
+        return ops.mean(ops.stack(layers), 0)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., D] -> logits [..., V], MASKED for tokens that are never produced."""

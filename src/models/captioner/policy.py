@@ -1,38 +1,75 @@
-"""The captioner: an image encoder before the decoder."""
+"""The captioner: an image encoder before a decoder, as a policy."""
+
+from copy import deepcopy
 
 import mindspore as ms
-import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 
 from src.config.schema import Config
-from src.models.captioner.decoder import Decoder, Memory
+from src.data.tokenizer import TokenIds
+from src.models.captioner.decoder import Decoder, Memory, shift_right
 from src.models.encoders.build import build_encoder
+from src.models.policy import Policy
+
+Caches = tuple[tuple[Tensor, Tensor], ...]  # per layer: keys and values [M, H, t, d] of the tokens so far
 
 
-class Captioner(nn.Cell):
-    """Encoder and decoder. Its inputs are pixels [B, 3, H, W], or cached features [B, N, C] with `cached=True`."""
+class Captioner(Policy):
+    """Encoder and decoder. Its prefix is the image memory of every decoder layer."""
 
-    def __init__(self, encoder: nn.Cell, decoder: Decoder, *, cached: bool) -> None:
+    def __init__(self, encoder: nn.Cell, decoder: Decoder, token_ids: TokenIds, *, cached: bool) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.decoder = decoder
-        self.cached = cached
+        self.encoder, self.decoder = encoder, decoder
+        self.token_ids, self.cached = token_ids, cached
+        self.bos_id = token_ids.bos
+        self.width, self.dropout_sites = decoder.width, decoder.dropout_sites
 
-    def memory(self, inputs: Tensor) -> Memory:
-        """Image memory for the decoder from pixels or cached features."""
+    def prefix(self, inputs: Tensor) -> Memory:
+        """Image memory from pixels or cached features."""
         return self.decoder.memory(inputs if self.cached else self.encoder(inputs))
 
-    def hidden(self, inputs: Tensor, tokens: Tensor, keep: tuple[Tensor, ...] | None = None) -> Tensor:
-        """Teacher-forced hidden states [M, L, D] of tokens int32 [M, L] (BOS first) on images given as `inputs`."""
-        return self.decoder.hidden(tokens, self.memory(inputs), keep)
+    def hidden(self, prefix: Memory, completion_ids: Tensor, keep: tuple[Tensor, ...] | None = None) -> Tensor:
+        """The states of BOS and all tokens but the last."""
+        return self.decoder.hidden(shift_right(completion_ids, self.bos_id), prefix, keep)
+
+    def start(self, prefix: Memory, rows: int) -> Caches:
+        """Nothing: each step of the unrolled graph appends its keys and values."""
+        return ()
+
+    def step(self, token: Tensor, position: int, prefix: Memory, cache: Caches) -> tuple[Tensor, Caches]:
+        """As in Policy, with `position` known when the graph is compiled."""
+        return self.decoder.step(token, position, prefix, cache)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [R, D] -> [R, V]."""
+        return self.decoder.logits(hidden)
+
+    def reorder(self, cache: Caches, parents: Tensor) -> Caches:
+        """Rows of every layer's keys and values."""
+        moved: Caches = ()
+        for key, value in cache:
+            moved += ((ops.gather(key, parents, 0), ops.gather(value, parents, 0)),)
+        return moved
+
+    def attention(self, prefix: Memory, completion_ids: Tensor) -> Tensor:
+        """Cross-attention, mean over heads and layers.
+
+        Of all layers, since each adds what it sees to the hidden state that the token is chosen from; of all heads,
+        since the meaning of one is unknown. The order of the image tokens is that of the encoder's grid, row by row.
+        """
+        return self.decoder.attention(shift_right(completion_ids, self.bos_id), prefix)
+
+    def reference(self) -> "Captioner":
+        """A copy."""
+        return deepcopy(self)
 
     def trained_parameters(self) -> list[Parameter]:
-        """The parameters that an update changes: the decoder's, and the encoder's where its inputs are pixels."""
+        """The decoder's, and the encoder's where the inputs are pixels."""
         return self.decoder.trainable_params() + ([] if self.cached else self.encoder.trainable_params())
 
 
-def build_captioner(config: Config, allowed: np.ndarray, *, cached: bool, checkpoint: str | None = None) -> Captioner:
-    """A captioner in evaluation mode. `allowed`: bool [V], from the tokenizer; `checkpoint`: weights of the encoder."""
+def build_captioner(config: Config, token_ids: TokenIds, *, cached: bool, checkpoint: str | None = None) -> Captioner:
+    """A captioner in evaluation mode, with random weights but for those of the encoder in `checkpoint`."""
     dtype = getattr(ms, config.precision)
     encoder = build_encoder(
         config.encoder.kind,
@@ -41,5 +78,5 @@ def build_captioner(config: Config, allowed: np.ndarray, *, cached: bool, checkp
         image_size=config.data.image_size,
         dtype=ms.float32 if cached else dtype,  # what is computed once for all runs is computed well
     )
-    decoder = Decoder(config.decoder, encoder.channels, allowed, dtype)
-    return Captioner(encoder, decoder, cached=cached).set_train(False)
+    decoder = Decoder(config.decoder, encoder.channels, token_ids.allowed, dtype)
+    return Captioner(encoder, decoder, token_ids, cached=cached).set_train(False)

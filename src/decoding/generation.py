@@ -1,0 +1,133 @@
+"""Completions token by token, with static shapes: one graph of T steps, or one compiled step that is called T times.
+
+Letters: B images, M rows (as many of each image), T tokens, D width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import mindspore.common.dtype as mstype
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from src.models.policy import Policy
+from src.runtime.compile_cache import Compile
+
+Outputs = tuple[Tensor, Tensor, Tensor]  # completion_ids int32, completion_mask float32, and log-probs
+Carried = tuple  # from step to step; first of all `alive`, float32 [M], 0 for rows that have ended
+_LOOK = 8  # steps between looks at whether all rows have ended
+
+
+class Generation(nn.Cell):
+    """A way of decoding: `begin`, `advance` and `result` are its own. Called, it is one graph of all steps.
+
+    Inputs: pixels [B, 3, H, W] or features [B, N, C], and the random numbers of a way that draws.
+    """
+
+    def __init__(self, policy: Policy, tokens: int) -> None:
+        super().__init__()
+        self.policy = policy
+        self.tokens = tokens
+        self.pad_id, self.bos_id, self.eos_ids, _ = policy.token_ids
+
+    def begin(self, images: int, *draws: Tensor) -> Carried:
+        """What is carried into the first step."""
+        raise NotImplementedError
+
+    def advance(
+        self, logits: Tensor, position: int | Tensor, carried: Carried
+    ) -> tuple[Tensor, Tensor | None, Carried, tuple[Tensor, ...]]:
+        """From logits [M, V]: the next token [M], the row that each row continues (None: its own), what is carried
+        on, and what this step adds to the result."""
+        raise NotImplementedError
+
+    def result(self, carried: Carried, columns: tuple[tuple[Tensor, ...], ...]) -> Outputs:
+        """The outputs, from what is carried out of the last step and the additions of all steps."""
+        raise NotImplementedError
+
+    def construct(self, inputs: Tensor, *draws: Tensor) -> Outputs:
+        policy = self.policy
+        prefix, cache, token, carried = self.start(inputs, *draws)
+        logits = policy.logits  # bound once: a lookup inside the loop compiles it again in every step
+        columns: tuple[tuple[Tensor, ...], ...] = ()
+        for position in range(self.tokens):
+            hidden, cache = policy.step(token, position, prefix, cache)
+            token, parents, carried, column = self.advance(logits(hidden), position, carried)
+            columns += (column,)
+            if parents is not None:
+                cache = policy.reorder(cache, parents)
+        return self.result(carried, columns)
+
+    def start(self, inputs: Tensor, *draws: Tensor) -> tuple[Any, Any, Tensor, Carried]:
+        """Prefix, cache, first token int32 [M] and what is carried."""
+        carried = self.begin(inputs.shape[0], *draws)
+        rows = carried[0].shape[0]
+        prefix = self.policy.prefix(inputs)
+        token = ops.full((rows,), self.bos_id, dtype=mstype.int32)
+        return prefix, self.policy.start(prefix, rows), token, carried
+
+    def alive_after(self, alive: Tensor, token: Tensor) -> Tensor:
+        """alive float32 [M], 0 where `token` int32 [M] is one of the end tokens."""
+        for eos_id in self.eos_ids:
+            alive = alive * ops.cast(token != eos_id, mstype.float32)
+        return alive
+
+
+def compile_generation(name: str, generation: Generation, compile_cell: Compile) -> Callable[..., Outputs]:
+    """A way of decoding as a function of its inputs, compiled as the policy wants it."""
+    if generation.policy.unrolled:
+        return compile_cell(name, generation)
+    start = compile_cell(f"{name}_start", _Start(generation))
+    step = compile_cell(f"{name}_step", _Step(generation))
+
+    def generate(inputs: Tensor, *draws: Tensor) -> Outputs:
+        prefix, cache, token, carried = start(inputs, *draws)
+        columns: list[tuple[Tensor, ...]] = []
+        ended = False
+        for position in range(generation.tokens):
+            place = Tensor(position, mstype.int32)
+            token, cache, carried, column = step(token, place, prefix, cache, carried)
+            columns.append(column)
+            if ended:  # this column holds PAD alone, as all that would follow
+                columns += [column] * (generation.tokens - len(columns))
+                break
+            ended = len(columns) % _LOOK == 0 and not np.any(carried[0].asnumpy())
+        return generation.result(carried, tuple(columns))
+
+    return generate
+
+
+class _Start(nn.Cell):
+    """What comes before the first step."""
+
+    def __init__(self, generation: Generation) -> None:
+        super().__init__()
+        self.generation = generation
+
+    def construct(self, inputs: Tensor, *draws: Tensor) -> tuple[Any, Any, Tensor, Carried]:
+        return self.generation.start(inputs, *draws)
+
+
+class _Step(nn.Cell):
+    """One step. Inputs: token int32 [M], position int32 [], prefix, cache, and what is carried."""
+
+    def __init__(self, generation: Generation) -> None:
+        super().__init__()
+        self.generation = generation
+
+    def construct(
+        self, token: Tensor, position: Tensor, prefix: Any, cache: Any, carried: Carried
+    ) -> tuple[Tensor, Any, Carried, tuple[Tensor, ...]]:
+        policy = self.generation.policy
+        hidden, cache = policy.step(token, position, prefix, cache)
+        token, parents, carried, column = self.generation.advance(policy.logits(hidden), position, carried)
+        if parents is not None:
+            cache = policy.reorder(cache, parents)
+        return token, cache, carried, column
+
+
+def column_of(table: Tensor, position: int | Tensor) -> Tensor:
+    """Column `position`, or the first where that is negative, of a table [M, T]: [M, 1]."""
+    if isinstance(position, int):
+        return ops.slice(table, (0, max(position, 0)), (table.shape[0], 1))
+    return ops.gather(table, ops.reshape(ops.maximum(position, 0), (1,)), 1)
