@@ -1,12 +1,13 @@
-# Sourced by the scripts: chooses the Python, puts its folder first on PATH (msrun looks for `python` there), goes to the
-# root of the repository, where Python finds the modules; programs go back to the caller's folder (src/runtime/environment.py).
+# Sourced by all scripts. Chooses the Python, puts its folder first on PATH (where msrun looks for `python`), and changes to
+# the root of the repository, where Python finds the modules. Programs return to the caller's folder
+# (src/runtime/environment.py).
 #
-# The Python, in this order:
-#   1. $PYTHON, if set. Nothing is installed into it; what it lacks is named, status 2.
-#   2. `python` or `python3` on PATH, if it holds what requirements.txt asks for (an Ascend server's own MindSpore).
-#   3. .venv at the root: made on the first run, brought up to date when requirements.txt changes.
+# The Python is the first of:
+#   1. $PYTHON, if set. Nothing is installed into it; if packages are missing, they are named and the status is 2.
+#   2. `python` or `python3` on PATH, if it satisfies requirements.txt (for example an Ascend server's own MindSpore).
+#   3. .venv at the root, created on the first run and updated when requirements.txt changes.
 
-unset CDPATH # cd would print, and find other folders
+unset CDPATH # with it, cd prints and may find other folders
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 REQUIREMENTS="$ROOT/requirements.txt"
 VENV="$ROOT/.venv"
@@ -20,8 +21,8 @@ fail() {
     exit 2
 }
 
-# check PYTHON [REQUIREMENTS]: prints the interpreter's path, or fails and prints what is wrong (see check_python.py).
-# Really runs it: pyenv puts programs on PATH that only say "command not found".
+# check PYTHON [REQUIREMENTS]: prints the interpreter's path, or fails and prints the problem (see check_python.py).
+# It runs the interpreter, because pyenv puts programs on PATH that only print "command not found".
 check() { PYTHONIOENCODING=utf-8:surrogateescape "$1" "$ROOT/scripts/check_python.py" "${@:2}" 2>/dev/null; }
 
 use_given_python() {
@@ -57,7 +58,7 @@ venv_is_complete() {
 
 use_venv() {
     if ! venv_is_complete; then
-        if [ -e "$VENV/bin/python" ] && [ ! -e "$VENV_STAMP" ]; then # made by hand: never deleted, never changed
+        if [ -e "$VENV/bin/python" ] && [ ! -e "$VENV_STAMP" ]; then # created by the user: never deleted or changed
             check "$VENV/bin/python" "$REQUIREMENTS" >/dev/null ||
                 fail "$VENV was not made by these scripts: $(check "$VENV/bin/python" "$REQUIREMENTS"), or remove it"
         else
@@ -75,7 +76,7 @@ make_venv_locked() {
         say "another run is setting up .venv: waiting for it"
         flock 9
     fi
-    venv_is_complete || make_venv # while this one waited, the other may have made it
+    venv_is_complete || make_venv # the other run may have created it meanwhile
     exec 9>&-
 }
 
@@ -110,7 +111,7 @@ find_builder() {
     fail "no Python on PATH to make .venv with: ${found:-none starts}; install one of 3.10 to 3.12 and put it on PATH"
 }
 
-# Chosen for speed: a new pip resolves with a third of the computing; modules are compiled when they are first imported.
+# For speed: a new pip needs a third of the time to resolve, and modules are compiled when they are first imported.
 install_requirements() {
     "$VENV/bin/python" -m pip install -qq --upgrade pip &&
         "$VENV/bin/python" -m pip install -qq --prefer-binary --no-compile -r "$REQUIREMENTS" &&
@@ -124,7 +125,7 @@ fail_setup() {
         "without network, point pip to a mirror, or set PYTHON to a Python that holds requirements.txt"
 }
 
-# require_more FILE: what a script needs beside requirements.txt; installed into .venv alone.
+# require_more FILE: packages that a script needs in addition to requirements.txt; installed into .venv only.
 require_more() {
     local report
     if report="$(check "$PYTHON" "$1")"; then return; fi
@@ -142,5 +143,5 @@ else
     use_active_python || use_venv
 fi
 export PYTHON PATH="$(dirname "$PYTHON"):$PATH" CAPTIONER_CALLER="$PWD"
-export PYTHONUTF8=1 # names and texts of files are UTF-8 in every locale
+export PYTHONUTF8=1 # file names and contents are UTF-8 in every locale
 cd "$ROOT"

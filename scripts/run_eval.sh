@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluate what has been trained: bash scripts/run_eval.sh [--config configs/demo/grpo.yaml] [key=value ...]
+# Evaluate trained models: bash scripts/run_eval.sh [--config configs/demo/grpo.yaml] [key=value ...]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 exec "$PYTHON" -m src.commands.pipeline eval "$@"

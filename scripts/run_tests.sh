@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The tests, without the slow ones: bash scripts/run_tests.sh [pytest arguments]; the slow ones: -m slow; all: -m ""
+# Run the tests except the slow ones: bash scripts/run_tests.sh [pytest arguments]; slow tests: -m slow; all tests: -m ""
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 caller="$CAPTIONER_CALLER" && unset CAPTIONER_CALLER
-for word; do # a file of the caller's folder
+for word; do # a file in the caller's folder
     shift
     [[ "$word" = [-/]* || "$caller" = "$ROOT" || ! -e "$caller/${word%%::*}" ]] || word="$caller/$word"
     set -- "$@" "$word"
