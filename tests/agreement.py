@@ -21,8 +21,8 @@ ROLLOUTS = 10
 COMPLETIONS = ("completion_ids", "completion_mask")
 SETTINGS = [
     *("device=CPU", "log_every=1", "demo.train=320", "demo.val=32", "demo.test=32", "tokenizer.min_count=2"),
-    *("ce.epochs=1", "ce.patience=0", "ce.batch_images=32", f"grpo.rollouts={ROLLOUTS}", "grpo.passes=1"),
-    *("grpo.rollout_images=32", "grpo.sample_images=32", "grpo.update_images=32", f"eval.every={ROLLOUTS}"),
+    *("ce.epochs=1", "ce.patience=0", "ce.batch_images=32", f"rl.rollouts={ROLLOUTS}", "rl.passes=1"),
+    *("rl.rollout_images=32", "rl.sample_images=32", "rl.update_images=32", f"eval.every={ROLLOUTS}"),
 ]
 
 

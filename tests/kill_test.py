@@ -27,7 +27,7 @@ from src.runtime.environment import prepare_environment
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ["device=CPU", "demo.train=256", "demo.val=32", "demo.test=32", "log_every=1", "eval.every=1"]
 CE = ["ce.epochs=2"]
-RL = ["grpo.rollouts=150", "grpo.rollout_images=32", "grpo.sample_images=32", "grpo.update_images=8"]
+RL = ["rl.rollouts=150", "rl.rollout_images=32", "rl.sample_images=32", "rl.update_images=8"]
 UPDATES_PER_PASS, UPDATES_PER_ROLLOUT = 4, 8  # of RL, with the two passes of configs/demo/grpo.yaml
 
 

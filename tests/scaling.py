@@ -17,7 +17,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 ROLLOUTS, WARM_UP = 10, 3
-SETTINGS = ["device=CPU", f"grpo.rollouts={ROLLOUTS}", f"eval.every={ROLLOUTS}"]
+SETTINGS = ["device=CPU", f"rl.rollouts={ROLLOUTS}", f"eval.every={ROLLOUTS}"]
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ def test_a_run_stops_when_its_answering_model_does_and_goes_on_as_if_nothing_had
         done = grpo(cut, init, server)
     *warned, _ = messages(done.stderr)
     assert done.returncode == 3, done.stderr
-    assert [line.partition("=")[0] for line in warned] == ["warning: eval.tokens", "warning: grpo.tokens"]
+    assert [line.partition("=")[0] for line in warned] == ["warning: eval.tokens", "warning: rl.tokens"]
     assert "questions of rollout 2" in done.stderr and "caprl.max_failed=0.2" in done.stderr
     assert "checkpoints/last is saved" in done.stderr
     with fake_server(read_caption) as server:  # at another port
@@ -83,12 +83,12 @@ def test_without_its_server_a_run_does_not_begin(init, tmp_path):
 
 @pytest.mark.slow
 def test_captions_of_60_tokens_are_sampled_asked_about_and_evaluated(tmp_path):
-    long = ["decoder.positions=60", "ce.tokens=60", "grpo.tokens=60", "eval.tokens=60", "grpo.rollouts=1"]
+    long = ["decoder.positions=60", "ce.tokens=60", "rl.tokens=60", "eval.tokens=60", "rl.rollouts=1"]
     done = run("train.py", "--config", "configs/demo/ce.yaml", *TINY, "ce.epochs=1", *folders(tmp_path), *long)
     assert done.returncode == 0, done.stderr
     init = tmp_path / "demo-ce/checkpoints/best"
     with fake_server(read_caption) as server:
-        done = grpo(tmp_path, init, server, *long, "grpo.temperature=9")  # nearly uniform: an EOS is rare
+        done = grpo(tmp_path, init, server, *long, "rl.temperature=9")  # nearly uniform: an EOS is rare
         assert done.returncode == 0, done.stderr
         lengths = [len(asked(body)[0].split()) for body in server.requests]
     assert max(lengths) == 60 and sum(lengths) > 40 * len(lengths)

@@ -27,8 +27,8 @@ from src.data.dataset import build_image_source
 from src.data.image_files import ImageFiles
 from src.data.photographs import UnusableImage, read_photograph
 from src.data.tokenizer import build_word_tokenizer
+from src.models.build import load_policy
 from src.models.captioner.policy import build_captioner
-from src.models.checkpoint import load_captioner
 from src.runtime.errors import InputError
 from src.runtime.workers import Workers
 from src.training.checkpoint import save_checkpoint
@@ -85,7 +85,7 @@ def test_logprobs_are_those_of_teacher_forcing(runs, photographs, trainable):
     source = build_image_source(config, ImageFiles(sorted(photographs.iterdir())))
     (pixels,) = source.batches([np.arange(4)])
     for name in "AC":
-        captioner, tokenizer = load_captioner(config, runs[0] / name / "checkpoints/best", cached=False)
+        captioner, tokenizer = load_policy(config, runs[0] / name / "checkpoints/best", cached=False)
         features = captioner.encoder(Tensor(pixels)).asnumpy()
         features = features if trainable == "true" else features.astype(np.float16)
         for image, captions in enumerate(result[name] for result in results):

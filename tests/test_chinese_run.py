@@ -29,7 +29,7 @@ def test_the_language_is_said_once_a_program(done):
     _, result = done
     said = [line for line in result.stdout.splitlines() if line.startswith("captions are Chinese")]
     assert said == [build_chinese("characters").note] * 2  # CE and GRPO
-    limits = tuple(f"warning: {key}=" for key in ("ce.tokens", "grpo.tokens", "eval.tokens"))  # tiny ones
+    limits = tuple(f"warning: {key}=" for key in ("ce.tokens", "rl.tokens", "eval.tokens"))  # tiny ones
     said = [line for line in messages(result.stderr) if not line.startswith(limits)]
     assert said == ["METEOR and SPICE are left out: they are made for English"]  # once, of two evaluations
 

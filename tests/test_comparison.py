@@ -50,11 +50,11 @@ LINES = [
 
 
 def test_budget_by_hand():
-    settings = ["grpo.rollouts=2", "grpo.rollout_images=8", "grpo.sample_images=8", "grpo.update_images=4"]
+    settings = ["rl.rollouts=2", "rl.rollout_images=8", "rl.sample_images=8", "rl.update_images=4"]
     config = load_config("configs/demo/scst.yaml", settings)
     # 2 rollouts of 8 images: one sample and one greedy caption each; 8 rows of 9, then 7 tokens; 2 x 2 updates
     assert budget([LINES], config) == {"captions": 32, "token_updates": 128.0, "updates": 4, "seconds": 3.25}
-    config = load_config("configs/demo/grpo.yaml", [*settings, "grpo.passes=3", "grpo.group_size=5"])
+    config = load_config("configs/demo/grpo.yaml", [*settings, "rl.passes=3", "rl.group_size=5"])
     assert budget([LINES, LINES], config)["captions"] == 80
     assert budget([LINES], config)["token_updates"] == 3 * 40 * 16
 
@@ -222,9 +222,7 @@ def plan(tmp_path_factory):
 
 
 def command(plan, root, *settings):
-    small = [
-        setting for setting in TINY if not setting.startswith(("grpo.rollouts", "grpo.group_size", "eval.samples"))
-    ]
+    small = [setting for setting in TINY if not setting.startswith(("rl.rollouts", "rl.group_size", "eval.samples"))]
     return ["-m", "src.commands.comparison", "--config", str(plan), *small, f"output_root={root}",
             f"data.root={tiny_data()}", *settings]  # fmt: skip
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src.config.load import differing_keys, load_config, resolved
+from src.bench.sizes import parse as parse_bench
+from src.config.load import differing_keys, is_setting, load_config, resolved
+from src.config.plan import load_plan
 from src.config.schema import Config
 from src.runtime.errors import InputError
 
@@ -49,7 +51,7 @@ def test_precedence_is_base_then_file_then_command_line(tmp_path):
 @pytest.mark.parametrize(
     "override, words",
     [
-        ("grpo.group=5", ["grpo.group", "grpo.group_size"]),
+        ("grpo.group=5", ["rl.group", "rl.group_size"]),
         ("sed=5", ["sed", "seed"]),
         ("data=5", ["'data'"]),
         ("seed=two", ["command line (seed=two)", "int"]),
@@ -59,9 +61,9 @@ def test_precedence_is_base_then_file_then_command_line(tmp_path):
         ("encoder.kind=resnet50", ["encoder.variant=cnn", "mindspore", "encoder.kind is resnet50"]),
         ("device=TPU", ["device=TPU", "Ascend"]),
         ("kl.coef=[", ["kl.coef"]),
-        ("grpo.group_size=1", ["grpo.group_size=1", "at least 2"]),
-        ("grpo.update_images=7", ["grpo.rollout_images", "grpo.update_images=7"]),
-        ("grpo.sample_images=7", ["grpo.rollout_images", "grpo.sample_images=7"]),
+        ("rl.group_size=1", ["rl.group_size=1", "at least 2"]),
+        ("rl.update_images=7", ["rl.rollout_images", "rl.update_images=7"]),
+        ("rl.sample_images=7", ["rl.rollout_images", "rl.sample_images=7"]),
         ("decoder.heads=5", ["decoder.heads=5", "decoder.width"]),
         ("decoder.positions=8", ["decoder.positions=8"]),
         ("advantage.baseline=leave_one_out", ["advantage.scale", "leave_one_out"]),
@@ -69,7 +71,7 @@ def test_precedence_is_base_then_file_then_command_line(tmp_path):
         ("name=../x", ["name=../x"]),
         ("ce.optimizer.lr=0", ["ce.optimizer.lr=0"]),
         ("decoder.dropout=1", ["decoder.dropout=1"]),
-        ("grpo.optimizer.beta2=1", ["grpo.optimizer.beta2=1.0", "between 0 and 1"]),
+        ("rl.optimizer.beta2=1", ["rl.optimizer.beta2=1.0", "between 0 and 1"]),
         ("seed=4294967296", ["seed=4294967296", "2^32"]),
         ("decoder.embedding_dropout=1", ["decoder.embedding_dropout=1"]),
         ("caprl.max_tokens=0", ["caprl.max_tokens=0", "above 0"]),
@@ -134,7 +136,7 @@ def test_names_and_paths_are_taken_as_they_stand():
         ("seed: 1", ["missing", "base.yaml"]),
         ("base: BASE\ndata: 3", ["mine.yaml", "'data'"]),
         ("base: BASE\nseed: two", ["mine.yaml", "seed=two", "int"]),
-        ("base: BASE\ngrpo:\n  passess: 3", ["grpo.passess", "grpo.passes"]),
+        ("base: BASE\ngrpo:\n  passess: 3", ["rl.passess", "rl.passes"]),
         ("!!python/object/apply:os.system ['true']", ["mine.yaml"]),
     ],
 )
@@ -165,8 +167,8 @@ def test_a_run_goes_on_with_another_bound_of_replies_but_not_with_other_replies(
 
 
 def test_a_resolved_file_has_only_what_its_stage_reads():
-    ce = resolved(load_config(CONFIGS / "demo" / "ce.yaml", ["grpo.group_size=9"]))
-    assert "grpo" not in ce and "ce" in ce
+    ce = resolved(load_config(CONFIGS / "demo" / "ce.yaml", ["rl.group_size=9"]))
+    assert "rl" not in ce and "ce" in ce
     assert not differing_keys(ce, resolved(load_config(CONFIGS / "demo" / "ce.yaml", ["output_root=/x", "device=CPU"])))
     other = resolved(load_config(CONFIGS / "demo" / "ce.yaml", ["ce.epochs=99", "seed=8", "name=demo-ce"]))
     assert differing_keys(ce, other) == ["ce.epochs", "seed"]
@@ -184,3 +186,43 @@ def test_every_key_is_read_by_the_code():
             yield from names(field.type) if dataclasses.is_dataclass(field.type) else [field.name]
 
     assert [name for name in names(Config) if f".{name}" not in sources] == []
+
+
+def test_the_former_name_of_a_section_is_read_everywhere(tmp_path):
+    """Version 0.1 called the section rl grpo."""
+    expected = load_config(CONFIGS / "demo/grpo.yaml", ["rl.group_size=7"])
+    assert load_config(CONFIGS / "demo/grpo.yaml", ["grpo.group_size=7"]) == expected
+    file = tmp_path / "grpo.yaml"
+    text = f"base: {CONFIGS / 'demo/grpo.yaml'}\n"
+    file.write_text(f"{text}grpo:\n  group_size: 7\n")
+    assert load_config(file).rl == load_config(file, ["grpo.tokens=16"]).rl == expected.rl
+    held = yaml.safe_load(yaml.safe_dump(resolved(expected)))
+    held["grpo"] = held.pop("rl")
+    assert differing_keys(held, resolved(expected)) == []
+    held["grpo"]["group_size"] = 6
+    assert differing_keys(held, resolved(expected)) == ["rl.group_size"]
+    file.write_text(f"{text}grpo:\n  group_size: 7\nrl:\n  tokens: 9\n")
+    with pytest.raises(InputError, match=r"grpo\.yaml holds the sections grpo and rl: .* use rl only"):
+        load_config(file)
+    for words in (["grpo.group_size=7", "rl.tokens=9"], ["rl.group_size=7", "grpo.group_size=7"]):
+        with pytest.raises(InputError, match=r"grpo\.\* and rl\.\* are both given: .* use rl\.\* only"):
+            load_config(CONFIGS / "demo/grpo.yaml", words)
+        with pytest.raises(InputError, match="both given"):
+            load_plan(CONFIGS / "demo/comparison.yaml", words)
+        with pytest.raises(InputError, match="both given"):
+            parse_bench(words)
+    with pytest.raises(InputError, match="cannot be set for a comparison"):
+        load_plan(CONFIGS / "demo/comparison.yaml", ["grpo.rollouts=3"])
+    assert load_plan(CONFIGS / "demo/comparison.yaml", ["grpo.group_size=7"]).overrides == ("rl.group_size=7",)
+    assert parse_bench(["grpo.group_size=7"])[0].rl.group_size == 7
+    assert is_setting("grpo.group_size=7")
+
+
+def test_a_key_that_an_older_configuration_lacks_has_its_default():
+    new = resolved(load_config(CONFIGS / "demo/grpo.yaml"))
+    old = yaml.safe_load(yaml.safe_dump(new))
+    del old["eval"]["block_trigrams"], old["deterministic"]
+    assert differing_keys(old, new) == []
+    assert differing_keys(old, resolved(load_config(CONFIGS / "demo/grpo.yaml", ["deterministic=true"]))) == [
+        "deterministic"
+    ]

@@ -25,13 +25,13 @@ def test_every_shipped_plan_gives_every_system_its_budget(path):
     assert named == {"ce", *(system + suffix for system in plan.systems for suffix in suffixes)}
     for run in runs:
         config = run.stage.config
-        validations = config.grpo.rollouts / config.eval.every
+        validations = config.rl.rollouts / config.eval.every
         assert run.system == "ce" or 0.85 * plan.validations < validations < 1.15 * plan.validations
         if run.system in plan.systems:
-            captions = config.grpo.rollouts * config.captions_per_rollout
+            captions = config.rl.rollouts * config.captions_per_rollout
             assert plan.captions <= captions < plan.captions + config.captions_per_rollout
         elif run.system != "ce":
-            updates = config.grpo.rollouts * config.updates_per_rollout
+            updates = config.rl.rollouts * config.updates_per_rollout
             assert plan.updates <= updates < plan.updates + config.updates_per_rollout
     assert distinct(runs).keys() == {run.stage.config.run_folder for run in runs}
 
@@ -49,15 +49,15 @@ def test_a_folder_cannot_hold_two_runs(tmp_path, folder, text):
     tree["systems"] = {"grpo": "grpo.yaml", "other": f"{tmp_path / folder / 'grpo.yaml'}"}
     (tmp_path / "comparison.yaml").write_text(yaml.safe_dump(tree))
     runs = plan_runs(load_plan(tmp_path / "comparison.yaml", ["seeds=2"]))
-    with pytest.raises(InputError, match=r"grpo\.yaml would both train in outputs/"):
+    with pytest.raises(InputError, match=r"rl\.yaml would both train in outputs/"):
         distinct(runs)
 
 
 def test_scst_counts_its_greedy_captions():
     runs = {run.system: run.stage.config for run in plan_runs(load_plan(CONFIGS / "demo/comparison.yaml", ["seeds=1"]))}
     scst, one_out = runs["scst"], runs["scst_leave_one_out"]
-    assert scst.captions_per_rollout == 2 * scst.grpo.rollout_images
-    assert one_out.captions_per_rollout == 5 * one_out.grpo.rollout_images
+    assert scst.captions_per_rollout == 2 * scst.rl.rollout_images
+    assert one_out.captions_per_rollout == 5 * one_out.rl.rollout_images
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_bad_plan_is_named(tmp_path, change, words):
     assert all(word in str(error.value) for word in [*words, str(path)]), error.value
 
 
-@pytest.mark.parametrize("override", ["name=mine", "grpo.rollouts=7", "eval.samples=4", "init_checkpoint=best"])
+@pytest.mark.parametrize("override", ["name=mine", "rl.rollouts=7", "eval.samples=4", "init_checkpoint=best"])
 def test_what_a_comparison_sets_itself_is_refused(override):
     with pytest.raises(InputError, match=override):
         load_plan(CONFIGS / "demo/comparison.yaml", [override])

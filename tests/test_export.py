@@ -23,8 +23,8 @@ from src.data.photographs import read_photograph
 from src.data.tokenizer import build_word_tokenizer
 from src.export.__main__ import main
 from src.export.mindir import compare, write_mindir
+from src.models.build import load_policy
 from src.models.captioner.policy import build_captioner
-from src.models.checkpoint import load_captioner
 from src.models.folder import given_checkpoint
 from src.runtime.errors import InputError, RunStopped
 from src.runtime.workers import Workers
@@ -150,10 +150,10 @@ def test_a_damaged_folder_is_one_line_and_status_2(exported, tmp_path, damage, w
 
 def test_another_version_of_mindspore_is_a_warning(exported, monkeypatch, capsys):
     config = load_config(exported / "config.yaml")
-    load_captioner(config, exported / "model.safetensors", cached=False)
+    load_policy(config, exported / "model.safetensors", cached=False)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(ms, "__version__", "9.9.9")
-    load_captioner(config, exported / "model.safetensors", cached=False)
+    load_policy(config, exported / "model.safetensors", cached=False)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning:") and "9.9.9" in line and "2.9" in line
 

@@ -44,7 +44,7 @@ def test_a_server_that_dies_in_the_middle_stops_the_run_which_goes_on_with_anoth
     assert done.returncode == 0, done.stderr
     init = tmp_path / "demo-ce/checkpoints/best"
     server = [f"caprl.{key}={value}" for key, value in connect_settings(PORT).items()]
-    small = ["grpo.rollout_images=4", "grpo.sample_images=4", "grpo.group_size=2", "caprl.presentations=1"]
+    small = ["rl.rollout_images=4", "rl.sample_images=4", "rl.group_size=2", "caprl.presentations=1"]
     settings = [*TINY, *tiny_mixture(), *server, *small, "caprl.concurrency=2", *folders(tmp_path)]
     command = ["train.py", "--config", "configs/demo/grpo.yaml", *settings, f"init_checkpoint={init}"]
     metrics = tmp_path / "demo-grpo/metrics.jsonl"

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.models.layers import LayerNorm, Linear, column_sums
+from src.models import kernels
+from src.models.layers import LayerNorm, Linear
 
 
 class Weighted(nn.Cell):
@@ -28,10 +29,20 @@ def layer_norm(x, gamma, beta):
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * gamma + beta
 
 
-@pytest.mark.parametrize("build, formula", [(lambda: Linear(4, 4), linear), (lambda: LayerNorm(4), layer_norm)])
-def test_values_and_gradients(mode, build, formula):
+@pytest.mark.parametrize(
+    "target, build, formula",
+    [
+        ("CPU", lambda: Linear(4, 4), linear),
+        ("Ascend", lambda: Linear(4, 4), linear),
+        ("CPU", lambda: LayerNorm(4), layer_norm),  # CPU has no kernel of the other form: see test_readiness.py
+    ],
+)
+def test_values_and_gradients(mode, target, build, formula):
+    """In the forms of both devices, where this one has kernels for both."""
     rng = np.random.default_rng(0)
-    layer, x, weights = build(), rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 4))
+    with kernels.built_for(target):
+        layer = build()
+    x, weights = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 4))
     parameters = layer.trainable_params()
     arrays = [rng.normal(size=parameter.shape) for parameter in parameters]
     for parameter, array in zip(parameters, arrays):
@@ -54,4 +65,49 @@ def test_values_and_gradients(mode, build, formula):
 
 def test_column_sums():
     x = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
-    assert column_sums(Tensor(x)).asnumpy().tolist() == [30, 36]
+    assert kernels.column_sums(Tensor(x)).asnumpy().tolist() == [30, 36]
+
+
+class Applied(nn.Cell):
+    def __init__(self, kernel):
+        super().__init__()
+        self.kernel = kernel
+
+    def construct(self, x):
+        return ops.reduce_sum(ops.square(self.kernel(x)))
+
+
+@pytest.mark.parametrize(
+    "kernel, formula",
+    [
+        (kernels.row_sums, lambda x: x.sum(-1, keepdims=True)),
+        (kernels.row_means, lambda x: x.mean(-1, keepdims=True)),
+        (kernels.squared_norm, lambda x: np.square(x).sum(keepdims=True).reshape(1, 1)),
+    ],
+)
+def test_both_forms_of_a_reduction_agree(mode, kernel, formula):
+    x = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+    gradients = []
+    for target in ("CPU", "Ascend"):
+        with kernels.built_for(target):
+            function = kernel()
+        cell = Applied(function)
+        np.testing.assert_allclose(function(Tensor(x)).asnumpy(), formula(x.astype(np.float64)), rtol=1e-5, atol=1e-6)
+        gradients.append(ms.grad(cell)(Tensor(x)).asnumpy())
+    np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-5)
+    with kernels.built_for("Ascend"):
+        ascend = kernel()
+    assert ascend is not kernel() and ascend.__name__.endswith("reduced")
+
+
+def test_causal_attention_is_flash_where_ascend_takes_it():
+    flash = []
+    for target, size, dtype in (
+        ("Ascend", 16, ms.float16),
+        ("Ascend", 16, ms.float32),
+        ("Ascend", 8, ms.float16),
+        ("CPU", 16, ms.float16),
+    ):
+        with kernels.built_for(target):
+            flash.append("Flash" in type(kernels.causal_attention(2, size, dtype, 8)).__name__)
+    assert flash == [True, False, False, False]

@@ -40,7 +40,7 @@ def namespaces():
 
 def start(namespaces, output_root):
     """The same command on both nodes."""
-    settings = [*TINY, "grpo.rollouts=20", "ce.epochs=1", "eval.every=5"]
+    settings = [*TINY, "rl.rollouts=20", "ce.epochs=1", "eval.every=5"]
     settings += [f"data.root={tiny_data()}", f"output_root={output_root}"]
     flags = ["--devices", "1", "--nodes", "2", "--master", "10.231.77.1:8118", "--node-timeout", str(LIMIT)]
     for rank, (name, _) in enumerate(namespaces):

@@ -164,7 +164,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(outputs, tmp_path):
 def test_grpo_from_a_given_checkpoint_trains_the_encoder_where_asked(outputs, tmp_path):
     root, settings, _ = outputs
     init = root / "demo-ce/checkpoints/best"
-    extra = [f"init_checkpoint={init}", "encoder.trainable=true", "grpo.rollouts=1", f"output_root={tmp_path}"]
+    extra = [f"init_checkpoint={init}", "encoder.trainable=true", "rl.rollouts=1", f"output_root={tmp_path}"]
     result = run("-m", "src.commands.pipeline", "grpo", *settings, *extra)
     assert result.returncode == 0, result.stderr
     assert not (tmp_path / "demo-ce").exists()
@@ -239,7 +239,7 @@ def test_fresh_restarts_only_what_the_script_is_about(words, trained, tmp_path, 
 def test_no_stage_is_trained_that_a_later_one_of_the_command_cannot_follow(monkeypatch):
     monkeypatch.setattr("sys.argv", ["pipeline", "grpo", "--devices", "3", "ce.batch_images=30", "ce.micro_batches=1"])
     monkeypatch.setattr(src.commands.pipeline, "run_program_of", lambda *words: pytest.fail("trained"))
-    with pytest.raises(InputError, match=r"grpo\.sample_images"):
+    with pytest.raises(InputError, match=r"rl\.sample_images"):
         main()
 
 

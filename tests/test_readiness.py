@@ -1,5 +1,6 @@
 """Readiness for Ascend: planted violations are found, memory is counted, devices compared, configurations pass."""
 
+import json
 from pathlib import Path
 
 import mindspore as ms
@@ -13,8 +14,8 @@ from src.readiness.graphs import Node, read_graph, zones
 from src.readiness.memory import peak_bytes
 from src.readiness.operators import REGISTERED, documented_platforms, violations
 
-SMALL = ["eval.batch_images=2", "eval.tokens=3", "ce.batch_images=2", "ce.tokens=3", "grpo.rollout_images=2"]
-SMALL += ["grpo.sample_images=2", "grpo.update_images=2", "grpo.tokens=3", "ce.micro_batches=1", "grpo.micro_batches=1"]
+SMALL = ["eval.batch_images=2", "eval.tokens=3", "ce.batch_images=2", "ce.tokens=3", "rl.rollout_images=2"]
+SMALL += ["rl.sample_images=2", "rl.update_images=2", "rl.tokens=3", "ce.micro_batches=1", "rl.micro_batches=1"]
 
 
 def test_planted_violations_are_found():
@@ -118,7 +119,7 @@ def test_hand_worked_differences_of_changes():
 
 def test_recorded_zones_are_repeated_and_errors_found(tmp_path, capfd):
     """This process takes the part of the device. What it recorded of three zones is changed, the others must agree."""
-    settings = [*SMALL, "device=CPU", "mode=pynative", "grpo.micro_batches=2", "eval.beams=2"]
+    settings = [*SMALL, "device=CPU", "mode=pynative", "rl.micro_batches=2", "eval.beams=2"]
     ms.set_seed(5)  # not the configuration's: parameters come from the files
     ms.set_context(mode=ms.PYNATIVE_MODE)
     for zone in zones(load_config("configs/demo/grpo.yaml", settings), 50):
@@ -174,7 +175,19 @@ def test_every_shipped_configuration_passes(config):
     check(config)
 
 
+def test_graphs_hold_the_forms_of_ascend(tmp_path):
+    """In float16 with heads of 16: flash attention in the loss, plain layer norm and reductions everywhere."""
+    done = run("tests/operators_of_zones.py", str(tmp_path), "precision=float16", "decoder.width=32", "decoder.heads=2")
+    assert done.returncode == 0, done.stderr
+    zones = json.loads(done.stdout.splitlines()[-1])
+    for name in ("reference", "update"):
+        assert zones[name]["FlashAttentionScore"] == 3, "one for each layer"
+        assert zones[name]["LayerNormExt"] == 3 * 3 + 2, "three for each layer, memory and encoder"
+    assert zones["update"]["FlashAttentionScoreGrad"] == 3 and zones["update"]["LayerNormGradExt"] == 10
+    assert "FlashAttentionScore" not in zones["sampler"], "one token at a time, on an image that its group shares"
+
+
 @pytest.mark.slow
 def test_every_option_passes():
-    check("coco/grpo.yaml", "encoder.trainable=true", "grpo.top_k=5", "eval.beams=2", "eval.block_trigrams=true")
+    check("coco/grpo.yaml", "encoder.trainable=true", "rl.top_k=5", "eval.beams=2", "eval.block_trigrams=true")
     check("coco/ce.yaml", "ce.micro_batches=2", "ce.label_smoothing=0.1")

@@ -100,7 +100,7 @@ def test_a_run_without_an_update_takes_whatever_it_is_given(tmp_path):
         path.touch()
     init = tmp_path / "init"
     init.write_bytes(b"weights")
-    corrected = configured(tmp_path, "grpo.group_size=4", "seed=5", stage="grpo")
+    corrected = configured(tmp_path, "rl.group_size=4", "seed=5", stage="grpo")
     claim_run_folder(corrected, init)
     assert all(path.exists() for path in started)
     open_run_folder(corrected)
@@ -108,7 +108,7 @@ def test_a_run_without_an_update_takes_whatever_it_is_given(tmp_path):
     assert not any(path.exists() for path in started) and not list((folder / "checkpoints").iterdir())
     assert saved_state(folder) is None and (folder / "notes.txt").exists()
     save(corrected, 1, init=file_digest(init))
-    assert "other values of grpo.group_size, seed; give name=NEW, or delete" in refusal(first, init)
+    assert "other values of rl.group_size, seed; give name=NEW, or delete" in refusal(first, init)
     opened(corrected, init)
     assert saved_state(folder)["step"] == 1
 

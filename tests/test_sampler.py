@@ -10,6 +10,7 @@ from test_decoder import Forced
 from src.decoding.distribution import inverse_cdf, policy_logits
 from src.decoding.sampler import GreedyDecoder, GroupSampler
 from src.losses.grpo import LogprobCell
+from src.models import kernels
 from src.runtime.rng import uniforms
 
 TOKENS = 4
@@ -36,9 +37,10 @@ class InverseCDF(nn.Cell):
     def __init__(self, last):
         super().__init__()
         self.last = last
+        self.row_sums = kernels.row_sums()
 
     def construct(self, logits, draws):
-        return inverse_cdf(ops.softmax(logits, -1), ops.expand_dims(draws, 1), self.last)
+        return inverse_cdf(ops.softmax(logits, -1), ops.expand_dims(draws, 1), self.last, self.row_sums)
 
 
 def test_inverse_cdf_at_the_ends_with_first_and_last_ids_masked(mode):

@@ -113,8 +113,8 @@ def test_other_captions_are_refused_when_a_run_resumes(settings, monkeypatch):
 @pytest.mark.parametrize(
     "more, words",
     [
-        ("grpo.rollout_images=72", "grpo.rollout_images=72 must be at most 64, the training images"),
-        ("grpo.top_k=999", "grpo.top_k=999 must be at most"),
+        ("rl.rollout_images=72", "rl.rollout_images=72 must be at most 64, the training images"),
+        ("rl.top_k=999", "rl.top_k=999 must be at most"),
         ("rewards.caprl=1 caprl.questions=absent.jsonl", "absent.jsonl: no such file of questions"),
         (
             "rewards.caprl=1 caprl.questions=questions_train.jsonl caprl.answerer=server caprl.model=m caprl.retries=0 "
@@ -142,6 +142,6 @@ def test_fresh_replaces_a_run(settings, given):
     first.log({"train/loss": 1.0})
     first.save("last", {})
     assert start(settings, "name=again", stage="grpo", init=given).resumed is not None
-    again = start(settings, "name=again", "fresh=true", "grpo.group_size=4", stage="grpo", init=given)
+    again = start(settings, "name=again", "fresh=true", "rl.group_size=4", stage="grpo", init=given)
     assert again.resumed is None and again.state["step"] == 0 and not list((again.folder / "checkpoints").iterdir())
     assert (again.folder / "metrics.jsonl").read_text() == ""

@@ -13,7 +13,7 @@ from src.training.watch import Watch
 
 def watching(*settings, stage="grpo"):
     """A watch of 20 rollouts or epochs, all validated, and the list of its warnings."""
-    settings = ["ce.epochs=20", "grpo.rollouts=20", "eval.every=1", "rewards.caprl=0", *settings]
+    settings = ["ce.epochs=20", "rl.rollouts=20", "eval.every=1", "rewards.caprl=0", *settings]
     warnings = []
     return Watch(load_config(f"configs/demo/{stage}.yaml", settings), warnings.append), warnings
 
@@ -53,9 +53,9 @@ def test_three_flat_rollouts_in_a_row_are_named_once():
     "settings, rewards, equal, words",
     [
         ("", [0, 0], False, "every reward is 0.*data.annotations.*tokenizer"),
-        ("grpo.top_k=1", [0.5, 0.5], True, "grpo.top_k=1 .* set grpo.top_k=0"),
-        ("grpo.temperature=0.01", [0, 0], True, "all samples of an image are equal; raise grpo.temperature=0.01"),
-        ("grpo.group_size=1 advantage.baseline=greedy advantage.scale=none", [0], False, "every reward is 0"),
+        ("rl.top_k=1", [0.5, 0.5], True, "rl.top_k=1 .* set rl.top_k=0"),
+        ("rl.temperature=0.01", [0, 0], True, "all samples of an image are equal; raise rl.temperature=0.01"),
+        ("rl.group_size=1 advantage.baseline=greedy advantage.scale=none", [0], False, "every reward is 0"),
         ("rewards.cider=0 rewards.length=1 rewards.repetition=2", [0, 0], False, "length . rewards.repetition rewards"),
         (
             "rewards.caprl=1 rewards.cider=0",
@@ -68,7 +68,7 @@ def test_three_flat_rollouts_in_a_row_are_named_once():
 )
 def test_the_key_depends_on_the_cause(settings, rewards, equal, words):
     caprl = ["caprl.questions=q.jsonl", "rewards.caprl=0"]
-    watch, warnings = watching(*caprl, "grpo.rollouts=2", *settings.split())
+    watch, warnings = watching(*caprl, "rl.rollouts=2", *settings.split())
     watch.rollout(rollout(rewards, equal=equal), truncated=0.0)
     assert warnings == []
     watch.rollout(rollout(rewards, equal=equal), truncated=0.0)  # all that the run has
@@ -77,7 +77,7 @@ def test_the_key_depends_on_the_cause(settings, rewards, equal, words):
 
 
 def test_samples_that_are_cut_off_are_the_only_cause_named():
-    watch, warnings = watching("grpo.tokens=3")
+    watch, warnings = watching("rl.tokens=3")
     for truncated in (1.0, 1.0, 0.9, 1.0, 0.96):
         watch.rollout(LIVELY, truncated)
     assert warnings == []
@@ -85,7 +85,7 @@ def test_samples_that_are_cut_off_are_the_only_cause_named():
     for _ in range(3):
         watch.rollout(FLAT, 1.0)
     (line,) = warnings
-    assert line.startswith("96% of the samples are cut off at grpo.tokens=3: raise grpo.tokens")
+    assert line.startswith("96% of the samples are cut off at rl.tokens=3: raise rl.tokens")
     for _ in range(3):
         watch.rollout(rollout([0.5, 0.5], equal=True), 1.0)
     assert "all samples of an image are equal" in warnings[1]
@@ -96,7 +96,7 @@ def test_samples_that_are_cut_off_are_the_only_cause_named():
 def test_limits_that_cut_most_captions():
     """Of 2, 3, 4 and 5 tokens: a limit of 3 cuts half, which is still learned from; of 2, three of four."""
     rows = [[4] * length for length in (2, 3, 4, 5)]
-    for stage, key in (("ce", "ce.tokens"), ("grpo", "grpo.tokens")):
+    for stage, key in (("ce", "ce.tokens"), ("grpo", "rl.tokens")):
         watch, warnings = watching(f"{key}=3", "eval.tokens=3", stage=stage)
         watch.captions(rows, unknown=1)
         assert warnings == []

@@ -175,7 +175,7 @@ def one_and_two(tmp_path_factory):
     best = folders[0] / "demo-ce/checkpoints/best"
     for devices, folder in enumerate(folders, start=1):
         batch = f"eval.batch_images={17 - devices}"  # 15 becomes 16 on two workers
-        settings = [*TINY, f"data.root={tiny_data()}", f"output_root={folder}", batch, "grpo.tokens=3", "eval.tokens=3"]
+        settings = [*TINY, f"data.root={tiny_data()}", f"output_root={folder}", batch, "rl.tokens=3", "eval.tokens=3"]
         with fake_server(read_caption) as server:
             mixture = [*tiny_mixture(), f"caprl.base_url={server.url}"]
             for command in (

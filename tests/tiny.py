@@ -85,8 +85,8 @@ TINY = [
         "eval.tokens=5",
         "eval.every=1",
     ),
-    *("grpo.rollouts=2", "grpo.rollout_images=8", "grpo.sample_images=8", "grpo.update_images=4", "grpo.tokens=5"),
-    "grpo.group_size=3",
+    *("rl.rollouts=2", "rl.rollout_images=8", "rl.sample_images=8", "rl.update_images=4", "rl.tokens=5"),
+    "rl.group_size=3",
 ]
 
 

@@ -17,7 +17,7 @@ from src.config.schema import Config
 
 def floors(config: Config, sizes: Sizes, encoder: nn.Cell) -> dict[str, Work]:
     """The least work of every phase on the device."""
-    decoder, grpo, evaluation = config.decoder, config.grpo, config.eval
+    decoder, rl, evaluation = config.decoder, config.rl, config.eval
     d, n = decoder.width, encoder.tokens
     layer = 6 * d * d + 2 * d * decoder.feed_forward  # weights of one layer that every token meets
     token_weights = decoder.layers * layer + sizes.vocab * d
@@ -38,13 +38,13 @@ def floors(config: Config, sizes: Sizes, encoder: nn.Cell) -> dict[str, Work]:
         operations = 3 * (decoding(images, rows, tokens).operations - projection) + 2 * projection
         return Work(operations, 4 * (10 * (token_weights + image_weights) + images * n * encoder.channels))
 
-    images = grpo.sample_images
+    images = rl.sample_images
     conv_operations, conv_weights = convolutions(encoder, config.data.image_size)
-    sample = decoding(images, images * grpo.group_size, grpo.tokens)
-    features = update(grpo.update_images, grpo.update_images * grpo.group_size, grpo.tokens)
+    sample = decoding(images, images * rl.group_size, rl.tokens)
+    features = update(rl.update_images, rl.update_images * rl.group_size, rl.tokens)
     encode = Work(images * conv_operations, 4 * conv_weights)
     trained = 3 if config.encoder.trainable else 1
-    grid = 2 * grpo.update_images * n * encoder.channels * d if config.encoder.trainable else 0.0
+    grid = 2 * rl.update_images * n * encoder.channels * d if config.encoder.trainable else 0.0
     ce_rows = config.ce.batch_images * config.ce.captions_per_image
     return {
         "encode": encode,
@@ -52,7 +52,7 @@ def floors(config: Config, sizes: Sizes, encoder: nn.Cell) -> dict[str, Work]:
         "rollout": Work(encode.operations + sample.operations, encode.bytes + sample.bytes),
         "reference": Work(sample.operations, 4 * (token_weights + image_weights + images * n * encoder.channels)),
         "update": Work(
-            trained * grpo.update_images * conv_operations + features.operations + grid,
+            trained * rl.update_images * conv_operations + features.operations + grid,
             (10 if config.encoder.trainable else 1) * 4 * conv_weights + features.bytes,
         ),
         "update_features": features,

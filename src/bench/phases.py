@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.bench.sizes import Sizes
-from src.config.schema import CEConfig, Config, GRPOConfig
+from src.config.schema import CEConfig, Config, RLConfig
 from src.models.policy import Policy
 from src.training.optim import build_optimizer
 from src.training.step import Update, build_loss_scale, build_step
@@ -41,7 +41,7 @@ def pixel_phases(config: Config, sizes: Sizes) -> Iterator[Phase]:
     policy = synthetic_policy(config, sizes.vocab, cached=False, ends=False)
     for parameter in policy.encoder.get_parameters():
         parameter.requires_grad = parameter.requires_grad and config.encoder.trainable
-    rl = config.grpo
+    rl = config.rl
     yield _phase("encode", rl.sample_images, encoder_zone(config, policy, rl.sample_images))
     yield _phase("rollout", rl.sample_images * rl.group_size, sampler_zone(config, policy))
     loss = rl_loss_zone(config, policy, rl.update_images)
@@ -51,7 +51,7 @@ def pixel_phases(config: Config, sizes: Sizes) -> Iterator[Phase]:
 def feature_phases(config: Config, sizes: Sizes) -> Iterator[Phase]:
     """What starts from given features [B, N, C]: sample, update, reference, greedy, beam, CE step."""
     policy = synthetic_policy(config, sizes.vocab, cached=True, ends=False)
-    rl, ce = config.grpo, config.ce
+    rl, ce = config.rl, config.ce
     sampled = rl.sample_images * rl.group_size
     yield _phase("sample", sampled, sampler_zone(config, policy))
     loss = rl_loss_zone(config, policy, rl.update_images)
@@ -74,7 +74,7 @@ def _phase(name: str, captions: int, zone: Zone) -> Phase:
     return Phase(name, captions, call)
 
 
-def _update(config: Config, policy: Policy, loss: Zone, settings: CEConfig | GRPOConfig) -> Callable[[], object]:
+def _update(config: Config, policy: Policy, loss: Zone, settings: CEConfig | RLConfig) -> Callable[[], object]:
     """A loss with its gradient and the optimiser, from arrays."""
     optimizer = build_optimizer(policy.trained_parameters(), settings.optimizer, RATES)
     update = Update(optimizer, build_loss_scale(config.precision), settings.optimizer.grad_clip)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from src.config.kinds import KINDS
-from src.config.load import load_config
+from src.config.load import current_keys, load_config
 from src.config.rules import flatten
 from src.config.schema import Config
 from src.runtime.errors import InputError
@@ -15,14 +15,14 @@ BASE = ROOT / "configs/coco/grpo.yaml"
 # Short names of what a user varies, and the configuration's keys that they set.
 SHORT = {
     "images": (
-        "grpo.rollout_images",
-        "grpo.sample_images",
-        "grpo.update_images",
+        "rl.rollout_images",
+        "rl.sample_images",
+        "rl.update_images",
         "ce.batch_images",
         "eval.batch_images",
     ),
-    "group": ("grpo.group_size", "ce.captions_per_image"),
-    "length": ("grpo.tokens", "ce.tokens", "eval.tokens"),
+    "group": ("rl.group_size", "ce.captions_per_image"),
+    "length": ("rl.tokens", "ce.tokens", "eval.tokens"),
     "layers": ("decoder.layers",),
     "width": ("decoder.width",),
     "encoder": ("encoder.kind",),
@@ -51,7 +51,7 @@ def parse(arguments: list[str]) -> tuple[Config, Sizes]:
     Errors: InputError naming the argument.
     """
     given = dict(DEFAULTS)
-    for argument in arguments:
+    for argument in current_keys(arguments):
         key, separator, value = argument.partition("=")
         if not separator:
             raise InputError(f"'{argument}' is not of the form key=value")

@@ -112,7 +112,7 @@ def plan_runs(plan: Plan) -> list[ComparedRun]:
             if plan.updates:
                 budgets[system + EQUAL_UPDATES] = -(-plan.updates // config.updates_per_rollout)
             for name, rollouts in budgets.items():
-                own = [f"grpo.rollouts={rollouts}", f"eval.every={max(1, round(rollouts / plan.validations))}"]
+                own = [f"rl.rollouts={rollouts}", f"eval.every={max(1, round(rollouts / plan.validations))}"]
                 own.append(f"name={config.name}-{rollouts}-rollouts")
                 runs.append(ComparedRun(name, seed, _stage(file, [*overrides, *own])))
     return runs

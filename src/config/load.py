@@ -38,7 +38,7 @@ NOT_COMPARED += ("eval.beams", "eval.length_penalty", "eval.block_trigrams", "ev
 NOT_COMPARED += ("caprl.max_failed", "caprl.base_url", "caprl.timeout", "caprl.retries", "caprl.concurrency")
 NOT_COMPARED += ("caprl.max_tokens",)
 # Sections that a stage does not read are left out of its resolved configuration.
-RL_SECTIONS: tuple[str, ...] = ("grpo", "advantage", "kl", "loss", "rewards", "cider", "caprl", "length")
+RL_SECTIONS: tuple[str, ...] = ("rl", "advantage", "kl", "loss", "rewards", "cider", "caprl", "length")
 RL_SECTIONS += ("init_config",)
 _BASE = ROOT / "configs/base.yaml"
 
@@ -52,7 +52,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     tree = _load_tree(path, seen=())
     _map_values(tree, FILE_KEYS, from_root)
     configured_seed = tree.get("seed")
-    for override in overrides:
+    for override in current_keys(overrides):
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise InputError(f"'{override}' is not of the form key=value")
@@ -66,6 +66,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     config = _build(Config, tree, "", str(path))
     check(config)
     return config
+
+
+def current_keys(overrides: Sequence[str]) -> list[str]:
+    """Overrides with `rl.` for `grpo.`, the former name of the section. Errors: InputError if both are given."""
+    given = [section for section in ("grpo.", "rl.") if any(text.startswith(section) for text in overrides)]
+    if len(given) == 2:
+        raise InputError("grpo.* and rl.* are both given: grpo is the former name of rl; use rl.* only")
+    return [re.sub(r"^grpo\.", "rl.", override) for override in overrides]
+
+
+def _current_sections(tree: dict[str, Any], path: Path | str) -> dict[str, Any]:
+    """The same for a tree."""
+    if "grpo" not in tree:
+        return tree
+    if "rl" in tree:
+        raise InputError(f"{path} holds the sections grpo and rl: grpo is the former name of rl; use rl only")
+    return {"rl" if key == "grpo" else key: value for key, value in tree.items()}
 
 
 def is_setting(word: str) -> bool:
@@ -99,7 +116,7 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     read that section.
     """
     defaults = flatten(_load_tree(_BASE, seen=()))
-    old, new = defaults | flatten(old), defaults | flatten(new)
+    old, new = (defaults | flatten(_current_sections(tree, "config.yaml")) for tree in (old, new))
     for tree in (old, new):  # a relative path, and the absolute one of the same file
         tree |= {key: os.path.normpath(ROOT / tree[key]) for key in FILE_KEYS if isinstance(tree.get(key), str)}
     keys = sorted((old.keys() | new.keys()) - set(NOT_COMPARED))
@@ -131,13 +148,14 @@ def _load_tree(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise InputError(f"{path} must hold 'key: value' lines")
+    tree = _current_sections(tree, path)
     base = tree.pop("base", None)
     if base is None:
         return tree
     if not isinstance(base, str):
         raise InputError(f"{path}: base must be the path of one YAML file, relative to this one")
     merged = _load_tree(path.parent / base, (*seen, path.resolve()))
-    for key, value in _leaves(tree):
+    for key, value in flatten(tree).items():
         _set(merged, key, value, str(path))
     return merged
 
@@ -160,13 +178,6 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        leaves += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-    return leaves
 
 
 def _parse(text: str, key: str) -> Any:

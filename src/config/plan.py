@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from src.config.load import load_config
+from src.config.load import current_keys, load_config
 from src.runtime.errors import InputError
 
 # Smallest value of every number of a plan, each of which the command line may replace.
@@ -17,7 +17,7 @@ _SET_BY_THE_PLAN = {
     "name": "every run has a name of its own",
     "init_checkpoint": "every system starts from the comparison's CE",
     "init_config": "every system starts from the comparison's CE",
-    "grpo.rollouts": "captions=N sets the budget",
+    "rl.rollouts": "captions=N sets the budget",
     "eval.samples": "samples=N sets it",
 }
 
@@ -47,7 +47,7 @@ def load_plan(path: Path, overrides: list[str]) -> Plan:
     """
     tree = _read(path)
     rest = []
-    for override in overrides:
+    for override in current_keys(overrides):
         key, _, text = override.partition("=")
         if key in _LEAST:
             tree[key] = int(text) if text.isdecimal() else text

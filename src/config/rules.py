@@ -18,7 +18,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return flat
 
 
@@ -72,19 +72,19 @@ def check(config: Config) -> None:
         "ce.micro_batches",
         "ce.captions_per_image",
         "ce.tokens",
-        "grpo.group_size",
-        "grpo.rollouts",
-        "grpo.rollout_images",
-        "grpo.sample_images",
-        "grpo.passes",
-        "grpo.update_images",
-        "grpo.micro_batches",
-        "grpo.tokens",
-        "grpo.temperature",
+        "rl.group_size",
+        "rl.rollouts",
+        "rl.rollout_images",
+        "rl.sample_images",
+        "rl.passes",
+        "rl.update_images",
+        "rl.micro_batches",
+        "rl.tokens",
+        "rl.temperature",
         "ce.optimizer.lr",
-        "grpo.optimizer.lr",
+        "rl.optimizer.lr",
         "ce.optimizer.grad_clip",
-        "grpo.optimizer.grad_clip",
+        "rl.optimizer.grad_clip",
         "advantage.eps",
         "length.margin",
         "caprl.presentations",
@@ -97,8 +97,8 @@ def check(config: Config) -> None:
         "decoder.embedding_dropout",
         "ce.label_smoothing",
         "ce.optimizer.warmup_ratio",
-        "grpo.optimizer.warmup_ratio",
-        "grpo.clip_eps_low",
+        "rl.optimizer.warmup_ratio",
+        "rl.clip_eps_low",
         "caprl.max_failed",
     ]
     not_negative = [
@@ -108,14 +108,14 @@ def check(config: Config) -> None:
         *(f"rewards.{field.name}" for field in dataclasses.fields(c.rewards)),
         "length.least",
         "caprl.retries",
-        "grpo.top_k",
-        "grpo.clip_eps_high",
+        "rl.top_k",
+        "rl.clip_eps_high",
         "eval.length_penalty",
         "eval.samples",
         "ce.patience",
         "ce.save_steps",
         "ce.optimizer.weight_decay",
-        "grpo.optimizer.weight_decay",
+        "rl.optimizer.weight_decay",
     ]
     flat = flatten(dataclasses.asdict(c))
     rules = [(key, flat[key] > 0, "must be above 0") for key in positive]
@@ -127,11 +127,11 @@ def check(config: Config) -> None:
             section.optimizer.warmup_ratio < section.optimizer.decay_ratio <= 1,
             f"must be above {stage}.optimizer.warmup_ratio={section.optimizer.warmup_ratio} and at most 1",
         )
-        for stage, section in (("ce", c.ce), ("grpo", c.grpo))
+        for stage, section in (("ce", c.ce), ("rl", c.rl))
     ]
     rules += [
         (f"{stage}.optimizer.beta2", 0 < section.optimizer.beta2 < 1, "must be between 0 and 1")
-        for stage, section in (("ce", c.ce), ("grpo", c.grpo))
+        for stage, section in (("ce", c.ce), ("rl", c.rl))
     ]
     rules += [
         ("seed", c.seed < 2**32, "must be below 2^32"),
@@ -156,7 +156,7 @@ def check(config: Config) -> None:
         ("caprl.base_url", _is_url(c.caprl.base_url), "must be a server's address, as http://127.0.0.1:8000/v1"),
         ("caprl.extra_body", extra_body_fault is None, extra_body_fault or ""),
     ]
-    longest = max(c.ce.tokens, c.grpo.tokens, c.eval.tokens)
+    longest = max(c.ce.tokens, c.rl.tokens, c.eval.tokens)
     rules += [
         (
             "ce.micro_batches",
@@ -164,9 +164,9 @@ def check(config: Config) -> None:
             f"must divide ce.batch_images={c.ce.batch_images}",
         ),
         (
-            "grpo.micro_batches",
-            c.grpo.update_images % c.grpo.micro_batches == 0,
-            f"must divide grpo.update_images={c.grpo.update_images}",
+            "rl.micro_batches",
+            c.rl.update_images % c.rl.micro_batches == 0,
+            f"must divide rl.update_images={c.rl.update_images}",
         ),
         ("decoder.heads", c.decoder.width % c.decoder.heads == 0, f"must divide decoder.width={c.decoder.width}"),
         ("decoder.positions", c.decoder.positions >= longest, f"must be at least {longest}, the longest caption"),
@@ -187,22 +187,22 @@ def check(config: Config) -> None:
         ),
     ]
     if c.stage != "ce":
-        g = c.grpo
+        g = c.rl
         rules += [
             (
-                "grpo.group_size",
+                "rl.group_size",
                 g.group_size >= 2 or c.advantage.baseline == "greedy",
                 "must be at least 2: one sample has no group to be compared with",
             ),
             (
-                "grpo.rollout_images",
+                "rl.rollout_images",
                 g.rollout_images % g.sample_images == 0,
-                f"must be a multiple of grpo.sample_images={g.sample_images}",
+                f"must be a multiple of rl.sample_images={g.sample_images}",
             ),
             (
-                "grpo.rollout_images",
+                "rl.rollout_images",
                 g.rollout_images % g.update_images == 0,
-                f"must be a multiple of grpo.update_images={g.update_images}",
+                f"must be a multiple of rl.update_images={g.update_images}",
             ),
             (
                 "advantage.scale",
@@ -243,8 +243,8 @@ def check_workers(config: Config, workers: int) -> None:
     if c.stage == "ce":
         sizes = [("ce.batch_images", c.ce.batch_images, c.ce.micro_batches)]
     else:
-        sizes = [("grpo.sample_images", c.grpo.sample_images, 1)]
-        sizes += [("grpo.update_images", c.grpo.update_images, c.grpo.micro_batches)]
+        sizes = [("rl.sample_images", c.rl.sample_images, 1)]
+        sizes += [("rl.update_images", c.rl.update_images, c.rl.micro_batches)]
     for key, size, parts in sizes:
         if size % (workers * parts):
             times = f" times {parts} micro_batches" if parts > 1 else ""
@@ -258,8 +258,8 @@ def check_workers(config: Config, workers: int) -> None:
 def check_sizes(config: Config, images: int, vocab_size: int) -> None:
     """InputError naming a size of RL that is larger than the training images, or the vocabulary, allow."""
     for key, size, most, what in (
-        ("grpo.rollout_images", config.grpo.rollout_images, images, "the training images"),
-        ("grpo.top_k", config.grpo.top_k, vocab_size, "the vocabulary's size"),
+        ("rl.rollout_images", config.rl.rollout_images, images, "the training images"),
+        ("rl.top_k", config.rl.top_k, vocab_size, "the vocabulary's size"),
     ):
         if size > most:
             raise InputError(f"{key}={size} must be at most {most}, {what}")

@@ -93,7 +93,7 @@ class CEConfig:
 
 
 @dataclass(frozen=True)
-class GRPOConfig:
+class RLConfig:
     group_size: int
     rollouts: int
     rollout_images: int
@@ -207,7 +207,7 @@ class Config(DeviceSettings):
     encoder: EncoderConfig
     decoder: DecoderConfig
     ce: CEConfig
-    grpo: GRPOConfig
+    rl: RLConfig
     advantage: AdvantageConfig
     kl: KLConfig
     loss: LossConfig
@@ -230,12 +230,12 @@ class Config(DeviceSettings):
     @property
     def captions_per_rollout(self) -> int:
         """Captions decoded; the greedy ones of a greedy baseline count."""
-        return self.grpo.rollout_images * (self.grpo.group_size + (self.advantage.baseline == "greedy"))
+        return self.rl.rollout_images * (self.rl.group_size + (self.advantage.baseline == "greedy"))
 
     @property
     def updates_per_rollout(self) -> int:
         """Optimiser updates."""
-        return self.grpo.passes * (self.grpo.rollout_images // self.grpo.update_images)
+        return self.rl.passes * (self.rl.rollout_images // self.rl.update_images)
 
     @property
     def result_checkpoint(self) -> Path:

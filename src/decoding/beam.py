@@ -7,7 +7,7 @@ import mindspore.common.dtype as mstype
 from mindspore import Tensor, ops
 
 from src.decoding.generation import Carried, Generation, Outputs, column_of
-from src.models.layers import MASKED
+from src.models.kernels import MASKED
 from src.models.policy import Policy
 
 

@@ -3,10 +3,13 @@
 Letters: R any leading shape of rows or rows and tokens, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import mindspore.common.dtype as mstype
 from mindspore import Tensor, nn, ops
 
-from src.models.layers import MASKED, row_means
+from src.models import kernels
+from src.models.kernels import MASKED
 
 _ARGMAX = ops.Argmax(axis=-1, output_type=mstype.int32)  # `ops.argmax` gives int64
 _BLOCK = 128  # tokens; about the square root of a vocabulary
@@ -29,17 +32,18 @@ def policy_logits(logits: Tensor, temperature: float, top_k: int, tokens: Tensor
     return logits
 
 
-def inverse_cdf(probabilities: Tensor, uniforms: Tensor, last: int) -> Tensor:
+def inverse_cdf(probabilities: Tensor, uniforms: Tensor, last: int, row_sums: Callable[[Tensor], Tensor]) -> Tensor:
     """Draw one token a row by inverse transform sampling: int32 [M] from probabilities [M, V] and uniforms [M, 1].
 
     In two steps, a block of tokens and a token of the block: cumulative sums cannot be computed in parallel, sums of
-    blocks can, and are more exact. The token is clipped to `last`, the last id that may be drawn.
+    blocks can, and are more exact. The token is clipped to `last`, the last id that may be drawn. row_sums: of
+    src.models.kernels.
     """
     rows, vocab = probabilities.shape
     blocks = -(-vocab // _BLOCK)
     padding = ops.zeros((rows, blocks * _BLOCK - vocab), probabilities.dtype)
     parts = ops.concat((probabilities, padding), 1).reshape(rows * blocks, _BLOCK)
-    sums = ops.matmul(parts, ops.ones((_BLOCK, 1), probabilities.dtype)).reshape(rows, blocks)
+    sums = row_sums(parts).reshape(rows, blocks)
     block, uniforms = _first_above(sums, uniforms)
     place = ops.reshape(ops.arange(rows, dtype=mstype.int32) * blocks, (rows, 1)) + block
     token, _ = _first_above(ops.gather(parts, ops.squeeze(place, -1), 0), uniforms)
@@ -85,11 +89,15 @@ class TokenLogprobs(nn.Cell):
     d log p(token) / d logits = onehot(token) - p, d logsumexp / d logits = p.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.row_means = kernels.row_means()
+
     def construct(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         probabilities = ops.softmax(logits, -1)
         # log p of the most probable token is exact: it is never below -log V.
         logsumexp = ops.max(logits, -1)[0] - log(ops.max(probabilities, -1)[0])
-        mean_logit = ops.squeeze(row_means(probabilities * logits), -1) * logits.shape[-1]
+        mean_logit = ops.squeeze(self.row_means(probabilities * logits), -1) * logits.shape[-1]
         return select(logits, tokens) - logsumexp, logsumexp, logsumexp - mean_logit, probabilities
 
     def bprop(self, logits: Tensor, tokens: Tensor, out: tuple, dout: tuple) -> tuple[Tensor, Tensor]:

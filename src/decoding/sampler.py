@@ -9,6 +9,7 @@ from mindspore import Tensor, ops
 
 from src.decoding.distribution import inverse_cdf, log, most_probable, policy_logits, select
 from src.decoding.generation import Carried, Generation, Outputs, column_of
+from src.models import kernels
 from src.models.policy import Policy
 
 
@@ -48,6 +49,7 @@ class GroupSampler(Sampling):
     def __init__(self, policy: Policy, tokens: int, *, temperature: float, top_k: int, greedy: bool = False) -> None:
         super().__init__(policy, tokens)
         self.last_allowed = int(np.flatnonzero(policy.token_ids.allowed)[-1])
+        self.row_sums = kernels.row_sums()
         self.temperature = temperature
         self.top_k = top_k
         self.greedy = greedy
@@ -66,7 +68,7 @@ class GroupSampler(Sampling):
     ) -> tuple[Tensor, None, Carried, tuple[Tensor, ...]]:
         _, uniforms, is_greedy = carried
         probabilities = ops.softmax(policy_logits(logits, self.temperature, self.top_k), -1)
-        token = inverse_cdf(probabilities, column_of(uniforms, position), self.last_allowed)
+        token = inverse_cdf(probabilities, column_of(uniforms, position), self.last_allowed, self.row_sums)
         if self.greedy:
             token = ops.where(is_greedy > 0, most_probable(logits), token)
         # Never log 0: a device may, very rarely, draw a zero-probability token, since it adds in another order.

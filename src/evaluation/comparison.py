@@ -132,13 +132,13 @@ def differences(segments: Mapping[str, Sequence[dict[str, np.ndarray]]], resampl
 
 def budget(runs: Sequence[Sequence[dict]], config: Config) -> dict[str, float]:
     """What one seed of a system cost, mean over seeds: captions decoded, tokens updated, optimiser updates, seconds."""
-    grpo = config.grpo
-    updated = grpo.rollout_images * grpo.group_size * grpo.passes
+    rl = config.rl
+    updated = rl.rollout_images * rl.group_size * rl.passes
     tokens = [updated * sum(line.get("rollout/length_mean", 0.0) for line in lines) for lines in runs]
     return {
-        "captions": grpo.rollouts * config.captions_per_rollout,
+        "captions": rl.rollouts * config.captions_per_rollout,
         "token_updates": mean(tokens),
-        "updates": grpo.rollouts * config.updates_per_rollout,
+        "updates": rl.rollouts * config.updates_per_rollout,
         "seconds": mean(lines[-1]["time/total_s"] for lines in runs),
     }
 

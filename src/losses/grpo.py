@@ -67,10 +67,10 @@ class GRPOLossCell(nn.Cell):
     def __init__(self, policy: Policy, config: Config) -> None:
         super().__init__()
         self.policy = policy
-        self.temperature = config.grpo.temperature
-        self.top_k = config.grpo.top_k
-        self.clip_eps_low = config.grpo.clip_eps_low
-        self.clip_eps_high = config.grpo.clip_eps_high
+        self.temperature = config.rl.temperature
+        self.top_k = config.rl.top_k
+        self.clip_eps_low = config.rl.clip_eps_low
+        self.clip_eps_high = config.rl.clip_eps_high
         self.kl_coef = config.kl.coef
         self.importance_weight = config.kl.importance_weight
         self.token_logprobs = TokenLogprobs()

@@ -8,13 +8,8 @@ import mindspore.common.dtype as mstype
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-MASKED = -1e9  # added to a logit that must not count; its exponential is 0 in float32
-
-# Operators as they are: the functions of `ops` around them make several graphs of each call, and compile longer.
-_BIAS_ADD = ops.BiasAdd()
-_SOFTMAX = ops.Softmax(-1)
-_PRODUCT = ops.BatchMatMul()
-_PRODUCT_WITH_TRANSPOSED = ops.BatchMatMul(transpose_b=True)
+from src.models import kernels
+from src.models.kernels import attend
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -33,55 +28,6 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(0, 2, 1, 3).reshape(rows, length, heads * size)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention (Vaswani et al. 2017, equation 1).
-
-    query [R, H, L, d]; key and value [R, H, K, d], all of one dtype; bias broadcast to [R, H, L, K], MASKED where not
-    to look. Returns [R, H, L, d] in the dtype of the inputs.
-    """
-    return _PRODUCT(ops.cast(attention_weights(query, key, bias), value.dtype), value)
-
-
-def attention_weights(query: Tensor, key: Tensor, bias: Tensor | None = None) -> Tensor:
-    """What `attend` weighs the values with: float32 [R, H, L, K], rows sum to 1."""
-    scores = ops.cast(_PRODUCT_WITH_TRANSPOSED(query, key), mstype.float32) * (query.shape[-1] ** -0.5)
-    if bias is not None:
-        scores = scores + bias
-    return _SOFTMAX(scores)
-
-
-def column_sums(x: Tensor) -> Tensor:
-    """Sums over all axes but the last, [..., D] -> [D], as a matrix product: MindSpore's CPU reductions are slow."""
-    rows = x.reshape(-1, x.shape[-1])
-    return ops.matmul(ops.ones((1, rows.shape[0]), x.dtype), rows).reshape(-1)
-
-
-def row_means(x: Tensor) -> Tensor:
-    """Means over the last axis, [..., D] -> [..., 1], as a matrix product for the same reason."""
-    width = x.shape[-1]
-    return ops.matmul(x, ops.full((width, 1), 1.0 / width, dtype=x.dtype))
-
-
-class Affine(nn.Cell):
-    """x * scale + shift over the last axis, whose gradients sum columns by `column_sums`."""
-
-    def construct(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return x * scale + shift
-
-    def bprop(self, x: Tensor, scale: Tensor, shift: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        return dout * scale, column_sums(dout * x), column_sums(dout)
-
-
-class Shift(nn.Cell):
-    """x + shift over the last axis, whose gradient sums columns by `column_sums`."""
-
-    def construct(self, x: Tensor, shift: Tensor) -> Tensor:
-        return _BIAS_ADD(x, shift)
-
-    def bprop(self, x: Tensor, shift: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
-        return dout, column_sums(dout)
-
-
 class Linear(nn.Cell):
     """x [..., C] -> float32 [..., D], with Xavier-uniform weights and a bias that starts at 0.
 
@@ -96,7 +42,7 @@ class Linear(nn.Cell):
         self.weight = Parameter(initializer("xavier_uniform", (width, channels), mstype.float32))
         self.bias = Parameter(initializer("zeros", (width,), mstype.float32)) if has_bias else None
         self.matmul = ops.MatMul(transpose_b=True)  # no copy of the weight, as `weight.T` would make
-        self.shift = Shift()
+        self.shift = kernels.bias_add()
 
     def construct(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
         """offset [D]: a constant beside the bias, which costs no pass of its own."""
@@ -108,17 +54,16 @@ class Linear(nn.Cell):
 
 
 class LayerNorm(nn.Cell):
-    """Layer norm over the last axis, from basic operators: MindSpore's CPU kernel takes ten times as long backwards."""
+    """Layer norm over the last axis."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.gamma = Parameter(initializer("ones", (width,), mstype.float32))
         self.beta = Parameter(initializer("zeros", (width,), mstype.float32))
-        self.affine = Affine()
+        self.normalize = kernels.layer_norm()
 
     def construct(self, x: Tensor) -> Tensor:
-        x = x - row_means(x)
-        return self.affine(x * ops.rsqrt(row_means(ops.square(x)) + 1e-5), self.gamma, self.beta)
+        return self.normalize(x, self.gamma, self.beta)
 
 
 class DecoderLayer(nn.Cell):

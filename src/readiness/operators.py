@@ -22,6 +22,7 @@ REGISTERED = {
     "Conv2DBackpropInput": "czConv2DBackpropInput",
     "Divs": "aclnnDivs",
     "EqScalar": "aclnnEqScalar",
+    "LayerNormGradExt": "aclnnLayerNormBackward",
     "MatMulExt": "MatMulExtAscend",
     "MaxPoolGrad": "czMaxPoolGrad",
     "Muls": "aclnnMuls",

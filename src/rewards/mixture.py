@@ -104,7 +104,7 @@ def reward_signature(config: Config) -> str:
     else:
         reward = parts["cider"]
     base = {"group": "group", "leave_one_out": "average", "greedy": "greedy"}[config.advantage.baseline]
-    signature = f"{reward}+{base}[nspi{config.grpo.group_size}]"
+    signature = f"{reward}+{base}[nspi{config.rl.group_size}]"
     if "cider" not in active:
         return signature
     eos = "STANDARD" if cider.eos else "NO<EOS>"

@@ -50,7 +50,7 @@ class RolloutCollector:
     compile: Compile
 
     def __post_init__(self) -> None:
-        rl = self.config.grpo
+        rl = self.config.rl
         self.greedy = self.config.advantage.baseline == "greedy"
         sampler = GroupSampler(self.policy, rl.tokens, temperature=rl.temperature, top_k=rl.top_k, greedy=self.greedy)
         self.sampler = compile_generation("sampler", sampler, self.compile)
@@ -61,7 +61,7 @@ class RolloutCollector:
 
         Each worker samples and rewards its share of every batch; all get the whole rollout, and so the same advantages.
         """
-        rl, workers = self.config.grpo, self.workers
+        rl, workers = self.config.rl, self.workers
         images = rollout_images(self.images, rl.rollout_images, self.config.seed, index)
         batches = np.arange(len(images)).reshape(-1, rl.sample_images)
         places = [workers.share(batch) for batch in batches]  # of this worker's images in the rollout
@@ -96,7 +96,7 @@ class RolloutCollector:
     def _sample(self, index: int, images: np.ndarray, places: list[np.ndarray]) -> list[np.ndarray]:
         """This worker's completion_ids, mask, old_logprobs and ref_logprobs [rows, T], and ids and mask of the greedy
         captions [images, T]: none of them where the baseline is not greedy."""
-        rl, seed = self.config.grpo, self.config.seed
+        rl, seed = self.config.rl, self.config.seed
         parts = []
         bar = Progress(f"rollout {index + 1}", len(places), "batch")
         for own, inputs in zip(bar.over(places), self.source.batches([images[own] for own in places])):
@@ -115,7 +115,7 @@ class RolloutCollector:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of this worker's samples which ended, float32 [rows], and rewards float32 [rows, k]; then [images, k] of its
         greedy captions (none: empty). completions: ids and mask of the samples, ids and mask of the greedy ones."""
-        own, group_size = np.concatenate(places), self.config.grpo.group_size
+        own, group_size = np.concatenate(places), self.config.rl.group_size
         rows = (own[:, None] * group_size + np.arange(group_size)).reshape(-1)  # among all samples of the rollout
         samples = len(rows)
         if self.greedy:  # rewarded in the same call, with the random draws of their group's first sample
@@ -131,7 +131,7 @@ class RolloutCollector:
             "rollout/reward_mean": total[0],
             "rollout/reward_std": total[1],
             "rollout/advantage_std": rollout.advantages.std(),
-            "rollout/zero_spread_groups": zero_advantage_groups(rollout.advantages, self.config.grpo.group_size),
+            "rollout/zero_spread_groups": zero_advantage_groups(rollout.advantages, self.config.rl.group_size),
             "rollout/length_mean": rollout.completion_mask.sum(1).mean(),
         }
         for number, name in enumerate(self.rewards.names):

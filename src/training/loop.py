@@ -50,7 +50,7 @@ class Objective(Protocol):
     unit: str
     units: int
     updates: int
-    settings: Any  # CEConfig or GRPOConfig
+    settings: Any  # CEConfig or RLConfig
     loss_cell: nn.Cell
     validates_first: bool
     resumes_within_unit: bool
@@ -150,7 +150,7 @@ class GroupObjective:
 
     def __init__(self, run: Run) -> None:
         assert run.reference is not None and run.rewards is not None
-        self.run, self.settings = run, run.config.grpo
+        self.run, self.settings = run, run.config.rl
         self.label = run.config.stage.upper()
         self.units, self.updates = self.settings.rollouts, run.config.updates_per_rollout
         self.loss_cell = GRPOLossCell(run.policy, run.config)

@@ -36,7 +36,7 @@ def say_before_training(config: Config, dataset: Dataset) -> None:
     alone = "one image: CIDEr, which weighs words by the logarithm of the number of images,"
     if len(dataset.records["val"]) == 1:
         lines.append(f"warning: the validation split has {alone} is 0 there, and `best` will be the first validation")
-    documents = config.grpo.rollout_images
+    documents = config.rl.rollout_images
     if config.cider.document_frequency == "train":
         documents = len(dataset.records["train"])
     if config.stage != "ce" and config.rewards.cider and documents == 1:

@@ -12,12 +12,12 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.amp import DynamicLossScaler
 
+from src.models import kernels
 from src.runtime.compile_cache import Compile
 
 Step = Callable[..., dict[str, float]]
 
 _EACH = ops.HyperMap()  # compiles faster than a loop
-_PRODUCT = ops.MatMul(transpose_b=True)
 _MUL_NO_NAN = ops.MulNoNan()  # 0 times NaN or infinity is 0
 
 
@@ -87,6 +87,7 @@ class Update(nn.Cell):
         if loss_scale is not None:  # which is no cell: a kept graph takes the values of a cell's own parameters alone
             self.scale_state = ParameterTuple([loss_scale.scale_value, loss_scale.counter])
         self.grad_clip = grad_clip
+        self.squared_norm = kernels.squared_norm()
         self.worker_sum = WorkerSum(workers)
 
     def construct(self, values: Tensor, gradients: tuple[Tensor, ...]) -> Tensor:
@@ -95,7 +96,7 @@ class Update(nn.Cell):
         values, gradients = summed[0], summed[1:]
         if scale is not None:
             gradients = scale.unscale(gradients)
-        norm = global_norm(gradients)
+        norm = ops.sqrt(ops.reduce_sum(ops.stack(_EACH(self.squared_norm, gradients))))
         finite = ops.isfinite(values[0] + norm)
         if scale is not None:
             values = ops.concat((values, scale.scale_value.reshape(1)))
@@ -173,16 +174,6 @@ def _flat(tensor: Tensor) -> Tensor:
 
 def _shaped_like(flat: Tensor, tensor: Tensor) -> Tensor:
     return flat.reshape(tensor.shape)
-
-
-def global_norm(gradients: tuple[Tensor, ...]) -> Tensor:
-    """The Euclidean norm of all gradients together: a scalar."""
-    return ops.sqrt(ops.reduce_sum(ops.stack(_EACH(_squared_norm, gradients))))
-
-
-def _squared_norm(gradient: Tensor) -> Tensor:
-    row = gradient.reshape(1, -1)
-    return _PRODUCT(row, row)  # a fifth of the time of MindSpore's CPU reduction, and more exact
 
 
 def clip(gradients: tuple[Tensor, ...], norm: Tensor, largest: float, finite: Tensor) -> tuple[Tensor, ...]:

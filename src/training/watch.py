@@ -25,8 +25,8 @@ class Watch:
         self._warn = warn
         self._warned: set[str] = set()
         self._streaks: Counter[str] = Counter()
-        ce, grpo, every = config.ce, config.grpo, config.eval.every
-        self._validations = -(-ce.epochs // every) if config.stage == "ce" else 1 + -(-grpo.rollouts // every)
+        ce, rl, every = config.ce, config.rl, config.eval.every
+        self._validations = -(-ce.epochs // every) if config.stage == "ce" else 1 + -(-rl.rollouts // every)
 
     def captions(self, rows: Sequence[Sequence[int]], unknown: int) -> None:
         """Warn of limits that cut most training captions, and of a vocabulary that lacks most of their words.
@@ -39,7 +39,7 @@ class Watch:
         if config.stage == "ce":
             limits["ce.tokens"] = config.ce.tokens
         else:
-            limits["grpo.tokens"] = config.grpo.tokens
+            limits["rl.tokens"] = config.rl.tokens
         for key, limit in limits.items():
             share = (lengths > limit).mean()
             if share > _CUT:
@@ -72,33 +72,33 @@ class Watch:
 
     def rollout(self, rollout: Rollout, truncated: float) -> None:
         """Warn of samples that are nearly all cut off (truncated: their share), and of groups without any spread."""
-        config, most = self._config.grpo, self._config.grpo.rollouts
+        config, most = self._config.rl, self._config.rl.rollouts
         if self._again("truncated samples", truncated > _NEARLY_ALL, most):
-            text = f"{truncated:.0%} of the samples are cut off at grpo.tokens={config.tokens}"
-            self._once("grpo.tokens", f"{text}: raise grpo.tokens, ce.tokens if it cut captions, or ce.epochs")
+            text = f"{truncated:.0%} of the samples are cut off at rl.tokens={config.tokens}"
+            self._once("rl.tokens", f"{text}: raise rl.tokens, ce.tokens if it cut captions, or ce.epochs")
         if self._again("no spread", not rollout.advantages.any(), most) and (why := self._why_flat(rollout)):
             self._once("no spread", f"{self._streaks['no spread']} rollouts in a row have taught nothing: {why}")
 
     def finished(self, before: str, after: str) -> None:
         """Warn where the digests of the trained weights before and after some updates are equal."""
         if before == after and not self._streaks["no spread"]:
-            section = "ce" if self._config.stage == "ce" else "grpo"
+            section = "ce" if self._config.stage == "ce" else "rl"
             text = f"no weight has changed: raise {section}.optimizer.lr"
             self._once("weights", text + (", or set precision=float32" if self._config.precision == "float16" else ""))
 
     def _why_flat(self, rollout: Rollout) -> str:
         """Why every advantage of a rollout is 0, and what to change; nothing where fragments are named already."""
-        grpo, rewards = self._config.grpo, rollout.rewards
+        rl, rewards = self._config.rl, rollout.rewards
         names = [f"rewards.{name}" for name in self._config.rewards.active]
         samples = np.where(rollout.completion_mask > 0, rollout.completion_ids, -1)
         groups = samples.reshape(*rewards.shape, -1)  # [B, G, T]
         if np.isnan(rewards).all():
             return "no image of them has a question; add questions about training images to caprl.questions"
-        if grpo.top_k == 1:
-            return "grpo.top_k=1 makes all samples of an image equal; set grpo.top_k=0"
+        if rl.top_k == 1:
+            return "rl.top_k=1 makes all samples of an image equal; set rl.top_k=0"
         if rewards.shape[1] > 1 and (groups == groups[:, :1]).all():
-            return f"all samples of an image are equal; raise grpo.temperature={grpo.temperature:g}"
-        if "grpo.tokens" in self._warned:
+            return f"all samples of an image are equal; raise rl.temperature={rl.temperature:g}"
+        if "rl.tokens" in self._warned:
             return ""
         if not np.nan_to_num(rewards).any() and "rewards.cider" in names:
             return (
@@ -120,4 +120,4 @@ class Watch:
         self._warned.add(cause)
 
 
-_USE = {"ce.tokens": "learned, without an end", "grpo.tokens": "rewarded", "eval.tokens": "scored"}
+_USE = {"ce.tokens": "learned, without an end", "rl.tokens": "rewarded", "eval.tokens": "scored"}

@@ -65,7 +65,7 @@ def decoder_zones(config: Config, policy: Policy) -> Iterator[Zone]:
 
 def sampler_zone(config: Config, policy: Policy) -> Zone:
     """B images and uniforms to groups of completions."""
-    rl, greedy = config.grpo, config.advantage.baseline == "greedy"
+    rl, greedy = config.rl, config.advantage.baseline == "greedy"
     cell = GroupSampler(policy, rl.tokens, temperature=rl.temperature, top_k=rl.top_k, greedy=greedy)
     inputs = _inputs(config, policy, rl.sample_images)
     return Zone("sampler", cell, (inputs, _floats(rl.sample_images, rl.group_size, rl.tokens)))
@@ -73,7 +73,7 @@ def sampler_zone(config: Config, policy: Policy) -> Zone:
 
 def reference_zone(config: Config, policy: Policy) -> Zone:
     """The log-probs of the groups that were sampled."""
-    rl = config.grpo
+    rl = config.rl
     ids = _ids(policy, rl.sample_images * rl.group_size, rl.tokens)
     cell = LogprobCell(policy, temperature=rl.temperature, top_k=rl.top_k)
     return Zone("reference", cell, (_inputs(config, policy, rl.sample_images), ids))
@@ -81,7 +81,7 @@ def reference_zone(config: Config, policy: Policy) -> Zone:
 
 def rl_loss_zone(config: Config, policy: Policy, images: int) -> Zone:
     """GRPO's loss of B images x G completions, every token counted."""
-    shape = (images * config.grpo.group_size, config.grpo.tokens)
+    shape = (images * config.rl.group_size, config.rl.tokens)
     logprobs = _floats(*shape) - 1 - np.log(len(policy.token_ids.allowed), dtype=np.float32)  # near a fresh policy's
     rows = (_ids(policy, *shape), _weights(*shape), logprobs, logprobs, _floats(shape[0]))
     return Zone("loss", GRPOLossCell(policy, config), (_inputs(config, policy, images), *rows))

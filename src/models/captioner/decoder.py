@@ -10,7 +10,9 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from src.config.schema import DecoderConfig
-from src.models.layers import MASKED, DecoderLayer, LayerNorm, Linear, attend, attention_weights
+from src.models import kernels
+from src.models.kernels import MASKED, attend, attention_weights
+from src.models.layers import DecoderLayer, LayerNorm, Linear
 
 Memory = tuple[tuple[Tensor, Tensor], ...]  # per layer: keys and values [B, H, N, d]
 
@@ -50,7 +52,8 @@ class Decoder(nn.Cell):
         )
         self.output = Linear(width, vocab_size)
         self.allowed_bias = Tensor(np.where(allowed, 0.0, MASKED), ms.float32)
-        self.future_bias = Tensor(np.triu(np.full((config.positions,) * 2, MASKED), 1), ms.float32)
+        size = width // config.heads
+        self.attend_causally = kernels.causal_attention(config.heads, size, dtype, config.positions)
 
     def memory(self, features: Tensor) -> Memory:
         """features [B, N, C], of any float type -> keys and values of every layer, once per image."""
@@ -73,12 +76,11 @@ class Decoder(nn.Cell):
         x = ops.gather(self.embedding, inputs, 0) + self.positions[:length]
         if keep is not None:
             x = x * keep[0]
-        bias = self.future_bias[:length, :length]
         states: tuple[Tensor, ...] = ()
         for index, layer in enumerate(self.layers):
             query, key, value = layer.qkv(x)
             sites = None if keep is None else keep[1 + 3 * index : 4 + 3 * index]
-            x = layer.after_self(x, attend(query, key, value, bias), sites)
+            x = layer.after_self(x, self.attend_causally(query, key, value), sites)
             states += (x,)
             x = layer(x, memory[index], sites)
         return *states, x
