@@ -7,7 +7,7 @@ import pytest
 
 from src.config.load import load_config
 from src.data.records import Record
-from src.evaluation.gallery import Caption, Picture, by_word, choose_images, image_gains, read_groups
+from src.evaluation.gallery import Picture, ScoredCaption, by_word, choose_images, image_gains, read_groups
 from src.evaluation.report import System
 from src.runtime.errors import InputError
 
@@ -39,7 +39,7 @@ def test_pieces_of_a_word_count_as_one():
 
 def test_what_pictures_are_sorted_by():
     def rows(cider):
-        return [Caption("a", cider, ["a"], np.zeros((1, 4))), Caption("b", 9.0, ["b"], np.zeros((1, 4)))]
+        return [ScoredCaption("a", cider, ["a"], np.zeros((1, 4))), ScoredCaption("b", 9.0, ["b"], np.zeros((1, 4)))]
 
     captions = {"ce": rows(0.5), "scst": rows(0.25), "grpo": rows(1.5)}
     assert Picture("", "", ("",), "even", captions).sort_values() == {"scst": -0.25, "grpo": 1.0}

@@ -14,7 +14,7 @@ import httpx
 from tiny import free_port
 
 from src.captioning import gradio_page
-from src.captioning.captions import Caption
+from src.captioning.captions import DecodedCaption
 from src.captioning.page import Shown, small_picture
 from src.data.photographs import read_photograph
 from src.runtime.errors import InputError
@@ -27,7 +27,10 @@ class StandIn:
 
     def show(self, path):
         pixels = read_photograph(path).pixels
-        captions = [Caption("greedy", "{1} by {0}".format(*pixels.shape), -1.0), Caption("sample", "a dog", -2.0)]
+        captions = [
+            DecodedCaption("greedy", "{1} by {0}".format(*pixels.shape), -1.0),
+            DecodedCaption("sample", "a dog", -2.0),
+        ]
         words = [row.caption.split() for row in captions]
         looks = [(row, np.full((len(row), 4), 0.25, np.float32)) for row in words]
         return Shown(small_picture(pixels), dict.fromkeys(self.names, captions), dict.fromkeys(self.names, looks))

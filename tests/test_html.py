@@ -5,8 +5,8 @@ import re
 
 import numpy as np
 
-from src.evaluation.gallery import Caption, Picture
-from src.evaluation.html import Table, label, listed, packed, render_page, render_table, script_json, selection
+from src.evaluation.gallery import Picture, ScoredCaption
+from src.evaluation.html import ReportTable, label, listed, packed, render_page, render_table, script_json, selection
 
 NASTY = "</script><script>alert('x')</script> \"quoted\" & <b>bold</b>"
 
@@ -15,8 +15,8 @@ def picture(name="1.png", chosen="even", greedy=0.5, text="a dog"):
     words = text.split()
     looks = np.full((len(words), 4), 0.25)
     captions = {
-        "ce": [Caption(text, 0.25, words, looks)],
-        "grpo": [Caption(text, c, words, looks) for c in (greedy, 0.75)],
+        "ce": [ScoredCaption(text, 0.25, words, looks)],
+        "grpo": [ScoredCaption(text, c, words, looks) for c in (greedy, 0.75)],
     }
     return Picture(name, "data:image/jpeg;base64,AAAA", (text,), chosen, captions)
 
@@ -26,9 +26,9 @@ def page(*pictures, title="CE and GRPO", tables=()):
 
 
 def test_nothing_from_outside_is_read_as_html():
-    table = Table(NASTY, [NASTY], {NASTY: [NASTY]}, frozenset([(NASTY, NASTY)]), mark=NASTY)
+    table = ReportTable(NASTY, [NASTY], {NASTY: [NASTY]}, frozenset([(NASTY, NASTY)]), mark=NASTY)
     text = page(picture(name=NASTY, text=NASTY), title=NASTY, tables=[table])
-    ours = page(picture(), tables=[Table("t", ["c"], {"r": ["x"]}, frozenset([("r", "c")]))])
+    ours = page(picture(), tables=[ReportTable("t", ["c"], {"r": ["x"]}, frozenset([("r", "c")]))])
     tags = [re.findall(r"<(/?[a-z]\w*)", part) for part in (text, ours)]
     assert tags[0] == tags[1]  # the same elements whatever the names hold
     assert "<b>" not in text and "&lt;b&gt;bold&lt;/b&gt;" in text and "&quot;quoted&quot; &amp; " in text
@@ -61,7 +61,7 @@ def test_scores_and_gains_are_on_the_scale_of_papers():
 
 
 def test_best_cells_are_marked_for_eye_and_ear():
-    text = render_table(Table("t", ["CIDEr"], {"CE": ["1.0"], "GRPO": ["2.0"]}, frozenset([("GRPO", "CIDEr")])))
+    text = render_table(ReportTable("t", ["CIDEr"], {"CE": ["1.0"], "GRPO": ["2.0"]}, frozenset([("GRPO", "CIDEr")])))
     assert "<td>1.0</td>" in text
     assert '<td class="marked"><strong>2.0</strong><span class="unseen"> (best)</span></td>' in text
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from src.captioning.captioners import mean_by_word
-from src.captioning.captions import Caption
+from src.captioning.captions import DecodedCaption
 from src.captioning.page import (
     Shown,
     attention_strip,
@@ -23,8 +23,8 @@ from src.captioning.page import (
 )
 
 CAPTIONS = {
-    "CE": [Caption("greedy", "a dog", -1.5), Caption("sample", "<b>a</b> cat", -3.25)],
-    "A & B": [Caption("greedy", "a brown dog", -2.25), Caption("sample", "", -9.0)],
+    "CE": [DecodedCaption("greedy", "a dog", -1.5), DecodedCaption("sample", "<b>a</b> cat", -3.25)],
+    "A & B": [DecodedCaption("greedy", "a brown dog", -2.25), DecodedCaption("sample", "", -9.0)],
 }
 
 

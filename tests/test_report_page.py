@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from src.data.image_url import thumbnail_url
-from src.evaluation.gallery import Caption, Picture
+from src.evaluation.gallery import Picture, ScoredCaption
 from src.evaluation.html import render_page
 from src.evaluation.report_page import best_cells, difference_tables, history_table, score_tables
 
@@ -89,7 +89,7 @@ def attention(text):
 
 
 def caption(text, cider):
-    return Caption(text, cider, text.split(), attention(text))
+    return ScoredCaption(text, cider, text.split(), attention(text))
 
 
 def pictures():
@@ -192,7 +192,7 @@ def test_it_sorts_by_the_gain_of_either_system(page):
 
 def test_chinese_words_are_chosen_and_found_without_blanks_between_them(browser, tmp_path):
     text, words = "一只猫在t恤上 red cat", ["一", "只", "猫", "在", "t", "恤", "上", "red", "cat"]
-    row = Caption(text, 1.0, words, attention(" ".join(words)))
+    row = ScoredCaption(text, 1.0, words, attention(" ".join(words)))
     cards = [Picture("cat.png", "data:,", ("一只猫",), "highest", {"ce": [row]}), *pictures()]
     cards = [card._replace(captions={"ce": card.captions["ce"]}) for card in cards]
     (tmp_path / "report.html").write_text(render_page("CE", "", [], [], [], cards, 100), encoding="utf-8")

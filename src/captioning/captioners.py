@@ -12,7 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from src.captioning.captions import Caption, Captions
+from src.captioning.captions import Captions, DecodedCaption
 from src.config.schema import Config
 from src.data.dataset import build_image_source, weights_digest
 from src.data.image_files import ImageFiles
@@ -38,7 +38,7 @@ class Inputs(NamedTuple):
     state: int
 
 
-class Looks(NamedTuple):
+class WordAttention(NamedTuple):
     """The words of a caption, as people choose them in its text, and where each looked, float32 [words, N]."""
 
     words: list[str]
@@ -69,7 +69,7 @@ class Captioners:
         rows = {name: decoders(features[decoders.encoder], draws) for name, decoders in self._decoders.items()}
         return [{name: captions[row] for name, captions in rows.items()} for row in range(len(photographs))]
 
-    def attend(self, photograph: Inputs, captions: Captions) -> dict[str, list[Looks]]:
+    def attend(self, photograph: Inputs, captions: Captions) -> dict[str, list[WordAttention]]:
         """Where each word of these captions of one photograph looked, by checkpoint.
 
         Errors: InputError where captions are cut by jieba, and it is missing.
@@ -118,7 +118,7 @@ class _Decoders:
         self._eos = policy.token_ids.eos
         self._tokens, self._segmentation = config.eval.tokens, config.data.segmentation
 
-    def __call__(self, features: Tensor, draws: Tensor | None) -> list[list[Caption]]:
+    def __call__(self, features: Tensor, draws: Tensor | None) -> list[list[DecodedCaption]]:
         """For each of B images its captions, from features [B, N, C] and uniforms [B, G, T]."""
         images = features.shape[0]
         columns = []
@@ -128,7 +128,7 @@ class _Decoders:
             columns.append(self._captions("sample", self._sampler(features, draws), images))
         return [list(chain(*parts)) for parts in zip(*columns)]
 
-    def attend(self, features: Tensor, captions: Sequence[Caption]) -> list[Looks]:
+    def attend(self, features: Tensor, captions: Sequence[DecodedCaption]) -> list[WordAttention]:
         """Attention of each word of each caption, from features [1, N, C]. A word of several pieces has their mean."""
         cut = build_chinese(self._segmentation) if self._tokenizer.chinese else ENGLISH
         texts = [cut.spaced(row.caption) for row in captions]
@@ -136,14 +136,15 @@ class _Decoders:
         weights = self._attention(features, Tensor(ids)).asnumpy()  # [M, T, N]
         words = [self._tokenizer.words_of_tokens(text)[: self._tokens] for text in texts]
         return [
-            Looks(text.split(), mean_by_word(rows, row_words)) for text, rows, row_words in zip(texts, weights, words)
+            WordAttention(text.split(), mean_by_word(rows, row_words))
+            for text, rows, row_words in zip(texts, weights, words)
         ]
 
-    def _captions(self, decoding: str, outputs: Outputs, images: int) -> list[list[Caption]]:
+    def _captions(self, decoding: str, outputs: Outputs, images: int) -> list[list[DecodedCaption]]:
         """The rows of each image, from ids and mask [M, T], and logprobs [M, T] or, of beams, [M]."""
         ids, mask, logprobs = (output.asnumpy() for output in outputs)
         sums = logprobs.reshape(len(ids), -1).astype(np.float64).sum(1)
         texts, _ = decode_completions(self._tokenizer, self._eos, ids, mask)
-        captions = [Caption(decoding, text, round(float(value), 4)) for text, value in zip(texts, sums)]
+        captions = [DecodedCaption(decoding, text, round(float(value), 4)) for text, value in zip(texts, sums)]
         size = len(captions) // images
         return [captions[start : start + size] for start in range(0, len(captions), size)]

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Caption(NamedTuple):
+class DecodedCaption(NamedTuple):
     """decoding: greedy, the name of a beam search, or sample. logprob: of all its tokens, the EOS too, in nats."""
 
     decoding: str
@@ -11,4 +11,4 @@ class Caption(NamedTuple):
     logprob: float
 
 
-Captions = dict[str, list[Caption]]  # by checkpoint: the greedy one, the best beam, the samples
+Captions = dict[str, list[DecodedCaption]]  # by checkpoint: the greedy one, the best beam, the samples

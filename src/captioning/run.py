@@ -17,7 +17,7 @@ from src.captioning.captioners import Captioners, Inputs
 from src.captioning.captions import Captions
 from src.captioning.inputs import Found, find_photographs, skipped_note
 from src.captioning.output import CaptionFile, DonePaths, path_digest
-from src.captioning.table import Table, one_line
+from src.captioning.table import CaptionTable, one_line
 from src.config.schema import Config
 from src.data.photographs import READER, UnusableImage, read_photograph
 from src.runtime.environment import start_time
@@ -46,9 +46,9 @@ def caption_photographs(
     if output is None and workers.size > 1:
         raise InputError("several devices need --output FILE.jsonl: only the first one prints")
     captioners = Captioners(config, checkpoints, workers)
-    sink: Table | CaptionFile
+    sink: CaptionTable | CaptionFile
     if output is None:
-        sink, done = Table(list(checkpoints)), DonePaths([])
+        sink, done = CaptionTable(list(checkpoints)), DonePaths([])
     else:
         sink, done = open_output(output, config, checkpoints, workers)
     skipped: Counter[str] = Counter()

@@ -6,7 +6,7 @@ from unicodedata import category
 from src.captioning.captions import Captions
 
 
-class Table:
+class CaptionTable:
     """What CaptionFile is for --output, for stdout."""
 
     def __init__(self, names: Sequence[str]) -> None:

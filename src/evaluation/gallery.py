@@ -25,7 +25,7 @@ GALLERY = 60  # images: a page of about 2 MB with two systems
 _SIDE = 320  # pixels of an image's longer side
 
 
-class Caption(NamedTuple):
+class ScoredCaption(NamedTuple):
     """A caption of one image; cider: on pycocoevalcap's scale; words: as people choose them in the text; looks:
     attention of each, float32 [words, N].
     """
@@ -43,7 +43,7 @@ class Picture(NamedTuple):
     url: str
     ground_truths: tuple[str, ...]
     chosen: str
-    captions: dict[str, list[Caption]]
+    captions: dict[str, list[ScoredCaption]]
 
     def sort_values(self) -> dict[str, float]:
         """By system what the page sorts by: CIDEr of its greedy caption minus CE's; of one system alone its CIDEr."""
@@ -126,14 +126,17 @@ def read_groups(system: System, records: Sequence[Record], split: str, name: str
 
 def scored_groups(
     groups: Sequence[Sequence[str]], scorer: CiderD, looks: Sequence[Sequence[np.ndarray]], words: Words
-) -> list[list[Caption]]:
+) -> list[list[ScoredCaption]]:
     """The captions of each image of `scorer`, [images][G], with their CIDEr."""
     flat = [caption for group in groups for caption in group]
     image_rows = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     tokens = [line.split() for line in words.tokenize(flat)]
     scores = iter(scorer(image_rows, tokens, np.zeros(len(flat), bool)))
     return [
-        [Caption(text, float(next(scores)), words.spaced(text).split(), weights) for text, weights in zip(group, rows)]
+        [
+            ScoredCaption(text, float(next(scores)), words.spaced(text).split(), weights)
+            for text, weights in zip(group, rows)
+        ]
         for group, rows in zip(groups, looks)
     ]
 

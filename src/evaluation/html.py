@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from src.evaluation.gallery import Caption, Picture
+from src.evaluation.gallery import Picture, ScoredCaption
 
 _PARTS = Path(__file__).parent / "page"
 # One sign for each of 64 levels of attention: no larger in JSON than a number, and none needs escaping.
@@ -23,7 +23,7 @@ _LEVELS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 _CHOSEN = {"highest": "one of the highest", "lowest": "one of the lowest", "even": "evenly spaced"}
 
 
-class Table(NamedTuple):
+class ReportTable(NamedTuple):
     """A table of printed values: columns, rows by name, cells (row, column) that are marked, and what the mark says."""
 
     title: str
@@ -43,9 +43,9 @@ class Plot(NamedTuple):
 def render_page(
     title: str,
     intro: str,
-    tables: Sequence[Table],
+    tables: Sequence[ReportTable],
     plots: Sequence[Plot],
-    histories: Sequence[Table],
+    histories: Sequence[ReportTable],
     pictures: Sequence[Picture],
     images: int,
 ) -> str:
@@ -54,7 +54,7 @@ def render_page(
     histories: what the plots show, in numbers; images: of the split, from which the pictures were chosen.
     """
     style, script = ((_PARTS / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    captions: list[Caption] = []
+    captions: list[ScoredCaption] = []
     cards = "\n".join(_card(picture, captions) for picture in pictures)  # fills `captions`
     looks = script_json([list(map(packed, caption.words, caption.looks)) for caption in captions])
     values = list(pictures[0].sort_values())
@@ -98,7 +98,7 @@ def _has_gains(picture: Picture) -> bool:
     return "ce" in picture.captions and len(picture.captions) > 1
 
 
-def render_table(table: Table) -> str:
+def render_table(table: ReportTable) -> str:
     """A table that scrolls by itself where the window is narrow."""
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in table.columns)
     rows = ""
@@ -112,7 +112,7 @@ def render_table(table: Table) -> str:
     )
 
 
-def _cell(table: Table, row: str, column: str, text: str) -> str:
+def _cell(table: ReportTable, row: str, column: str, text: str) -> str:
     if (row, column) not in table.marked:
         return f"<td>{escape(text)}</td>"
     return f'<td class="marked"><strong>{escape(text)}</strong><span class="unseen"> ({escape(table.mark)})</span></td>'
@@ -127,7 +127,7 @@ def render_plot(plot: Plot) -> str:
     )
 
 
-def _card(picture: Picture, captions: list[Caption]) -> str:
+def _card(picture: Picture, captions: list[ScoredCaption]) -> str:
     """One picture; its captions are added to `captions`, by whose places the script finds their attention."""
     values = " ".join(f"{value:.6g}" for value in picture.sort_values().values())
     truths = "".join(f"<li>{escape(text)}</li>" for text in picture.ground_truths)
@@ -142,7 +142,7 @@ def _card(picture: Picture, captions: list[Caption]) -> str:
     )
 
 
-def _system(picture: Picture, system: str, captions: list[Caption]) -> str:
+def _system(picture: Picture, system: str, captions: list[ScoredCaption]) -> str:
     greedy, *samples = picture.captions[system]
     gain = ""
     if _has_gains(picture) and system != "ce":
@@ -162,7 +162,7 @@ def _system(picture: Picture, system: str, captions: list[Caption]) -> str:
     return f'<section class="system">{head}<p>{_words(greedy, system, captions)}</p>{more or ""}</section>'
 
 
-def _words(caption: Caption, system: str, captions: list[Caption]) -> str:
+def _words(caption: ScoredCaption, system: str, captions: list[ScoredCaption]) -> str:
     captions.append(caption)
     text, name = escape(" ".join(caption.text.split())) or "(no word)", escape(f"Caption of {label(system)}")
     return f'<span class="words" data-caption="{len(captions) - 1}" data-label="{name}">{text}</span>'

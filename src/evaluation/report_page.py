@@ -20,7 +20,7 @@ from src.evaluation.comparison import (
 )
 from src.evaluation.files import write_text
 from src.evaluation.gallery import build_gallery
-from src.evaluation.html import Plot, Table, label, listed, render_page
+from src.evaluation.html import Plot, ReportTable, label, listed, render_page
 from src.evaluation.plots import HISTORIES, plot_histories, plot_quality_diversity, series
 from src.evaluation.prism import RESAMPLES
 from src.evaluation.report import System, prism_rows
@@ -49,7 +49,7 @@ def write_stages_page(systems: Mapping[str, System], name: str, path: Path) -> N
     tables += difference_tables(differences(results.segments, RESAMPLES))
     title, rows = prism_rows(only)
     if rows:
-        tables.append(Table(title, [label(stage) for stage in only if "prism" in only[stage]], rows))
+        tables.append(ReportTable(title, [label(stage) for stage in only if "prism" in only[stage]], rows))
     lines = {stage: [read_lines(system.folder / "metrics.jsonl")] for stage, system in systems.items()}
     plots = []
     if logged(lines):
@@ -76,7 +76,7 @@ def write_comparison_page(
     config = systems["ce"].config
     published = published_figures(config.data.dataset, name.partition("_")[0])
     if published:
-        tables.append(Table("Published CIDEr", ["CIDEr"], {key: [figure] for key, figure in published.items()}))
+        tables.append(ReportTable("Published CIDEr", ["CIDEr"], {key: [figure] for key, figure in published.items()}))
     plots = [Plot(target / file, title) for file, title in _COMPARISON_PLOTS.items()]
     lines = {system: [read_lines(folder / "metrics.jsonl") for folder in runs] for system, runs in folders.items()}
     seeds = len(folders["ce"])
@@ -88,7 +88,7 @@ def write_comparison_page(
     _write(systems, name, target / "report.html", tables, plots, lines, about)
 
 
-def score_tables(systems: Mapping[str, Mapping[str, dict]]) -> list[Table]:
+def score_tables(systems: Mapping[str, Mapping[str, dict]]) -> list[ReportTable]:
     """Metrics, and measures of diversity and endings, of what `over_seeds` returns of each system."""
     first, *rest = systems.values()
     names = [name for name in first if all(name in table for table in rest)]
@@ -96,7 +96,9 @@ def score_tables(systems: Mapping[str, Mapping[str, dict]]) -> list[Table]:
     means = {name: {label(key): table[name]["mean"] for key, table in systems.items()} for name in metrics}
     best = best_cells(means, lambda name, value: f"{100 * value:.1f}")
     rows = {label(key): [printed_score(table[name]) for name in metrics] for key, table in systems.items()}
-    tables = [Table("Scores of decoded captions, times 100. The best of each column is marked.", metrics, rows, best)]
+    tables = [
+        ReportTable("Scores of decoded captions, times 100. The best of each column is marked.", metrics, rows, best)
+    ]
     others = [name for name in names if name not in METRICS]
     if others:
         title = "Diversity of sampled captions, and endings of the decoded ones (docs/metrics.md)."
@@ -105,7 +107,7 @@ def score_tables(systems: Mapping[str, Mapping[str, dict]]) -> list[Table]:
     return tables
 
 
-def difference_tables(pairs: Mapping[str, Mapping[str, dict]]) -> list[Table]:
+def difference_tables(pairs: Mapping[str, Mapping[str, dict]]) -> list[ReportTable]:
     """A table of what `differences` returns; no table where there is no pair."""
     if not pairs:
         return []
@@ -125,15 +127,15 @@ def difference_tables(pairs: Mapping[str, Mapping[str, dict]]) -> list[Table]:
         "Differences, times 100, with the 95 % interval of a paired bootstrap over images, which covers their choice, "
         "not the variance of training. Marked where it excludes 0."
     )
-    return [Table(title, metrics, rows, clear, mark="excludes 0")]
+    return [ReportTable(title, metrics, rows, clear, mark="excludes 0")]
 
 
-def value_table(title: str, systems: Mapping[str, Mapping[str, float]]) -> Table:
+def value_table(title: str, systems: Mapping[str, Mapping[str, float]]) -> ReportTable:
     """A table of values by system and name."""
     names = list(next(iter(systems.values())))
     columns = {name: {label(key): values[name] for key, values in systems.items()} for name in names}
     rows = {label(key): [printed_number(name, values[name]) for name in names] for key, values in systems.items()}
-    return Table(title, names, rows, best_cells(columns, printed_number))
+    return ReportTable(title, names, rows, best_cells(columns, printed_number))
 
 
 def best_cells(
@@ -159,7 +161,7 @@ def logged(lines: Mapping[str, Sequence[Sequence[dict]]]) -> list[str]:
     return [name for name in HISTORIES if name in names]
 
 
-def history_table(lines: Mapping[str, Sequence[Sequence[dict]]]) -> Table:
+def history_table(lines: Mapping[str, Sequence[Sequence[dict]]]) -> ReportTable:
     """First and last value of each history, means over seeds: the curves in words."""
     names = logged(lines)
     rows: dict[str, list[str]] = {}
@@ -169,14 +171,14 @@ def history_table(lines: Mapping[str, Sequence[Sequence[dict]]]) -> Table:
             found = [series(line, name)[1] for line in seeds]
             ends = [round(mean(values[end] for values in found), 3) for end in (0, -1)] if all(map(len, found)) else []
             rows[label(system)].append(" to ".join(f"{end + 0.0:.3f}" for end in ends))  # + 0.0: no -0.000
-    return Table("First and last logged value of each history (docs/metrics.md).", names, rows)
+    return ReportTable("First and last logged value of each history (docs/metrics.md).", names, rows)
 
 
 def _write(
     systems: Mapping[str, System],
     name: str,
     path: Path,
-    tables: Sequence[Table],
+    tables: Sequence[ReportTable],
     plots: Sequence[Plot],
     lines: Mapping[str, Sequence[Sequence[dict]]],
     about: str,

@@ -22,7 +22,7 @@ from src.runtime.errors import InputError
 Outputs = tuple[np.ndarray, np.ndarray]  # ids int32 [B, T], PAD behind the EOS; lengths int32 [B], with the EOS
 
 
-class Caption(nn.Cell):
+class ExportedCaptioner(nn.Cell):
     """pixels float32 [B, 3, H, H], preprocessed -> ids int32 [B, T], PAD behind the EOS, and lengths int32 [B]."""
 
     def __init__(self, decoder: GreedyDecoder) -> None:
@@ -40,7 +40,7 @@ def write_mindir(path: Path, decoder: GreedyDecoder, shape: tuple[int, int, int,
     # MindSpore takes no blank or umlaut in the name of a file, and lets nobody but its owner read it.
     with tempfile.TemporaryDirectory(prefix="mindir-") as scratch:
         pixels = Tensor(np.zeros(shape, np.float32))
-        ms.export(Caption(decoder), pixels, file_name=f"{scratch}/captioner", file_format="MINDIR")
+        ms.export(ExportedCaptioner(decoder), pixels, file_name=f"{scratch}/captioner", file_format="MINDIR")
         written = Path(scratch, "captioner.mindir")
         if not written.is_file():
             raise InputError("the model has more than 1 GB of parameters, which MindSpore writes as several files")
