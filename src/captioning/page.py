@@ -3,8 +3,6 @@
 Letters: H, W pixels of the small picture; N image tokens, a square grid. Nothing here needs gradio or a model.
 """
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
@@ -13,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from src.captioning.captions import Captions
+from src.data.image_url import jpeg_url
 
 _SIDE = 320  # pixels of the longer side of pictures, which are shown at up to that size, and at half of it
 _QUALITY = 80  # of JPEG, 1 to 95
@@ -73,7 +72,7 @@ def attention_strip(shown: Shown, number: int) -> str:
     """A small picture for each word of a caption, numbered by `choices`: where it looked less, it is darker."""
     words, looks = [found for name in shown.captions for found in shown.looks[name]][number]
     figures = [
-        f'<figure><img src="{jpeg_url(shade(shown.small, weights))}" alt="{escape(where(weights))}" '
+        f'<figure><img src="{_url(shade(shown.small, weights))}" alt="{escape(where(weights))}" '
         f'title="{escape(where(weights))}"><figcaption>{escape(word)}</figcaption></figure>'
         for word, weights in zip(words, looks)
     ]
@@ -82,7 +81,7 @@ def attention_strip(shown: Shown, number: int) -> str:
 
 def picture_frame(small: np.ndarray) -> str:
     """The photograph as the checkpoints see it."""
-    return f'<img class="seen" src="{jpeg_url(small)}" alt="the photograph as the model sees it">'
+    return f'<img class="seen" src="{_url(small)}" alt="the photograph as the model sees it">'
 
 
 def shade(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -102,11 +101,8 @@ def where(weights: np.ndarray) -> str:
     return f"most in row {row + 1}, column {column + 1} of {side} x {side}: {share}"
 
 
-def jpeg_url(picture: np.ndarray) -> str:
-    """A picture, uint8 [H, W, 3], as a data: URL."""
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, "JPEG", quality=_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
+def _url(picture: np.ndarray) -> str:
+    return jpeg_url(Image.fromarray(picture), quality=_QUALITY)
 
 
 def failure(reason: str) -> str:

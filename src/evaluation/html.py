@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from src.data.image_url import data_url
 from src.evaluation.gallery import Picture, ScoredCaption
 
 _PARTS = Path(__file__).parent / "page"
@@ -120,10 +121,10 @@ def _cell(table: ReportTable, row: str, column: str, text: str) -> str:
 
 def render_plot(plot: Plot) -> str:
     """A PNG file inside the page."""
-    title, data = escape(plot.title), base64.b64encode(plot.path.read_bytes()).decode()
+    url = data_url("png", plot.path.read_bytes())
     return (
-        f'<figure class="plot"><img src="data:image/png;base64,{data}" alt="Plot of values that are in the tables">'
-        f"<figcaption>{title}</figcaption></figure>"
+        f'<figure class="plot"><img src="{url}" alt="Plot of values that are in the tables">'
+        f"<figcaption>{escape(plot.title)}</figcaption></figure>"
     )
 
 
