@@ -1,4 +1,4 @@
-"""Which images a gallery shows, by hand; captions of other images, and words of several tokens."""
+"""Which images a gallery shows, by hand; and captions of other images."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 
 from src.config.load import load_config
 from src.data.records import Record
-from src.evaluation.gallery import Picture, ScoredCaption, by_word, choose_images, image_gains, read_groups
+from src.evaluation.gallery import Picture, ScoredCaption, choose_images, image_gains, read_groups
 from src.evaluation.report import System
 from src.runtime.errors import InputError
 
@@ -28,13 +28,6 @@ def test_best_worst_and_an_even_sample_of_the_others():
 def test_no_image_twice_and_none_left_out_where_there_is_room(images):
     chosen = choose_images(np.random.default_rng(0).normal(size=images).round(1), most=60)  # with ties
     assert len(chosen) == min(60, images) and set(chosen) <= set(range(images))
-
-
-def test_pieces_of_a_word_count_as_one():
-    weights = np.array([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0], [0.25, 0.75]])
-    assert by_word(weights, "a skateboard", [0, 1, 1]).tolist() == [[0.5, 0.5], [0.5, 0.5]]  # the last row is the EOS
-    assert by_word(weights[:2], "a skate board", [0, 1, 2]).tolist() == [[0.5, 0.5], [1, 0], [0, 0]]  # cut by the limit
-    assert by_word(weights, "", []).shape == (0, 2)
 
 
 def test_what_pictures_are_sorted_by():

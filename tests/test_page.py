@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.captioning.captioners import mean_by_word
 from src.captioning.captions import DecodedCaption
 from src.captioning.page import (
     Shown,
@@ -72,6 +71,8 @@ def test_shade_by_hand():
     light = np.array([[1.0, 0.2], [0.6, 0.6]]).repeat(2, 0).repeat(3, 1)
     got = shade(np.full((4, 6, 3), 100, np.uint8), weights)
     np.testing.assert_allclose(got, 100 * light[..., None].repeat(3, 2), atol=1)
+    nowhere = shade(np.full((4, 6, 3), 100, np.uint8), np.zeros(4, np.float32))  # a word without attention
+    np.testing.assert_allclose(nowhere, 20, atol=1)
     assert where(weights) == "most in row 1, column 1 of 2 x 2: 50 % (evenly spread: 25.0 %)"
     assert where(np.array([0, 0, 0, 0.1, 0, 0.8, 0.1, 0, 0])).startswith("most in row 2, column 3 of 3 x 3: 80 %")
 
@@ -83,9 +84,3 @@ def test_pictures_keep_their_shape(size, want):
     (picture,) = pictures(picture_frame(small))
     assert picture.shape == (*want, 3)
     assert shade(small, np.full(196, 1 / 196)).shape == (*want, 3)
-
-
-def test_attention_of_a_word_is_the_mean_of_its_pieces():
-    rows = np.array([[0.1, 0.9], [0.3, 0.7], [0.5, 0.5], [1.0, 0.0]], np.float32)
-    np.testing.assert_allclose(mean_by_word(rows, [0, 1, 1]), [[0.1, 0.9], [0.4, 0.6]], rtol=1e-6)
-    assert mean_by_word(rows, []).shape == (0, 2)

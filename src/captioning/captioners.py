@@ -19,7 +19,7 @@ from src.data.image_files import ImageFiles
 from src.data.photographs import Photograph
 from src.data.tokenizer import decode_completions
 from src.data.words import ENGLISH, build_chinese
-from src.decoding.attention import Attention
+from src.decoding.attention import Attention, attend_words
 from src.decoding.generation import Outputs, compile_generation
 from src.decoding.sampler import GreedyDecoder
 from src.evaluation.evaluate import build_decoder, build_sampler
@@ -94,12 +94,6 @@ class Captioners:
         return Tensor(np.stack([uniforms(self._config.seed, key, 0, size, tokens) for key in keys])) if size else None
 
 
-def mean_by_word(weights: np.ndarray, words: Sequence[int]) -> np.ndarray:
-    """Rows of tokens [T, N] as rows of words [words, N]; words: which word each of the first tokens belongs to."""
-    means = [weights[np.flatnonzero(np.equal(words, word))].mean(0) for word in sorted(set(words))]
-    return np.array(means, np.float32).reshape(-1, weights.shape[1])
-
-
 class _Decoders:
     """What one checkpoint decodes with. `encoder`: the digest of its encoder, which `encoders` holds."""
 
@@ -132,13 +126,8 @@ class _Decoders:
         """Attention of each word of each caption, from features [1, N, C]. A word of several pieces has their mean."""
         cut = build_chinese(self._segmentation) if self._tokenizer.chinese else ENGLISH
         texts = [cut.spaced(row.caption) for row in captions]
-        ids, _, _ = self._tokenizer.encode_targets(texts, self._tokens)
-        weights = self._attention(features, Tensor(ids)).asnumpy()  # [M, T, N]
-        words = [self._tokenizer.words_of_tokens(text)[: self._tokens] for text in texts]
-        return [
-            WordAttention(text.split(), mean_by_word(rows, row_words))
-            for text, rows, row_words in zip(texts, weights, words)
-        ]
+        weights = attend_words(self._attention, self._tokenizer, features, texts, self._tokens)
+        return [WordAttention(text.split(), rows) for text, rows in zip(texts, weights)]
 
     def _captions(self, decoding: str, outputs: Outputs, images: int) -> list[list[DecodedCaption]]:
         """The rows of each image, from ids and mask [M, T], and logprobs [M, T] or, of beams, [M]."""

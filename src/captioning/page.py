@@ -88,7 +88,7 @@ def shade(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """A picture, uint8 [H, W, 3], under attention [N]: cells of the largest weight keep their light."""
     height, width = picture.shape[:2]
     side = round(len(weights) ** 0.5)
-    light = 1 - _DARKEST * (1 - weights.reshape(side, side) / weights.max())
+    light = 1 - _DARKEST * (1 - weights.reshape(side, side) / (weights.max() or 1))
     rows, columns = np.arange(height) * side // height, np.arange(width) * side // width
     return (picture * light[rows][:, columns][..., None]).astype(np.uint8)
 

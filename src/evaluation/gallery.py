@@ -149,14 +149,14 @@ def look(
     groups: Sequence[Sequence[str]],
     words: Words,
 ) -> list[list[np.ndarray]]:
-    """Attention of each word of the captions of the chosen images, float32 [words, N] of each, [images][G].
+    """Compute the attention of each word of the captions of the chosen images: float32 [words, N] each, [images][G].
 
-    Captions are tokenised anew. A word of several pieces has their mean; one behind eval.tokens has zeros.
+    Captions are tokenized again. A word of several tokens gets their mean, a word beyond eval.tokens zeros.
     """
     from mindspore import Tensor
 
     from src.data.dataset import padded_batches
-    from src.decoding.attention import Attention
+    from src.decoding.attention import Attention, attend_words
     from src.models.build import load_policy
     from src.runtime.workers import Workers
     from src.training.features import build_sources
@@ -166,23 +166,13 @@ def look(
     policy, tokenizer = load_policy(config, system.checkpoint, cached=not config.encoder.trainable)
     (source,) = build_sources(config, {split: records}, [split], policy.encoder, alone)
     cell = graph_cache(config, tokenizer, alone).compile("attention", Attention(policy))
-    flat = [words.spaced(caption) for group in groups for caption in group]
-    ids = tokenizer.encode_targets(flat, config.eval.tokens)[0].reshape(len(groups), -1, config.eval.tokens)
     batches = padded_batches(len(groups), min(len(groups), config.eval.batch_images))
-    weights = [
-        cell(Tensor(inputs), Tensor(ids[batch].reshape(-1, config.eval.tokens))).asnumpy()
-        for batch, inputs in zip(batches, source.batches([chosen[batch] for batch in batches]))
-    ]
-    rows = np.concatenate(weights)  # [images * G, T, N], and those that fill the last batch
-    looks = iter([by_word(row, text, tokenizer.words_of_tokens(text)) for row, text in zip(rows, flat)])
-    return [[next(looks) for _ in group] for group in groups]
-
-
-def by_word(weights: np.ndarray, text: str, words: Sequence[int]) -> np.ndarray:
-    """Attention of tokens [T, N] as that of words [words, N]. words: which one each token belongs to."""
-    word_of = np.array(words[: len(weights)], int)
-    member = np.arange(len(text.split()))[:, None] == word_of  # [words, tokens]
-    return member @ weights[: len(word_of)] / np.maximum(1, member.sum(1, keepdims=True))
+    rows: list[np.ndarray] = []  # of all captions, and of those that fill the last batch
+    for batch, inputs in zip(batches, source.batches([chosen[batch] for batch in batches])):
+        texts = [words.spaced(caption) for index in batch for caption in groups[index]]
+        rows += attend_words(cell, tokenizer, Tensor(inputs), texts, config.eval.tokens)
+    following = iter(rows)
+    return [[next(following) for _ in group] for group in groups]
 
 
 def thumbnails(config: Config, records: Sequence[Record]) -> list[str]:
