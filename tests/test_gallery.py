@@ -7,8 +7,10 @@ import pytest
 
 from src.config.load import load_config
 from src.data.records import Record
-from src.evaluation.gallery import Picture, ScoredCaption, choose_images, image_gains, read_groups
+from src.data.words import ENGLISH
+from src.evaluation.gallery import Picture, ScoredCaption, choose_images, image_gains, read_groups, scored_groups
 from src.evaluation.report import System
+from src.rewards.cider import CiderD
 from src.runtime.errors import InputError
 
 
@@ -37,6 +39,16 @@ def test_what_pictures_are_sorted_by():
     captions = {"ce": rows(0.5), "scst": rows(0.25), "grpo": rows(1.5)}
     assert Picture("", "", ("",), "even", captions).sort_values() == {"scst": -0.25, "grpo": 1.0}
     assert Picture("", "", ("",), "even", {"ce": rows(0.5)}).sort_values() == {"ce": 0.5}
+
+
+def test_samples_stand_behind_the_greedy_caption_best_first():
+    truths = [["a dog runs"], ["a cat sits"]]
+    groups = [["a cat", "a cat sits", "a dog runs", "a dog"], ["a dog", "two men", "a cat", "a cat sits"]]
+    looks = [[np.full((1, 4), number) for number in range(4)]] * 2
+    rows = scored_groups(groups, CiderD(truths, truths, eos=False), looks, ENGLISH)
+    assert [row.text for row in rows[0]] == ["a cat", "a dog runs", "a dog", "a cat sits"]
+    assert [row.text for row in rows[1]] == ["a dog", "a cat sits", "a cat", "two men"]
+    assert [row.looks[0, 0] for row in rows[0]] == [0, 2, 3, 1]  # each with its own attention
 
 
 def test_greedy_captions_stand_before_samples_and_other_images_are_refused(tmp_path):

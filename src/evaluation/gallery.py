@@ -37,7 +37,9 @@ class ScoredCaption(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image of the gallery; url: a data: URL; chosen: highest, lowest or even; captions: by system, greedy first."""
+    """An image of the gallery; url: a data: URL; chosen: highest, lowest or even; captions: by system, greedy first,
+    then the samples, best first.
+    """
 
     name: str
     url: str
@@ -127,18 +129,19 @@ def read_groups(system: System, records: Sequence[Record], split: str, name: str
 def scored_groups(
     groups: Sequence[Sequence[str]], scorer: CiderD, looks: Sequence[Sequence[np.ndarray]], words: Words
 ) -> list[list[ScoredCaption]]:
-    """The captions of each image of `scorer`, [images][G], with their CIDEr."""
+    """The captions of each image of `scorer`, [images][G], with their CIDEr: greedy, then samples, best first."""
     flat = [caption for group in groups for caption in group]
     image_rows = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     tokens = [line.split() for line in words.tokenize(flat)]
     scores = iter(scorer(image_rows, tokens, np.zeros(len(flat), bool)))
-    return [
-        [
-            ScoredCaption(text, float(next(scores)), words.spaced(text).split(), weights)
-            for text, weights in zip(group, rows)
-        ]
-        for group, rows in zip(groups, looks)
-    ]
+    rows = []
+    for group, weights in zip(groups, looks):
+        greedy, *samples = (
+            ScoredCaption(text, float(next(scores)), words.spaced(text).split(), row)
+            for text, row in zip(group, weights)
+        )
+        rows.append([greedy, *sorted(samples, key=lambda sample: -sample.cider)])
+    return rows
 
 
 def look(

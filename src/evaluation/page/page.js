@@ -1,7 +1,8 @@
 "use strict";
 
 const LEVELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-const looks = JSON.parse(document.getElementById("looks").textContent); // [caption][word]: [text, largest in percent, levels]
+const parsed = JSON.parse(document.getElementById("looks").textContent); // [caption][word]: [text, largest in percent, levels]
+const looks = new Map([...document.querySelectorAll(".words")].map((line, number) => [line, parsed[number]]));
 const list = document.getElementById("cards");
 const cards = [...list.children]; // in the order of the data set
 
@@ -10,8 +11,7 @@ const SIZE = 320; // pixels of the canvas, about; it is scaled to the image
 const canvas = document.createElement("canvas");
 let shown = null;
 
-for (const line of document.querySelectorAll(".words")) {
-  const words = looks[line.dataset.caption];
+for (const [line, words] of looks) {
   if (!words.length) continue;
   let rest = line.textContent;
   line.setAttribute("role", "toolbar");
@@ -30,7 +30,7 @@ for (const line of document.querySelectorAll(".words")) {
 function show(button) {
   hide();
   const line = button.parentElement;
-  const [, largest, levels] = looks[line.dataset.caption][[...line.children].indexOf(button)];
+  const [, largest, levels] = looks.get(line)[[...line.children].indexOf(button)];
   const side = Math.round(Math.sqrt(levels.length));
   const values = [...levels].map((sign) => LEVELS.indexOf(sign) / 63);
   draw(values, side);
