@@ -9,17 +9,7 @@ import pytest
 from PIL import Image
 
 from src.captioning.captions import DecodedCaption
-from src.captioning.page import (
-    Shown,
-    attention_strip,
-    captions_table,
-    choices,
-    failure,
-    picture_frame,
-    shade,
-    small_picture,
-    where,
-)
+from src.captioning.page import PARTS, Shown, attention_strip, choices, picture_url, shade, small_picture, where
 
 CAPTIONS = {
     "CE": [DecodedCaption("greedy", "a dog", -1.5), DecodedCaption("sample", "<b>a</b> cat", -3.25)],
@@ -45,7 +35,7 @@ def pictures(html):
 
 
 def test_captions_stand_side_by_side_and_are_escaped():
-    table = captions_table(CAPTIONS)
+    table = PARTS.captions_table(CAPTIONS)
     rows = [re.sub(r"<[^>]+>", "|", row) for row in table.split("<tr>")[1:]]
     cells = [[cell.strip() for cell in row.split("|") if cell.strip()] for row in rows]
     assert cells == [
@@ -53,7 +43,7 @@ def test_captions_stand_side_by_side_and_are_escaped():
         ["greedy", "a dog", "-1.5", "a brown dog", "-2.2"],
         ["sample", "&lt;b&gt;a&lt;/b&gt; cat", "-3.2", "-9.0"],
     ]
-    assert "<script>" not in failure("<script>") and "&lt;script&gt;" in failure("<script>")
+    assert "<script>" not in PARTS.failure("<script>") and "&lt;script&gt;" in PARTS.failure("<script>")
 
 
 def test_every_caption_can_be_chosen_and_has_a_picture_for_each_word():
@@ -81,6 +71,6 @@ def test_shade_by_hand():
 def test_pictures_keep_their_shape(size, want):
     small = small_picture(np.zeros((size[1], size[0], 3), np.uint8))
     assert small.shape == (*want, 3)
-    (picture,) = pictures(picture_frame(small))
+    (picture,) = pictures(PARTS.photograph(picture_url(small)))
     assert picture.shape == (*want, 3)
     assert shade(small, np.full(196, 1 / 196)).shape == (*want, 3)

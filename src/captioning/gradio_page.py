@@ -1,6 +1,7 @@
 """The page itself, in gradio, without gradio's own network calls: no analytics, no fonts or scripts of other hosts."""
 
 import re
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import gradio as gr
@@ -9,15 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from src.captioning.page import (
-    STYLE,
-    Shown,
-    attention_strip,
-    captions_table,
-    choices,
-    failure,
-    picture_frame,
-)
+from src.captioning.page import PARTS, Shown, attention_strip, choices, picture_url
 from src.data.photographs import MAX_PIXELS, UnusableImage
 from src.runtime.errors import InputError
 
@@ -26,9 +19,7 @@ _KEEP = 600  # seconds until an upload is deleted
 _SESSIONS = 100  # whose last photograph is kept in memory, about 1 MB each
 # Only this host; gradio's script evaluates, and styles and pictures stand in the page.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; frame-ancestors 'self'"
-_HELP = f"""Drop a photograph of at most {MAX_UPLOAD // 1_000_000} MB and {MAX_PIXELS // 1_000_000} million pixels.
-Transparent parts lie on white; of an animation the first picture is taken. The number behind a caption is its log-prob
-in nats."""
+_CSS = Path(__file__).with_name("page.css")
 _FOREIGN = re.compile(rb'<(link|script)\b[^>]*(?:href|src)="https?://[^>]*>(?:\s*</script>)?')
 
 
@@ -50,17 +41,20 @@ def build_page(model: Model) -> gr.Blocks:
         try:
             shown = model.show(path)
         except UnusableImage as reason:
-            return failure(f"This cannot be used: {reason}."), "", gr.Dropdown(visible=False), "", None
+            return PARTS.failure(reason), "", gr.Dropdown(visible=False), "", None
         names = gr.Dropdown(choices=choices(shown.captions), value=0, visible=True)
-        return picture_frame(shown.small), captions_table(shown.captions), names, attention_strip(shown, 0), shown
+        picture = PARTS.photograph(picture_url(shown.small))
+        return picture, PARTS.captions_table(shown.captions), names, attention_strip(shown, 0), shown
 
     def look(choice: int | None, shown: Shown | None) -> str:
         return "" if shown is None or choice is None else attention_strip(shown, choice)
 
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")  # gradio's is too pale
-    with gr.Blocks(title="Captions", theme=theme, css=STYLE, analytics_enabled=False, delete_cache=(60, _KEEP)) as page:
-        gr.Markdown(f"# Captions by {' and '.join(model.names)}\n{_HELP}")
+    with gr.Blocks(
+        title="Captions", theme=theme, css_paths=_CSS, analytics_enabled=False, delete_cache=(60, _KEEP)
+    ) as page:
+        gr.HTML(PARTS.heading(model.names, MAX_UPLOAD // 1_000_000, MAX_PIXELS // 1_000_000), padding=False)
         shown = gr.State(time_to_live=_KEEP)
         with gr.Row():
             with gr.Column(scale=1, min_width=240):
