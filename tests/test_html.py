@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from src.evaluation.gallery import Picture, ScoredCaption
-from src.evaluation.html import ReportTable, label, listed, packed, render_page, selection
+from src.evaluation.html import ReportTable, label, listed, packed, render_page
 
 NASTY = "</script><script>alert('x')</script> \"quoted\" & <b>bold</b>"
 
@@ -21,8 +21,8 @@ def picture(name="1.png", chosen="even", greedy=0.5, text="a dog"):
     return Picture(name, "data:image/jpeg;base64,AAAA", (text,), chosen, captions)
 
 
-def page(*pictures, title="CE and GRPO", tables=()):
-    return render_page(title, "", tables, [], [], pictures, images=100)
+def page(*pictures, title="CE and GRPO", tables=(), images=100):
+    return render_page(title, "", tables, {}, [], pictures, images)
 
 
 def test_nothing_from_outside_is_read_as_html():
@@ -72,11 +72,14 @@ def test_best_cells_are_marked_for_eye_and_ear():
 
 def test_the_page_says_how_images_were_chosen():
     pictures = [picture(chosen=kind) for kind in ("highest", "lowest", "even", "even")]
-    assert selection(pictures, 1234).startswith(
-        "4 of the 1,234 images of the split: the 1 with the highest and the 1 with the lowest gain in CIDEr "
-        "(GRPO minus CE), and 2 evenly spaced"
-    )
-    assert selection(pictures, 4).startswith("All 4 images of the split")
+    chosen = "the 1 with the highest and the 1 with the lowest gain in CIDEr (GRPO minus CE)"
+    text = " ".join(page(*pictures, images=1234).split())
+    assert f"<p>4 of the 1,234 images of the split: {chosen}, and 2 evenly spaced among the others in dataset" in text
+    assert f"All 4 images of the split; labels mark {chosen}." in page(*pictures, images=4)
+    three = [one._replace(captions=one.captions | {"scst_leave_one_out": one.captions["ce"]}) for one in pictures]
+    assert "gain in CIDEr (mean of GRPO and SCST leave one out minus CE), and" in page(*three)
+    alone = [one._replace(captions={"ce": one.captions["ce"]}) for one in pictures]
+    assert "the 1 with the lowest CIDEr, and" in page(*alone) and "Highest CIDEr first" in page(*alone)
 
 
 def test_labels():

@@ -63,7 +63,7 @@ def test_shade_by_hand():
     np.testing.assert_allclose(got, 100 * light[..., None].repeat(3, 2), atol=1)
     nowhere = shade(np.full((4, 6, 3), 100, np.uint8), np.zeros(4, np.float32))  # a word without attention
     np.testing.assert_allclose(nowhere, 20, atol=1)
-    assert where(weights) == "most in row 1, column 1 of 2 x 2: 50 % (evenly spread: 25.0 %)"
+    assert where(weights) == "most in row 1, column 1 of 2 x 2: 50 % (uniform: 25.0 %)"
     assert where(np.array([0, 0, 0, 0.1, 0, 0.8, 0.1, 0, 0])).startswith("most in row 2, column 3 of 3 x 3: 80 %")
 
 

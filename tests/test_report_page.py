@@ -126,7 +126,7 @@ def page(browser, tmp_path):
     """The page of three pictures, freshly opened."""
     systems = {name: {"CIDEr": values(1.0 + max(gains))} for name, gains in ({"ce": [0]} | GAINS).items()}
     file = tmp_path / "report.html"
-    text = render_page("CE, SCST and GRPO", "three images", score_tables(systems), [], [], list(pictures()), 100)
+    text = render_page("CE, SCST and GRPO", "three images", score_tables(systems), {}, [], list(pictures()), 100)
     file.write_text(text, encoding="utf-8")
     browser.get_log("browser"), browser.get_log("performance")  # of the page before
     browser.get(file.as_uri())
@@ -195,7 +195,7 @@ def test_chinese_words_are_chosen_and_found_without_blanks_between_them(browser,
     row = ScoredCaption(text, 1.0, words, attention(" ".join(words)))
     cards = [Picture("cat.png", "data:,", ("一只猫",), "highest", {"ce": [row]}), *pictures()]
     cards = [card._replace(captions={"ce": card.captions["ce"]}) for card in cards]
-    (tmp_path / "report.html").write_text(render_page("CE", "", [], [], [], cards, 100), encoding="utf-8")
+    (tmp_path / "report.html").write_text(render_page("CE", "", [], {}, [], cards, 100), encoding="utf-8")
     browser.get((tmp_path / "report.html").as_uri())
     line = find(browser, ".words")[0]
     assert [button.text for button in line.find_elements("css selector", "button")] == words
@@ -235,7 +235,7 @@ def test_attention_under_the_pointer(page):
     (frame,) = find(page, ".frame:has(canvas)")
     assert frame.find_element("xpath", "ancestor::article").find_element("css selector", "h3").text == NAMES[1]
     text = find(page, ".card:nth-child(2) figcaption")[0].text
-    assert text == "“on”: most in row 2, column 1 of 3 × 3: 66.7 % (evenly spread: 11.1 %)"
+    assert text == "“on”: most in row 2, column 1 of 3 × 3: 66.7 % (uniform: 11.1 %)"
     ActionChains(page).move_to_element(find(page, "h1")[0]).perform()
     assert overlay(page) is None
 

@@ -69,5 +69,5 @@ def where(weights: np.ndarray) -> str:
     """Describe the largest weight of attention [N], for the tooltip and for screen readers."""
     side = round(len(weights) ** 0.5)
     row, column = divmod(int(weights.argmax()), side)
-    share = f"{100 * weights.max():.0f} % (evenly spread: {100 / len(weights):.1f} %)"
+    share = f"{100 * weights.max():.0f} % (uniform: {100 / len(weights):.1f} %)"
     return f"most in row {row + 1}, column {column + 1} of {side} x {side}: {share}"
