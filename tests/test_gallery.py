@@ -8,7 +8,7 @@ import pytest
 from src.config.load import load_config
 from src.data.records import Record
 from src.data.words import ENGLISH
-from src.evaluation.gallery import Picture, ScoredCaption, choose_images, image_gains, read_groups, scored_groups
+from src.evaluation.gallery import Picture, ScoredCaption, choose_images, gains, read_groups, scored_groups
 from src.evaluation.report import System
 from src.rewards.cider import CiderD
 from src.runtime.errors import InputError
@@ -16,19 +16,30 @@ from src.runtime.errors import InputError
 
 def test_gains_by_hand():
     ciders = {"ce": np.array([1.0, 2.0]), "scst": np.array([2.0, 2.0]), "grpo": np.array([3.0, 0.0])}
-    assert image_gains(ciders).tolist() == [1.5, -1.0]  # (1 + 2) / 2 and (0 - 2) / 2
-    assert image_gains({"grpo": ciders["grpo"]}).tolist() == [3.0, 0.0]
+    by_system = gains(ciders)
+    assert {system: values.tolist() for system, values in by_system.items()} == {"scst": [1, 0], "grpo": [2, -2]}
+    assert gains({"grpo": 3.0}) == {"grpo": 3.0}
+    # gains 0, 4, 3, -9 and 0, -3, 2, 8, means 0, 0.5, 2.5, -0.5: each system alone has another highest
+    three = {"ce": np.ones(4), "scst": np.array([1.0, 5, 4, -8]), "grpo": np.array([1.0, -2, 3, 9])}
+    assert choose_images(three, most=3) == {2: "highest", 3: "lowest", 0: "even"}
 
 
 def test_best_worst_and_an_even_sample_of_the_others():
-    gains = np.array([0.0, 9.0, 1.0, -5.0, 2.0, 8.0, -4.0, 3.0, 0.5, 2.5])
+    gain = np.array([0.0, 9.0, 1.0, -5.0, 2.0, 8.0, -4.0, 3.0, 0.5, 2.5])
     # a third of 6 is 2: highest 9 and 8, lowest -5 and -4; of the others 0, 2, 4, 7, 8, 9 the first and the fourth
-    assert choose_images(gains, most=6) == {1: "highest", 5: "highest", 3: "lowest", 6: "lowest", 0: "even", 7: "even"}
+    assert choose_images({"grpo": gain}, most=6) == {
+        1: "highest",
+        5: "highest",
+        3: "lowest",
+        6: "lowest",
+        0: "even",
+        7: "even",
+    }
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 5, 7, 59, 60, 61, 89, 500])
 def test_no_image_twice_and_none_left_out_where_there_is_room(images):
-    chosen = choose_images(np.random.default_rng(0).normal(size=images).round(1), most=60)  # with ties
+    chosen = choose_images({"ce": np.random.default_rng(0).normal(size=images).round(1)}, most=60)  # ties
     assert len(chosen) == min(60, images) and set(chosen) <= set(range(images))
 
 
@@ -60,5 +71,5 @@ def test_greedy_captions_stand_before_samples_and_other_images_are_refused(tmp_p
     samples = [{"image_id": 7, "captions": ["a", "b"]}, {"image_id": 3, "captions": ["c", "d"]}]
     (tmp_path / "samples_test.json").write_text(json.dumps(samples))
     assert read_groups(system, records, "test", "test") == [["seven", "a", "b"], ["three", "c", "d"]]
-    with pytest.raises(InputError, match=r"captions_test\.json is of other images"):
+    with pytest.raises(InputError, match=r"captions_test\.json belongs to other images"):
         read_groups(system, records[::-1], "test", "test")

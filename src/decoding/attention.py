@@ -28,21 +28,15 @@ class Attention(nn.Cell):
 
 
 def attend_words(
-    attention: Callable[[Tensor, Tensor], Tensor],
-    tokenizer: Tokenizer,
-    inputs: Tensor,
-    captions: Sequence[str],
-    tokens: int,
+    attention: Callable[..., Tensor], tokenizer: Tokenizer, inputs: Tensor, captions: Sequence[str], tokens: int
 ) -> list[np.ndarray]:
     """Compute the attention of each word of M captions, float32 [words, N] per caption.
 
     attention, inputs: an Attention and its inputs; captions: words separated by blanks (`Words.spaced`); tokens: T.
     """
     ids, _, _ = tokenizer.encode_targets(captions, tokens)
-    weights = attention(inputs, Tensor(ids)).asnumpy()  # [M, T, N]
-    return [
-        mean_by_word(rows, tokenizer.words_of_tokens(text), len(text.split())) for rows, text in zip(weights, captions)
-    ]
+    weights = zip(captions, attention(inputs, Tensor(ids)).asnumpy())  # M texts with [T, N]
+    return [mean_by_word(rows, tokenizer.words_of_tokens(text), len(text.split())) for text, rows in weights]
 
 
 def mean_by_word(weights: np.ndarray, word_of_token: Sequence[int], words: int) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""The gallery of a report: some images with every system's captions, their CIDEr, and where each word looked.
+"""The gallery of a report: some images with every system's captions, their CIDEr, and the attention of each word.
 
 A system is CE or one RL method. Letters: n images of a split, G captions of one image (greedy, then the samples),
-T tokens, N image tokens. MindSpore is imported where models run, so that a page can be laid out without it.
+T tokens, N image tokens. MindSpore is imported only where models run, so that templates render without it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,32 +48,28 @@ class Picture(NamedTuple):
     captions: dict[str, list[ScoredCaption]]
 
     def sort_values(self) -> dict[str, float]:
-        """By system what the page sorts by: CIDEr of its greedy caption minus CE's; of one system alone its CIDEr."""
-        greedy = {system: rows[0].cider for system, rows in self.captions.items()}
-        if len(greedy) == 1:
-            return greedy
-        return {system: cider - greedy["ce"] for system, cider in greedy.items() if system != "ce"}
+        """Return the values to sort by, of the greedy captions: `gains` by system."""
+        return gains({system: rows[0].cider for system, rows in self.captions.items()})
 
 
-def image_gains(ciders: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What images are chosen by, [n]: mean CIDEr of the other systems minus CE's; of one system alone its CIDEr.
-
-    ciders: by system, of the greedy (or beam) caption of every image [n].
-    """
-    others = [values for system, values in ciders.items() if system != "ce"]
+def gains(ciders: Mapping[str, Any]) -> dict[str, Any]:
+    """Subtract CE's CIDEr, a number or one per image [n], from every other system's; keep it if there is one system."""
     if len(ciders) == 1:
-        return next(iter(ciders.values()))
-    return np.mean(others, 0) - ciders["ce"]
+        return dict(ciders)
+    return {system: cider - ciders["ce"] for system, cider in ciders.items() if system != "ce"}
 
 
-def choose_images(gains: np.ndarray, most: int = GALLERY) -> dict[int, str]:
-    """At most `most` of n images, and why: the third with the highest and the third with the lowest gain (best and
-    worst first), and of the others as many as are left, evenly spaced in the order of the data set.
+def choose_images(ciders: Mapping[str, np.ndarray], most: int = GALLERY) -> dict[int, str]:
+    """Choose at most `most` of n images: a third with the highest and a third with the lowest gain (best and worst
+    first), the mean over systems; the rest are evenly spaced among the others in dataset order.
+
+    ciders: by system, of the greedy (or beam) captions [n]. Returns the reason for each image.
     """
-    images = len(gains)
+    gain = np.mean([*gains(ciders).values()], 0)
+    images = len(gain)
     most = min(most, images)
     third = most // 3
-    order = np.argsort(-gains, kind="stable")
+    order = np.argsort(-gain, kind="stable")
     rest = np.sort(order[third : images - third])
     even = rest[np.arange(most - 2 * third) * len(rest) // max(1, most - 2 * third)]
     chosen = {int(index): "highest" for index in order[:third]}
@@ -82,9 +78,9 @@ def choose_images(gains: np.ndarray, most: int = GALLERY) -> dict[int, str]:
 
 
 def build_gallery(systems: Mapping[str, System], split: str, name: str) -> tuple[list[Picture], int]:
-    """The chosen images of a split in its order, and n. name: of the results (`results_name`).
+    """Build the chosen images of a split, in dataset order, and return them with n. name: as of `results_name`.
 
-    Errors: InputError where results are not of the images that the configuration names now, or an image is broken.
+    Errors: InputError if the results belong to other images than the configuration names now, or an image is broken.
     """
     from src.data.dataset import load_dataset
 
@@ -93,7 +89,7 @@ def build_gallery(systems: Mapping[str, System], split: str, name: str) -> tuple
     records, truths = dataset.records[split], dataset.ground_truths[split]
     segments = {key: read_arrays(system.folder / f"segments_{name}.npz") for key, system in systems.items()}
     ciders = {key: arrays.get("CIDEr", np.zeros(len(records))) for key, arrays in segments.items()}
-    reasons = choose_images(image_gains(ciders))
+    reasons = choose_images(ciders)
     chosen = np.array(sorted(reasons))
     scorer = CiderD(truths, [truths[index] for index in chosen], eos=False)
     captions = {}
@@ -111,14 +107,14 @@ def build_gallery(systems: Mapping[str, System], split: str, name: str) -> tuple
 
 
 def read_groups(system: System, records: Sequence[Record], split: str, name: str) -> list[list[str]]:
-    """What eval.py has written of a system: the G captions of every image, [n][G].
+    """Read the captions of every image that eval.py wrote for a system, [n][G].
 
-    Errors: InputError where they are of other images.
+    Errors: InputError if they belong to other images.
     """
     path = system.folder / f"captions_{name}.json"
     captions = load_captions(path)
     if list(captions) != [record.image_id for record in records]:
-        raise InputError(f"{path} is of other images than {system.config.data.root} holds now: evaluate that run again")
+        raise InputError(f"{path} belongs to other images than {system.config.data.root}; evaluate the run again")
     groups = [[caption] for caption in captions.values()]
     if system.config.eval.samples:
         drawn = read_samples(system.folder, split)
@@ -129,7 +125,7 @@ def read_groups(system: System, records: Sequence[Record], split: str, name: str
 def scored_groups(
     groups: Sequence[Sequence[str]], scorer: CiderD, looks: Sequence[Sequence[np.ndarray]], words: Words
 ) -> list[list[ScoredCaption]]:
-    """The captions of each image of `scorer`, [images][G], with their CIDEr: greedy, then samples, best first."""
+    """Score the captions of each image of `scorer`, [images][G], with their CIDEr: greedy, then samples, best first."""
     flat = [caption for group in groups for caption in group]
     image_rows = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     tokens = [line.split() for line in words.tokenize(flat)]
@@ -179,7 +175,7 @@ def look(
 
 
 def thumbnails(config: Config, records: Sequence[Record]) -> list[str]:
-    """The images as small data: URLs. Errors: InputError naming the file."""
+    """Encode images as small data: URLs. Errors: InputError naming the file."""
     urls = []
     for file, load in find_images(config, [record.file for record in records]).stream(range(len(records))):
         try:

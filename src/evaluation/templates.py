@@ -7,12 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 def build_templates(folder: Path) -> Environment:
     """Load templates from a folder; they may also call zip."""
-    templates = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        loader=FileSystemLoader(folder),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = FileSystemLoader(folder)
+    templates = Environment(autoescape=True, undefined=StrictUndefined, loader=loader, trim_blocks=True)
     templates.globals["zip"] = zip
     return templates
