@@ -137,11 +137,11 @@ def test_files_of_the_machine_are_not_read(page):
 
 def test_nothing_is_fetched_for_a_client(page):
     upload = {"path": "http://example.org/x.png", "meta": {"_type": "gradio.FileData"}}
-    assert call(page, 0, upload)["error"] == "only uploads are captioned, no addresses"
+    assert call(page, 0, upload)["error"] == "Only uploads are captioned, not URLs."
 
 
 def test_a_port_that_is_taken_is_an_error():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(InputError, match=rf"cannot serve on 127.0.0.1:{port} .*; give another --host or --port"):
+        with pytest.raises(InputError, match=rf"cannot serve on 127.0.0.1:{port} .*; pass another --host or --port"):
             gradio_page.serve_page(StandIn(), "127.0.0.1", port)

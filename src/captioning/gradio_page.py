@@ -1,8 +1,8 @@
-"""The page itself, in gradio, without gradio's own network calls: no analytics, no fonts or scripts of other hosts."""
+"""Build and serve the page with gradio, but without its network calls: no analytics, no fonts or scripts of others."""
 
 import re
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import gradio as gr
 from gradio import processing_utils
@@ -14,26 +14,20 @@ from src.captioning.page import PARTS, Shown, attention_strip, choices, picture_
 from src.data.photographs import MAX_PIXELS, UnusableImage
 from src.runtime.errors import InputError
 
+if TYPE_CHECKING:
+    from src.captioning.serve import PageModel
+
 MAX_UPLOAD = 20_000_000  # bytes: phones write 2 to 12 million
 _KEEP = 600  # seconds until an upload is deleted
-_SESSIONS = 100  # whose last photograph is kept in memory, about 1 MB each
-# Only this host; gradio's script evaluates, and styles and pictures stand in the page.
+_SESSIONS = 100  # that keep their last photograph in memory, about 1 MB each
+# Allow only this host; gradio's script uses eval, and styles and pictures are inline.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; frame-ancestors 'self'"
 _CSS = Path(__file__).with_name("page.css")
 _FOREIGN = re.compile(rb'<(link|script)\b[^>]*(?:href|src)="https?://[^>]*>(?:\s*</script>)?')
 
 
-class Model(Protocol):
-    """What the page asks: serve.PageModel, or a stand-in."""
-
-    names: list[str]
-
-    def show(self, path: str) -> Shown:
-        """Captions and attention of an image file. Raises UnusableImage."""
-
-
-def build_page(model: Model) -> gr.Blocks:
-    """A file to drop, the captions of all checkpoints, and attention of the caption that is chosen."""
+def build_page(model: "PageModel") -> gr.Blocks:
+    """Build the page: a file to drop, the captions of all checkpoints, and the attention of the selected caption."""
 
     def caption(path: str | None) -> tuple[Any, ...]:
         if path is None:
@@ -63,8 +57,8 @@ def build_page(model: Model) -> gr.Blocks:
             with gr.Column(scale=3):
                 table = gr.HTML()
         chosen = gr.Dropdown(
-            label="Where the words of this caption looked",
-            info="The darker, the less; numbers stand where the pointer rests on a picture.",
+            label="Attention of each word of a caption",
+            info="Darker cells received less attention. Point at a picture to see numbers.",
             visible=False,
             interactive=True,
         )
@@ -76,12 +70,12 @@ def build_page(model: Model) -> gr.Blocks:
 
 
 def refuse_url(*_: Any, **__: Any) -> NoReturn:
-    """Stands where gradio fetches what a client names by a URL in place of an upload."""
-    raise gr.Error("only uploads are captioned, no addresses")
+    """Replace the function with which gradio fetches a URL that a client sends instead of an upload."""
+    raise gr.Error("Only uploads are captioned, not URLs.")
 
 
-def serve_page(model: Model, host: str, port: int) -> gr.Blocks:
-    """Start the server in a thread of its own. Errors: InputError where host or port cannot be had."""
+def serve_page(model: "PageModel", host: str, port: int) -> gr.Blocks:
+    """Start the server in a thread of its own. Errors: InputError if host or port is not available."""
     processing_utils.async_ssrf_protected_download = refuse_url
     page = build_page(model).queue(max_size=20)
     try:
@@ -98,18 +92,18 @@ def serve_page(model: Model, host: str, port: int) -> gr.Blocks:
             app_kwargs={"middleware": [Middleware(OwnHostOnly)]},
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot serve on {host}:{port} ({error}); give another --host or --port") from None
+        raise InputError(f"cannot serve on {host}:{port} ({error}); pass another --host or --port") from None
     return page
 
 
 class OwnHostOnly:
-    """Takes links to other hosts out of pages, and has the browser ask no other host."""
+    """Remove links to other hosts from pages, and forbid the browser to contact other hosts."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on, and its answer back."""
+        """Forward one request and its response."""
         held: list[Message] = []  # the start of a page, until its length is known
 
         async def send_on(message: Message) -> None:
