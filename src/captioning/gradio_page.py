@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import gradio as gr
 from gradio import processing_utils
-from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
 
 from src.captioning.page import PARTS, Shown, attention_strip, choices, picture_url
 from src.data.photographs import MAX_PIXELS, UnusableImage
@@ -96,28 +97,15 @@ def serve_page(model: "PageModel", host: str, port: int) -> gr.Blocks:
     return page
 
 
-class OwnHostOnly:
+class OwnHostOnly(BaseHTTPMiddleware):
     """Remove links to other hosts from pages, and forbid the browser to contact other hosts."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Forward one request and its response."""
-        held: list[Message] = []  # the start of a page, until its length is known
-
-        async def send_on(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = _POLICY
-                if headers.get("content-type", "").startswith("text/html"):
-                    held.append(message)
-                    return
-            elif held and message["type"] == "http.response.body":
-                message["body"] = _FOREIGN.sub(b"", message["body"])  # gradio sends pages whole
-                start = held.pop()
-                MutableHeaders(scope=start)["content-length"] = str(len(message["body"]))
-                await send(start)
-            await send(message)
-
-        await self._app(scope, receive, send_on if scope["type"] == "http" else send)
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        """Forward one request, and change its response."""
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = _POLICY
+        if response.headers.get("content-type", "").startswith("text/html"):
+            page = b"".join([part async for part in response.body_iterator])
+            del response.headers["content-length"]  # of the page with the links
+            return Response(_FOREIGN.sub(b"", page), response.status_code, response.headers)
+        return response
