@@ -1,10 +1,10 @@
-"""The captions of one photograph, as they go to the table, the file and the page."""
+"""The captions of one photograph, as the table, the file and the page take them."""
 
 from typing import NamedTuple
 
 
 class DecodedCaption(NamedTuple):
-    """decoding: greedy, the name of a beam search, or sample. logprob: of all its tokens, the EOS too, in nats."""
+    """decoding: greedy, the name of a beam search, or sample. logprob: sum over all tokens with the EOS, in nats."""
 
     decoding: str
     caption: str

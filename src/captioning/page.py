@@ -1,4 +1,4 @@
-"""What the page shows of one photograph, as HTML: captions side by side, and the attention of each word.
+"""Render the parts of the page for one photograph: captions side by side, and the attention of each word.
 
 Letters: H, W pixels of the small picture; N image tokens, a square grid. Nothing here needs gradio or a model.
 """
@@ -14,7 +14,7 @@ from src.captioning.captions import Captions
 from src.data.image_url import jpeg_url
 from src.evaluation.templates import build_templates
 
-_SIDE = 320  # pixels of the longer side of pictures, which are shown at up to that size, and at half of it
+_SIDE = 320  # pixels of the longer side of pictures, which the page shows at up to that size
 _QUALITY = 80  # of JPEG, 1 to 95
 _DARKEST = 0.8  # share of its brightness that a cell without attention loses
 PARTS: Any = build_templates(Path(__file__).parent).get_template("page.html").module  # its macros
@@ -44,13 +44,13 @@ def picture_url(picture: np.ndarray) -> str:
 
 
 def choices(captions: Captions) -> list[tuple[str, int]]:
-    """(text, number) of every caption, counted through all checkpoints."""
+    """List (text, number) of every caption, numbered across all checkpoints."""
     texts = [f"{name}, {row.decoding}: {row.caption}" for name, rows in captions.items() for row in rows]
     return [(text, number) for number, text in enumerate(texts)]
 
 
 def attention_strip(shown: Shown, number: int) -> str:
-    """A small picture for each word of a caption, numbered by `choices`; darker cells received less attention."""
+    """Render a small picture for each word of a caption, numbered by `choices`; darker cells got less attention."""
     words, looks = [found for name in shown.captions for found in shown.looks[name]][number]
     urls = [picture_url(shade(shown.small, weights)) for weights in looks]
     return PARTS.attention_strip(zip(words, urls, map(where, looks)))
