@@ -7,7 +7,7 @@ import socket
 
 import numpy as np
 import pytest
-from hostile import BAD, GOOD
+from hostile import BAD, GOOD, TEXT
 
 pytest.importorskip("gradio", reason="gradio is not installed: scripts/run_demo.sh installs it")
 import httpx
@@ -23,7 +23,7 @@ from src.runtime.errors import InputError
 class StandIn:
     """Reads photographs as the page's model does, and says how large they are."""
 
-    names = ("CE", "GRPO")
+    names = ("CE", TEXT)
 
     def show(self, path):
         pixels = read_photograph(path).pixels
@@ -81,6 +81,7 @@ def test_the_page_names_no_other_host(page):
     answer = page.get("/")
     assert answer.status_code == 200
     assert not re.findall(r'<(?:link|script|img|iframe)[^>]*(?:src|href)="(?:https?:)?//[^"]*"', answer.text)
+    assert "<img src=x" not in answer.text  # the name of a checkpoint
     assert "fonts.googleapis.com" not in answer.text and "cdnjs" not in answer.text
     assert answer.headers["content-security-policy"].startswith("default-src 'self' ")
     assert int(answer.headers["content-length"]) == len(answer.content) and "</html>" in answer.text
@@ -92,6 +93,7 @@ def test_a_photograph_is_captioned_and_attention_of_each_caption_shown(page, tmp
     GOOD["turned.jpg"](tmp_path / "turned.jpg")
     picture, table, dropdown, looks, _ = drop(page, tmp_path / "turned.jpg")
     assert picture.startswith('<img class="seen" src="data:image/jpeg;base64,') and table.count("32 by 48") == 2
+    assert "<img src=x" not in table and "&lt;img src=x" in table
     assert [value for _, value in dropdown["choices"]] == [0, 1, 2, 3] and looks.count("<figure>") == 3
     assert call(page, 1, 3, None)["data"][0].count("<figure>") == 2
     assert call(page, 0, None)["data"][:2] == ["", ""]

@@ -6,11 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+from hostile import TEXT
 from PIL import Image
 
 from src.data.image_url import thumbnail_url
 from src.evaluation.gallery import Picture, ScoredCaption
-from src.evaluation.html import render_page
+from src.evaluation.html import ReportTable, render_page
 from src.evaluation.report_page import best_cells, difference_tables, history_table, score_tables
 
 
@@ -173,6 +174,24 @@ def test_it_opens_without_errors_and_without_a_network(page):
     assert len(find(page, "img")) == 3  # the caption that looks like one is text
     assert "<img src=x onerror=alert(1)> & a dog" in find(page, ".card")[2].text
     assert find(page, "td.marked")[0].text == "175.0\n(best)"
+
+
+def test_hostile_text_is_shown_and_runs_nothing(browser, tmp_path):
+    text = " ".join(TEXT.split())
+    row = ScoredCaption(TEXT, 1.0, TEXT.split(), attention(TEXT))
+    card = next(pictures())._replace(name=TEXT, ground_truths=(TEXT,), captions={"ce": [row, row], TEXT: [row, row]})
+    file = tmp_path / "report.html"
+    table = ReportTable(TEXT, [TEXT], {TEXT: [TEXT]}, frozenset([(TEXT, TEXT)]), TEXT)
+    file.write_text(render_page(TEXT, TEXT, [table], {}, [table], [card], 1), encoding="utf-8")
+    browser.get_log("browser")  # of the page before
+    browser.get(file.as_uri())
+    assert browser.get_log("browser") == []
+    assert find(browser, "h1")[0].get_attribute("textContent") == TEXT
+    assert len(find(browser, "img")) == 1 and not find(browser, "svg")
+    lines = [line.get_attribute("textContent") for line in find(browser, ".words")]
+    assert lines == [text] * 4
+    words = find(browser, ".words")[0].find_elements("css selector", "button")
+    assert [word.get_attribute("textContent") for word in words] == TEXT.split()
 
 
 def test_it_sorts_by_the_gain_of_either_system(page):
