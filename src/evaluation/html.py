@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from markupsafe import Markup
 
 from src.data.image_url import data_url
 from src.evaluation.gallery import Picture
@@ -42,7 +41,7 @@ def render_page(
 
     plots: captions by PNG file; histories: the plotted values; images: size of the split the pictures come from.
     """
-    style, script = (Markup((_PAGE / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
+    style, script = ((_PAGE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     captions = [caption for picture in pictures for rows in picture.captions.values() for caption in rows]
     templates = build_templates(_PAGE)
     templates.filters |= {"label": label, "listed": listed, "digest": _digest}
