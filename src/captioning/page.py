@@ -12,7 +12,7 @@ from PIL import Image
 
 from src.captioning.captions import Captions
 from src.data.image_url import jpeg_url
-from src.evaluation.templates import build_templates
+from src.evaluation.html import build_templates
 
 _SIDE = 320  # pixels of the longer side of pictures, which the page shows at up to that size
 _QUALITY = 80  # of JPEG, 1 to 95

@@ -1,17 +1,22 @@
-"""Render report.html from the Jinja2 templates in src/evaluation/page. The page works offline: it loads nothing."""
+"""Render report.html from the Jinja2 templates in src/evaluation/page. The page works offline: it loads nothing.
+
+The gallery is imported for its types alone, so that programs that only need `build_templates` start quickly.
+"""
 
 import base64
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from src.data.image_url import data_url
-from src.evaluation.gallery import Picture
-from src.evaluation.templates import build_templates
+
+if TYPE_CHECKING:
+    from src.evaluation.gallery import Picture
 
 _PAGE = Path(__file__).parent / "page"
 # One sign for each of 64 levels of attention: as short in JSON as a digit, and never escaped.
@@ -28,13 +33,21 @@ class ReportTable(NamedTuple):
     mark: str = "best"
 
 
+def build_templates(folder: Path) -> Environment:
+    """Load the templates of a folder. They escape every value, reject undefined names, and may call zip."""
+    loader = FileSystemLoader(folder)
+    templates = Environment(autoescape=True, undefined=StrictUndefined, loader=loader, trim_blocks=True)
+    templates.globals["zip"] = zip
+    return templates
+
+
 def render_page(
     title: str,
     intro: str,
     tables: Sequence[ReportTable],
     plots: Mapping[Path, str],
     histories: Sequence[ReportTable],
-    pictures: Sequence[Picture],
+    pictures: Sequence["Picture"],
     images: int,
 ) -> str:
     """Render the page. Its Content-Security-Policy allows only our style and script, by digest.
