@@ -161,7 +161,7 @@ def test_another_version_of_mindspore_is_a_warning(exported, monkeypatch, capsys
 def test_a_graph_that_captions_otherwise_is_status_3_and_no_folder(exported, tmp_path, monkeypatch):
     def plant(path, decoder, shape):
         """The last word has the largest logit while the graph is written."""
-        bias = decoder.captioner.decoder.output.bias
+        bias = decoder.policy.decoder.output.bias
         before = bias.asnumpy().copy()
         bias.set_data(Tensor(100 * np.arange(len(before)), ms.float32))
         write(path, decoder, shape)
