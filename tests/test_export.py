@@ -208,8 +208,8 @@ def test_a_model_that_mindspore_writes_as_several_files_is_named(tmp_path, monke
     "flags, message",
     [
         (["--checkpoint", "a/file", "--output", "new"], "--config is missing"),
-        (["--checkpoint", "{run}", "--output", "new"], "is the folder of a run; give .*/checkpoints/best"),
-        (["--checkpoint", "src", "--output", "new"], r"src is no whole exported checkpoint.*model\.safetensors"),
+        (["--checkpoint", "{run}", "--output", "new"], "is a run folder; pass .*/checkpoints/best"),
+        (["--checkpoint", "src", "--output", "new"], r"src is not a complete exported checkpoint.*model\.safetensors"),
         (["--config", "configs/demo/ce.yaml", "--checkpoint", "a/file", "--output", "src"], "src exists"),
         (["--checkpoint", "a/file", "--output", "new", "--batch", "0"], "--batch and --compare must be at least 1"),
     ],

@@ -49,7 +49,7 @@ def load_encoder_weights(encoder: nn.Cell, path: str) -> None:
 
 
 def other_pixels(encoder: ResNet50, variant: str) -> str | None:
-    """What is odd where the weights were trained on pixels of another scale than those of `variant`; None where not.
+    """Return a warning if the weights expect a different pixel scale than `variant` provides, else None.
 
     The first batch norm has seen variances of about var(pixels) * sum(weight^2), which differ by 3,600 between
     PREPROCESSING's two scales, and by 20 between its channels.
@@ -61,8 +61,8 @@ def other_pixels(encoder: ResNet50, variant: str) -> str | None:
     if variant in near or not near:
         return None
     return (
-        f"pixels of these weights' training had a standard deviation of about {seen:.2g}, those of "
-        f"encoder.variant={variant} have {given[variant]:.2g}; encoder.variant={' or '.join(near)} may be meant"
+        f"these weights expect pixels with a standard deviation of about {seen:.2g}, but encoder.variant={variant} "
+        f"provides {given[variant]:.2g}; use encoder.variant={' or '.join(near)} if they were trained that way"
     )
 
 
