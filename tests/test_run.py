@@ -107,7 +107,7 @@ def test_a_run_without_an_update_takes_whatever_it_is_given(tmp_path):
     claim_run_folder(corrected, init)
     assert all(path.exists() for path in started)
     open_run_folder(corrected)
-    assert yaml.safe_load((folder / "config.yaml").read_text())["grpo"]["group_size"] == 4
+    assert yaml.safe_load((folder / "config.yaml").read_text())["rl"]["group_size"] == 4
     assert not any(path.exists() for path in started) and not list((folder / "checkpoints").iterdir())
     assert saved_state(folder) is None and (folder / "notes.txt").exists()
     save(corrected, 1, init=file_digest(init))
