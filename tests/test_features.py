@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.config.kinds import Preprocessing
 from src.data import feature_cache, features
 from src.data.digests import content_digests
 from src.data.feature_cache import FeatureCache
@@ -75,15 +76,12 @@ def plan(folder, files, key=None, **sizes):
 
 
 def source_of(files) -> ImageSource:
-    settings = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "scale": 1 / 255, "workers": 1}
-    return ImageSource(ImageFiles(files), image_size=8, **settings)
+    return ImageSource(ImageFiles(files), 8, Preprocessing(1 / 255, mean=(0, 0, 0), std=(1, 1, 1)), workers=1)
 
 
 def build(folder, files, encode, key=None, workers=None, **sizes) -> FeatureSource:
     workers = workers or Workers()
-    source = ImageSource(
-        ImageFiles(files), image_size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), scale=1 / 255, workers=1
-    )
+    source = source_of(files)
     folder.mkdir(exist_ok=True)
     cache = plan(folder, files, key, **sizes)
     return load_features(cache, lambda c: c.fill(source.batches, encode, workers.rank, workers.size), workers)

@@ -11,6 +11,7 @@ import pytest
 from hostile import BAD, GOOD, _exif, chunk, picture, png, tiff
 from PIL import Image
 
+from src.config.kinds import Preprocessing
 from src.data import image_formats
 from src.data.image_check import check_image
 from src.data.image_files import ImageFiles
@@ -294,11 +295,11 @@ def test_the_key_is_of_the_bytes(tmp_path):
 @pytest.mark.parametrize("resize_after_normalize", [False, True])
 def test_preprocessing_is_that_of_training(tmp_path, resize_after_normalize):
     """Bit for bit what MindData's pipeline makes of the same files."""
-    settings = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "scale": 1 / 255, "image_size": 40, "workers": 1}
+    scaling = Preprocessing(1 / 255, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     files = [tmp_path / f"{number}.{kind}" for number, kind in enumerate(("jpg", "png", "jpg"))]
     for file, size in zip(files, ((90, 60), (31, 77), (40, 40))):
         picture(size).save(file)
-    source = ImageSource(ImageFiles(files), resize_after_normalize=resize_after_normalize, **settings)
+    source = ImageSource(ImageFiles(files), 40, scaling, 1, resize_after_normalize)
     (batch,) = source.batches([np.arange(3)])
     for file, want in zip(files, batch):
         np.testing.assert_array_equal(source.preprocess(read_photograph(str(file)).pixels), want)

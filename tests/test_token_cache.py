@@ -44,5 +44,5 @@ def test_cache(tmp_path):
 
 def test_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file.*writable folder"):
+    with pytest.raises(InputError, match=r"file.*use a writable folder"):
         cached_tokens({1: ["a"]}, list, "ptb", tmp_path / "file")
