@@ -47,7 +47,7 @@ def test_stages_are_evaluated_on_val_and_the_report_keeps_its_name(settings, tmp
     assert capsys.readouterr().err.count("has no test split with captions: evaluating on val") == 1
     run(src.commands.pipeline.main, monkeypatch, "ce", "--split", "val", *settings)
     assert written[1:] == [("report_val.md", "val")]
-    with pytest.raises(InputError, match=r"--split test: .* has no test split with captions; give --split val"):
+    with pytest.raises(InputError, match=r"--split test: .* has no test split with captions; pass --split val"):
         run(src.commands.pipeline.main, monkeypatch, "ce", "--split", "test", *settings)
 
 

@@ -70,7 +70,7 @@ def threads(size: int) -> list[Workers]:
 
 
 def plan(folder, files, key=None, **sizes):
-    sizes = {"tokens": TOKENS, "channels": CHANNELS, "batch": BATCH, **sizes}
+    sizes = {"encoded": (TOKENS, CHANNELS), "batch": BATCH, **sizes}
     digests = content_digests(files, folder / "memory")
     return plan_features(folder, key=key or {"weights": "a"}, files=files, digests=digests, **sizes)
 
@@ -232,7 +232,7 @@ def test_rows_are_marked_after_they_are_written(tmp_path, files, monkeypatch):
 def test_rows_that_no_worker_computed_are_noticed(tmp_path, files):
     cache = plan(tmp_path, files)
     cache.prepare()
-    with pytest.raises(InputError, match=r"part: 11 rows are missing: do the workers see one file system"):
+    with pytest.raises(InputError, match=r"part: 11 rows are missing; check that all workers share one file system"):
         cache.finish()
 
 
@@ -275,7 +275,7 @@ def test_all_caches_together_must_fit(tmp_path, monkeypatch):
 
 
 def test_what_is_there_needs_no_space(tmp_path, files, monkeypatch):
-    done, begun = plan(tmp_path, files), plan(tmp_path, files[:4], channels=4096)
+    done, begun = plan(tmp_path, files), plan(tmp_path, files[:4], encoded=(TOKENS, 4096))
     build(tmp_path, files, Encoder())
     set_free(monkeypatch, 2 * 4 * TOKENS * 4096 - 1)
     with pytest.raises(InputError, match=r"need 0\.0 GB"):

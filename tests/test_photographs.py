@@ -216,7 +216,7 @@ REFUSED = {
     "a palette of 8 bits": [tiff(o, 1, 1, [8], 3, b"\5", {320: [*range(256)] * 3}) for o in ("II", "MM")],
     "16 bits in separate planes": [tiff("II", 1, 1, [16] * 3, 2, bytes(6), {284: [2]})],
     "a transparent colour of 16 bits": [png(1, 1, 16, 2, bytes(7), transparent(0, 0, 0))],
-    "of a kind that is not read": [
+    "of an unsupported kind": [
         *(
             tiff("MM", 4, 1, [16], 0, bytes(8)),
             tiff("MM", 2, 1, [12], 1, bytes(3)),

@@ -4,7 +4,6 @@ B images per batch, N image tokens, C channels of the encoder. One file holds th
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
@@ -12,15 +11,16 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
 from src.data.feature_cache import FeatureCache
 from src.runtime.errors import InputError
+from src.runtime.files import lock
 from src.runtime.workers import Workers
 
-_WAIT = 1.0  # seconds between looks at whether another run has finished
+_WAIT = 1.0  # seconds between checks whether another run has finished
+_FIX = "delete it, and it will be recomputed"
 
 
 class FeatureSource:
@@ -31,43 +31,41 @@ class FeatureSource:
         try:
             self._rows = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{path}: not a feature file ({error}); delete it, it is computed anew") from None
+            raise InputError(f"{path}: not a feature file ({error}); {_FIX}") from None
         if self._rows.ndim != 3 or self._rows.dtype != np.float16:
-            raise InputError(f"{path}: not float16 of three axes; delete it, it is computed anew")
+            raise InputError(f"{path}: not a float16 array of three axes; {_FIX}")
         self.path = path
         self.shape = self._rows.shape
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Generator[np.ndarray, None, None]:
-        """For each array of indices [B] the features float16 [B,N,C], rows in that order."""
+        """Yield the features float16 [B,N,C] of each array of indices [B], rows in that order."""
         for batch in index_batches:
             yield self._rows[np.asarray(batch)]
 
 
 def plan_features(
     folder: Path,
-    *,
     key: Mapping[str, str],
     files: Sequence[Path],
     digests: np.ndarray,
-    tokens: int,
-    channels: int,
+    encoded: tuple[int, int],
     batch: int,
 ) -> FeatureCache:
-    """Where the features of image files are kept in `folder`, and what is to be computed. Nothing is written.
+    """Plan where the features of image files are kept in `folder`. Nothing is written.
 
     Args:
-        key: names weights, preprocessing and reader; with the digests it names the cache file, wherever the files lie.
+        key: names weights, preprocessing and reader; with the digests it names the cache file, in any folder.
         files, digests: row by row; digests uint8 [images, 32] of the files' bytes.
-        tokens, channels: N and C.
+        encoded: N and C.
         batch: images per call of the encoder.
     """
     name = hashlib.sha256(json.dumps(sorted(key.items())).encode() + digests.tobytes()).hexdigest()[:16]
-    shape = (len(files), tokens, channels)
-    return FeatureCache(folder / f"features-{name}.npy", tuple(files), digests.tobytes(), shape, batch)
+    path = folder / f"features-{name}.npy"
+    return FeatureCache(path, tuple(files), digests.tobytes(), (len(files), *encoded), batch)
 
 
 def check_space(caches: Sequence[FeatureCache]) -> None:
-    """InputError where the disk has no room for what is missing of the caches, which are of one folder."""
+    """Raise InputError if the disk has no room for the missing parts of the caches, which are in one folder."""
     folder = caches[0].path.parent
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,38 +80,32 @@ def check_space(caches: Sequence[FeatureCache]) -> None:
 
 
 def load_features(cache: FeatureCache, fill: Callable[[FeatureCache], None], workers: Workers) -> FeatureSource:
-    """The features of a cache: read if they are complete, computed or completed by all workers otherwise.
+    """Read the features of a cache, which all workers compute or complete first if needed.
 
-    What was computed stays when a worker ends, and another number of workers may go on. A second run that needs the
+    Computed features stay when a worker ends, and another number of workers may resume. A second run that needs the
     same file waits.
 
     Args:
         fill: computes the share of this worker (FeatureCache.fill), here or in another process.
     Raises:
-        InputError: a folder that cannot be written, a file that is none of features, or what `fill` raises.
+        InputError: a folder cannot be written, a file does not hold features, or `fill` raises it.
     """
     # The first worker looks for all: other nodes may see a change of a shared folder late.
     if workers.any(workers.is_first and not cache.path.exists()):
         with _writing(cache.path.parent), _locked(cache, workers):
-            _complete(cache, fill, workers)
+            missing = workers.is_first and not cache.path.exists()  # the run that held the lock may have made it
+            if missing:
+                cache.prepare()
+            if workers.any(missing):
+                fill(cache)
+                workers.wait()
+                if workers.is_first:
+                    cache.finish()
+                workers.wait()
     features = FeatureSource(cache.path)
     if features.shape != cache.shape:
-        raise InputError(
-            f"{cache.path}: holds {features.shape} instead of {cache.shape}; delete it, it is computed anew"
-        )
+        raise InputError(f"{cache.path}: holds {features.shape} instead of {cache.shape}; {_FIX}")
     return features
-
-
-def _complete(cache: FeatureCache, fill: Callable[[FeatureCache], None], workers: Workers) -> None:
-    missing = workers.is_first and not cache.path.exists()  # the run that held the lock before may have made it
-    if missing:
-        cache.prepare()
-    if workers.any(missing):
-        fill(cache)
-        workers.wait()
-        if workers.is_first:
-            cache.finish()
-        workers.wait()
 
 
 @contextlib.contextmanager
@@ -128,20 +120,12 @@ def _writing(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(cache: FeatureCache, workers: Workers) -> Iterator[None]:
-    """One run at a time: its first worker has the lock, which goes with the process, however that ends."""
-    with open(cache.path.with_suffix(".lock"), "w") if workers.is_first else contextlib.nullcontext() as lock:
+    """Let one run at a time compute the features; its first worker holds the lock as long as the process lives."""
+    with open(cache.path.with_suffix(".lock"), "w") if workers.is_first else contextlib.nullcontext() as file:
         waited = False
-        while workers.any(lock is not None and not _lock(lock)):  # again and again: one long wait would time out
+        while workers.any(file is not None and not lock(file)):  # polled: one long wait would time out
             if workers.is_first and not waited:
                 print(f"features: waiting for the process that computes {cache.path.stem}", file=sys.stderr)
             waited = True
             time.sleep(_WAIT)
         yield
-
-
-def _lock(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

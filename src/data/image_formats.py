@@ -1,6 +1,6 @@
-"""Kinds of image files: those that are always read, those that need a package, and what is no developed picture.
+"""Kinds of image files: those that are always read, those that need a package, and undeveloped (raw) photographs.
 
-A package is looked for when a file needs it, not before: its import takes time.
+A package is imported only when a file needs it: the import takes time.
 """
 
 import functools
@@ -28,7 +28,7 @@ class UnusableImage(ValueError):
 
 
 class _Extra(NamedTuple):
-    """What a format is called, the suffixes and brands (of ISO media files) that tell it, and how it is installed."""
+    """The name of a format, its suffixes and brands (of ISO media files), and how to install its package."""
 
     name: str
     suffixes: tuple[str, ...]
@@ -45,11 +45,12 @@ _EXTRAS = {
         "pip install pillow-heif",
     ),
 }
-KNOWN_SUFFIXES = (*SUFFIXES, *(suffix for extra in _EXTRAS.values() for suffix in extra.suffixes))
+_BY_SUFFIX = {suffix: format for format, extra in _EXTRAS.items() for suffix in extra.suffixes}
+KNOWN_SUFFIXES = (*SUFFIXES, *_BY_SUFFIX)
 
 
 def formats_of(data: bytes) -> tuple[str, ...]:
-    """What Pillow may take the bytes of a file for. Raises UnusableImage that says why they cannot be read."""
+    """Return the formats that Pillow may try on a file's bytes. Raises UnusableImage if it can read none."""
     if data.startswith(_RAW_SIGNATURES) or data[4:12] == b"ftypcrx " or (data[:2] == b"II" and data[8:10] == b"CR"):
         raise UnusableImage(RAW)
     if data[4:8] != b"ftyp":
@@ -65,22 +66,20 @@ def formats_of(data: bytes) -> tuple[str, ...]:
 
 
 def unidentified(data: bytes) -> str:
-    """Why a file is not read that Pillow takes for none of its formats."""
-    kinds = [kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)]
-    return f"a {kinds[0]} file that is broken, or of a kind that is not read" if kinds else "not an image"
+    """Return why a file is not read that Pillow does not recognise."""
+    kind = next((kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)), None)
+    return f"a {kind} file that is broken or of an unsupported kind" if kind else "not an image"
 
 
 def is_read(suffix: str) -> bool:
-    """Whether files of a suffix, in lower case with its dot, are images that can be read here."""
-    extras = [format for format, extra in _EXTRAS.items() if suffix in extra.suffixes]
-    return suffix in SUFFIXES or any(map(_is_installed, extras))
+    """Return whether files of a suffix, in lower case with its dot, are images that can be read here."""
+    return suffix in SUFFIXES or (suffix in _BY_SUFFIX and _is_installed(_BY_SUFFIX[suffix]))
 
 
 def needs(suffix: str) -> str | None:
-    """What must be done before files of a suffix can be read; None for those that are no images."""
-    installs = [extra.install for extra in _EXTRAS.values() if suffix in extra.suffixes]
-    if installs:
-        return f"{suffix} needs {installs[0]}"
+    """Return what to do before files of a suffix can be read; None if these are no images."""
+    if suffix in _BY_SUFFIX:
+        return f"{suffix} needs {_EXTRAS[_BY_SUFFIX[suffix]].install}"
     return f"{suffix} is {RAW}" if suffix in _RAW_SUFFIXES else None
 
 

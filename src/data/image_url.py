@@ -1,4 +1,4 @@
-"""Images as data: URLs: in which chat completions take them, and which a page holds in itself."""
+"""Images as data: URLs, for requests to chat completions and for pages that embed their pictures."""
 
 import base64
 import io
@@ -7,28 +7,27 @@ from PIL import Image
 
 from src.data.photographs import decode, is_plain
 
-LONG_SIDE = 1024  # pixels; what questions are about is to be seen at that size, and models scale larger images down
-_BYTES = 4_000_000  # more than any picture of that size needs: the rest is no picture
-_QUALITY = 90  # of JPEG, 1 to 95
+LONG_SIDE = 1024  # pixels; shows what questions are about, and models scale larger images down
+_BYTES = 4_000_000  # more than any picture of that size needs: the rest belongs to no picture
 _TINY = 128  # pixels of the longer side, up to which a page shows a picture enlarged, and every artefact with it
 
 
 def image_url(data: bytes) -> str:
-    """The bytes of an image file as a data: URL: as they are, or as an RGB JPEG file of at most LONG_SIDE.
+    """Return the bytes of an image file as a data: URL, scaled down to LONG_SIDE and converted to JPEG if needed.
 
-    As they are: JPEG and PNG files of at most LONG_SIDE that every reader shows alike (`is_plain`).
-    Raises UnusableImage that says why the image cannot be used.
+    JPEG and PNG files of at most LONG_SIDE that every reader shows alike (`is_plain`) stay as they are.
+    Raises UnusableImage.
     """
     image = decode(data)
-    if max(image.size) <= LONG_SIDE and len(data) <= _BYTES and is_plain(data):
-        return _url("jpeg" if data.startswith(b"\xff") else "png", data)
-    return _jpeg_url(image, LONG_SIDE, quality=_QUALITY)
+    if max(image.size) > LONG_SIDE or len(data) > _BYTES or not is_plain(data):
+        return _jpeg_url(image, LONG_SIDE, quality=90)
+    return _url("jpeg" if data.startswith(b"\xff") else "png", data)
 
 
 def thumbnail_url(data: bytes, long_side: int) -> str:
-    """The bytes of an image file as the data: URL of an RGB JPEG file of at most `long_side` pixels.
+    """Return an image as the model sees it, upright and on white, as the data: URL of an RGB JPEG file.
 
-    As the model sees it: upright, and on white. Raises UnusableImage.
+    long_side: its largest side in pixels. Raises UnusableImage.
     """
     image = decode(data)
     return _jpeg_url(image, long_side, quality=95 if max(image.size) <= _TINY else 75, subsampling=0)

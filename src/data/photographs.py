@@ -1,7 +1,7 @@
 """The one reader of image files: for training, evaluation, captioning, questions, reports and checks.
 
-A file is decoded as a viewer shows it: upright, transparency on white, 8 bits, RGB. What cannot be read right is
-refused with its reason. H, W: height and width in pixels.
+A file is decoded as a viewer shows it: upright, transparency on white, 8 bits, RGB. A file that cannot be read
+correctly is refused with the reason. H, W: height and width in pixels.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ READER = 2  # part of the feature cache's key: raise it whenever the pixels of a
 MAX_BYTES = 200_000_000  # an uncompressed picture of MAX_PIXELS has 192 million
 MAX_PIXELS = 64_000_000  # a decompression bomb is a small file with a huge picture; 64 million pixels are 192 MB
 
-# What an Exif orientation asks for. ImageOps.exif_transpose also rewrites the Exif data, which fails on broken tags.
+# The turn for each Exif orientation. ImageOps.exif_transpose also rewrites the Exif data, which fails on broken tags.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -37,11 +37,11 @@ _LARGEST, _COLORMAP = 281, 320
 _NEW_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 254, 258, 259, 262, 274, 339
 _PLANES, _DNG = 284, 50706  # of TIFF files
 _YCBCR, _UNCOMPRESSED = 6, 1  # a photometric interpretation, and a compression
-_PNG_DEPTH = 24  # where a PNG file has its bits per sample
+_PNG_DEPTH = 24  # the place of the bits per sample in a PNG file
 
 
 class Photograph(NamedTuple):
-    """pixels: uint8 [H, W, 3]. key: 64 bits of the file's SHA-256, the same wherever it lies. state: `state_key`."""
+    """pixels: uint8 [H, W, 3]. key: 64 bits of the file's SHA-256, the same in any folder. state: `state_key`."""
 
     pixels: np.ndarray
     key: int
@@ -49,7 +49,7 @@ class Photograph(NamedTuple):
 
 
 def read_photograph(path: str) -> Photograph:
-    """A photograph from its file. Raises UnusableImage that says why the file cannot be used."""
+    """Read a photograph from its file. Raises UnusableImage."""
     with regular_file(path) as (_, found):
         state = state_key(found)  # before its bytes are read
     data = read_image_file(path)
@@ -58,7 +58,7 @@ def read_photograph(path: str) -> Photograph:
 
 
 def read_image_file(path: str | Path) -> bytes:
-    """The bytes of a regular file of at most MAX_BYTES. Raises UnusableImage."""
+    """Read a regular file of at most MAX_BYTES. Raises UnusableImage."""
     with regular_file(path) as (file, found):
         data = b"" if found.st_size > MAX_BYTES else file.read(MAX_BYTES + 1)
     if found.st_size > MAX_BYTES or len(data) > MAX_BYTES:
@@ -68,7 +68,7 @@ def read_image_file(path: str | Path) -> bytes:
 
 @contextlib.contextmanager
 def regular_file(path: str | Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
-    """A file opened for reading, and its state; it is not empty. A pipe would wait forever. Raises UnusableImage."""
+    """Open a regular file that is not empty, and yield its state too. Raises UnusableImage; a pipe could block."""
     if "\0" in str(path):
         raise UnusableImage("not a path: it holds a null byte")
     try:
@@ -79,16 +79,13 @@ def regular_file(path: str | Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
             if found.st_size == 0:
                 raise UnusableImage("empty")
             yield file, found
-    except FileNotFoundError:
-        raise UnusableImage("missing") from None
-    except IsADirectoryError:
-        raise UnusableImage("a folder, not an image") from None
     except OSError as error:
-        raise UnusableImage(f"cannot be read ({error.strerror})") from None
+        reasons = {FileNotFoundError: "missing", IsADirectoryError: "a folder, not an image"}
+        raise UnusableImage(reasons.get(type(error), f"cannot be read ({error.strerror})")) from None
 
 
 def decode(data: bytes) -> Image.Image:
-    """The picture in the bytes of an image file, RGB; of an animation the first frame. Raises UnusableImage."""
+    """Decode the bytes of an image file to RGB; of an animation the first frame. Raises UnusableImage."""
     try:
         with Image.open(BytesIO(data), formats=formats_of(data)) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -102,12 +99,12 @@ def decode(data: bytes) -> Image.Image:
         raise UnusableImage(f"more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise UnusableImage(unidentified(data)) from None
-    except Exception:  # Pillow's decoders raise many types on broken files, all mean just that
+    except Exception:  # Pillow's decoders raise many types on broken files
         raise UnusableImage("truncated or broken") from None
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether any other reader sees what `decode` sees: a JPEG or PNG file, upright, opaque, 8 bits, RGB or grey."""
+    """Return whether all readers see what `decode` sees: a JPEG or PNG file, upright, opaque, 8 bits, RGB or grey."""
     if not data.startswith((b"\xff\xd8\xff", b"\x89PNG")):
         return False
     with Image.open(BytesIO(data), formats=("JPEG", "PNG")) as image:
@@ -116,12 +113,12 @@ def is_plain(data: bytes) -> bool:
 
 
 def too_large(width: int, height: int) -> str:
-    """Why a picture of that size is refused."""
+    """Return why a picture of that size is refused."""
     return f"{width} x {height} pixels, more than {MAX_PIXELS:,}"
 
 
 def _refuse(image: Image.Image, data: bytes) -> None:
-    """Raise UnusableImage on pixels that Pillow opens and does not read right, or whose range is unknown."""
+    """Raise UnusableImage for pixels that Pillow opens but reads wrong, or whose range is unknown."""
     tags = getattr(image, "tag_v2", {})  # of TIFF files alone
     if _DNG in tags or tags.get(_NEW_SUBFILE, 0) & 1:  # the first page of a raw photograph is a small preview
         raise UnusableImage(RAW)
@@ -142,7 +139,7 @@ def _refuse(image: Image.Image, data: bytes) -> None:
 
 
 def _upright_rgb(image: Image.Image, data: bytes) -> Image.Image:
-    """A decoded image turned as its Exif data says, transparency on white, of 16 bits the upper eight."""
+    """Turn a decoded image as its Exif data says, put it on white, and keep the upper 8 of 16 bits."""
     turn = _turn(image)
     if image.mode.startswith("I"):
         image = _grey(image)
@@ -165,7 +162,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """8 bits of 16 or, in TIFF files, of 12."""
+    """Keep the upper 8 bits of 16 or, in TIFF files, of 12."""
     tags = getattr(image, "tag_v2", {})
     values = np.asarray(image)  # of older versions of Pillow int32
     bits = tags.get(_BITS, (16,))[0]

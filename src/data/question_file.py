@@ -1,25 +1,25 @@
-"""A file of questions that grows image by image, through interruptions."""
+"""A file of questions that grows image by image, across interruptions."""
 
-import json
-import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from src.data.questions import Question, load_questions, question_lines
+from src.data.questions import Question, load_questions
 from src.data.record import ImageId
-from src.runtime.errors import InputError
+from src.runtime.files import append_json_lines, json_lines
 
-# What became of the questions written about an image; of the image itself, whether no reply could be read (0 or 1).
+# The outcomes of the questions written about an image, and whether no reply about it could be read (0 or 1).
 COUNTS = ("kept", "leaks", "unanswerable", "malformed", "unreadable")
 
 
 class QuestionFile:
-    """The questions in `path`, and `<path>.done` with a line for each image that was asked about, were any kept or not.
+    """The questions in `path`, and `<path>.done` with a line for each image that was asked about, kept or not.
 
-    image_ids: of the images that are done, and `without` of those of them that have no question; counts: COUNTS and
-    `images`, over the lines of `.done`. An image's questions are written before its line: one that has questions is
-    done, whoever wrote them. Errors: InputError naming the file and its damaged line.
+    image_ids: the images that are done; `without`: those without a question; counts: COUNTS and `images`, over the
+    lines of `.done`. An image's questions are written before its line: an image that has questions is done, even if
+    they were written by hand. Raises InputError naming the file and its damaged line.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,58 +29,36 @@ class QuestionFile:
         self.counts: Counter[str] = Counter()
         self._done = path.with_name(path.name + ".done")
         path.parent.mkdir(parents=True, exist_ok=True)
-        for number, line in enumerate(whole_lines(self._done), 1):
-            try:
-                entry = json.loads(line)
-                self._count(entry["image_id"], Counter({name: int(entry[name]) for name in COUNTS}))
-            except (ValueError, KeyError, TypeError):
-                raise InputError(f"{self._done}: line {number} is damaged; remove it") from None
-        if whole_lines(path):
+        for file in filter(Path.exists, (path, self._done)):
+            append_json_lines(file, [])  # repairs the last line
+        if self._done.exists():
+            list(json_lines(self._done, self._count))
+        if path.exists() and path.stat().st_size:
             having = load_questions(path).keys()
             self.image_ids |= having
             self.without -= having
 
     def add(self, image_id: ImageId, questions: Sequence[Question], counts: Counter) -> None:
-        """Write what was made about an image. counts: of COUNTS."""
-        _append(self.path, question_lines(questions))
-        _append(self._done, json.dumps({"image_id": image_id, **{name: counts[name] for name in COUNTS}}) + "\n")
-        self._count(image_id, counts)
+        """Write the questions of an image, and its `counts` by COUNTS."""
+        entry = {"image_id": image_id, **{name: counts[name] for name in COUNTS}}
+        append_json_lines(self.path, map(asdict, questions))
+        append_json_lines(self._done, [entry])
+        self._count(entry)
 
-    def _count(self, image_id: ImageId, counts: Counter) -> None:
-        self.image_ids.add(image_id)
+    def _count(self, entry: Mapping[str, Any]) -> None:
+        counts = Counter({name: int(entry[name]) for name in COUNTS}, images=1)
+        self.image_ids.add(entry["image_id"])
         if not counts["kept"]:
-            self.without.add(image_id)
+            self.without.add(entry["image_id"])
         self.counts += counts
-        self.counts["images"] += 1
 
     def summary(self) -> str:
-        """What was made, in one line."""
+        """Return the counts in one line."""
         counts = self.counts
-        made = counts["kept"] + counts["leaks"] + counts["unanswerable"] + counts["malformed"]
+        made = sum(counts[name] for name in ("kept", "leaks", "unanswerable", "malformed"))
         return (
             f"{self.path}: {counts['images']:,} images, {made:,} questions made, {counts['kept']:,} kept; dropped: "
             f"{counts['leaks']:,} leaks (answered without the image), {counts['unanswerable']:,} unanswerable (not "
             f"answered with it), {counts['malformed']:,} malformed; {counts['unreadable']:,} images without a readable "
             f"reply, {len(self.without):,} without a question"
         )
-
-
-def whole_lines(path: Path) -> list[str]:
-    """The lines of a file of JSON lines, none where it is missing. What a kill or a full disk cut off is removed."""
-    if not path.exists():
-        return []
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        try:
-            json.loads(data[end:])
-            _append(path, "\n")  # a last line that was written by hand
-        except ValueError:
-            os.truncate(path, end)
-            data = data[:end]
-    return data.decode(errors="replace").removesuffix("\n").split("\n") if data else []
-
-
-def _append(path: Path, text: str) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)

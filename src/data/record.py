@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from src.runtime.errors import InputError
+from src.runtime.errors import InputError, one_line
 from src.runtime.files import text_lines
 
 ImageId = int | str
@@ -99,11 +99,6 @@ def field(entry: Any, key: str, kinds: tuple[type, ...], where: Any) -> Any:
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise InputError(f"{where}: key {key!r} is a {type(entry[key]).__name__}, not a {wanted}; {FIX}")
     return entry[key]
-
-
-def one_line(error: Exception) -> str:
-    """Return the beginning of an error's message, without line breaks."""
-    return " ".join(str(error).split())[:120]
 
 
 def with_known_ids(

@@ -39,8 +39,7 @@ def build_sources(
             key=key,
             files=rows.files,
             digests=_digests(rows, config.cache_folder, workers),
-            tokens=encoder.tokens,
-            channels=encoder.channels,
+            encoded=(encoder.tokens, encoder.channels),
             batch=config.eval.batch_images,
         )
         for split, rows in images.items()
