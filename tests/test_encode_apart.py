@@ -51,7 +51,7 @@ def test_what_the_other_process_refuses_is_raised_here(tmp_path):
     image = images.files[9]
     image.write_bytes(image.read_bytes()[:-200] + bytes(200))
     digests = images.digests(tmp_path)
-    cache = plan_features(tmp_path, key={}, files=images.files, digests=digests, tokens=16, channels=128, batch=8)
+    cache = plan_features(tmp_path, key={}, files=images.files, digests=digests, encoded=(16, 128), batch=8)
     cache.prepare()
     encoder = build_encoder("cnn", variant="cnn", checkpoint=None, image_size=64)
     weights = {name: value.asnumpy() for name, value in encoder.parameters_and_names()}

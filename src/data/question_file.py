@@ -46,7 +46,7 @@ class QuestionFile:
         self._count(entry)
 
     def _count(self, entry: Mapping[str, Any]) -> None:
-        counts = Counter({name: int(entry[name]) for name in COUNTS}, images=1)
+        counts = Counter({"images": 1, **{name: int(entry[name]) for name in COUNTS}})
         self.image_ids.add(entry["image_id"])
         if not counts["kept"]:
             self.without.add(entry["image_id"])

@@ -103,17 +103,12 @@ def parse_question(entry: Any, where: str) -> Question:
         raise InputError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(known)}")
     entry = {"type": UNTYPED, **entry}
     options = entry.get("options")
-    for key, good, wanted in (
-        ("image_id", type(entry.get("image_id")) in (int, str), "the id of an image"),
-        *((key, _is_text(entry.get(key)), "a text") for key in ("question", "answer", "type")),
-        (
-            "options",
-            isinstance(options, list) and len(options) >= 2 and all(map(_is_text, options)),
-            "two or more texts",
-        ),
-    ):
-        if not good:
-            raise InputError(f"{where}: {key} is {entry.get(key)!r}; give {wanted}")
+    several = isinstance(options, list) and len(options) >= 2 and all(map(_is_text, options))
+    wanted = {"image_id": "the id of an image", "options": "a list of two or more texts"}
+    good = {"image_id": type(entry.get("image_id")) in (int, str), "options": several}
+    for key in known:
+        if not good.get(key, _is_text(entry.get(key))):
+            raise InputError(f"{where}: {key} is {entry.get(key)!r}; give {wanted.get(key, 'a text')}")
     if len({*options, CANNOT}) <= len(options):
         raise InputError(f"{where}: an option occurs twice, or is {CANNOT!r}, which is always appended; remove it")
     if entry["answer"] not in options:
