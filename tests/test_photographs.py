@@ -13,11 +13,10 @@ from PIL import Image
 
 from src.config.kinds import Preprocessing
 from src.data import image_formats
-from src.data.image_check import check_image
 from src.data.image_files import ImageFiles
 from src.data.image_formats import _is_installed
 from src.data.images import ImageSource
-from src.data.photographs import UnusableImage, decode, read_photograph
+from src.data.photographs import UnusableImage, check_image, decode, read_photograph
 
 RGB = np.asarray(picture()).astype(int)
 

@@ -13,9 +13,8 @@ from PIL import Image
 
 from src.config.load import load_config
 from src.config.schema import DataConfig
-from src.data import image_check, photographs
-from src.data.image_check import check_image
-from src.data.photographs import UnusableImage, decode
+from src.data import photographs
+from src.data.photographs import UnusableImage, check_image, decode
 from src.data.record import Record, Skipped
 from src.data.records import load_records as load_data
 from src.runtime.errors import InputError
@@ -239,8 +238,7 @@ def test_check_image_other_cases(tmp_path, monkeypatch):
     assert check_image(tmp_path) == "a folder, not an image"
     os.mkfifo(tmp_path / "pipe")  # opened without care, it would wait for a writer
     assert check_image(tmp_path / "pipe") == "not a regular file"
-    for module in (image_check, photographs):
-        monkeypatch.setattr(module, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(photographs, "MAX_PIXELS", 1000)
     for format in ("JPEG", "PNG", "BMP"):
         file.write_bytes(encoded(format))
         assert check_image(file) == "40 x 30 pixels, more than 1,000"
@@ -266,7 +264,7 @@ def test_tables_before_the_frame_are_no_size():
     data = encoded()
     place = data.index(b"\xff\xc4")
     table = data[place : place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")]
-    assert image_check._quick_size(data[:2] + table + data[2:], data[-32:]) == (40, 30)
+    assert photographs._quick_size(data[:2] + table + data[2:], data[-32:]) == (40, 30)
 
 
 @pytest.mark.skipif(not FLICKR.is_dir(), reason="../shared/data/flickr8k is not here")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from src.data.token_cache import cached_tokens
+from src.data.words import cached_tokens
 from src.runtime.errors import InputError
 
 

@@ -1,12 +1,11 @@
 """One captioned image as every reader of annotations returns it, and the helpers that the readers share."""
 
-import json
 import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from src.runtime.errors import InputError, one_line
 from src.runtime.files import text_lines
@@ -75,30 +74,6 @@ def read_lines(path: Path, missing: str, fix: str) -> list[str]:
         raise InputError(f"{path}: {missing}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({one_line(error)}); {fix}") from None
-
-
-def load_json(path: Path) -> dict[str, Any]:
-    """Read the object in a JSON file. Raises InputError naming the file."""
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; set data.root and data.annotations") from None
-    except (OSError, ValueError, RecursionError) as error:
-        fix = FIX if path.suffix == ".json" else "set data.format=table if it is a table"
-        raise InputError(f"{path}: not readable as JSON ({one_line(error)}); {fix}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: holds a {type(data).__name__}, not an object with images; {FIX}")
-    return data
-
-
-def field(entry: Any, key: str, kinds: tuple[type, ...], where: Any) -> Any:
-    """Return entry[key], which must be exactly of one of these types (so True is not an int). Raises InputError."""
-    if not isinstance(entry, dict) or key not in entry:
-        raise InputError(f"{where}: key {key!r} is missing; {FIX}")
-    if type(entry[key]) not in kinds:
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise InputError(f"{where}: key {key!r} is a {type(entry[key]).__name__}, not a {wanted}; {FIX}")
-    return entry[key]
 
 
 def with_known_ids(

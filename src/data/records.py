@@ -1,48 +1,33 @@
 """Readers of captioned images: COCO captions JSON, Karpathy's JSON and tables, with or without lists of file names.
 
-All input is untrusted: a problem with a whole file raises InputError, a single image that cannot be used is skipped
-and returned with the reason.
+Input is untrusted: a problem with a whole file raises InputError, a single unusable image is skipped with the reason.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pycocotools.coco import COCO
 
 from src.config.schema import DataConfig
-from src.data.image_check import scan_images
 from src.data.lists import apply_lists
-from src.data.record import (
-    FIX,
-    SPLIT_NAMED,
-    SPLITS,
-    ImageId,
-    Record,
-    Skipped,
-    field,
-    inside,
-    is_utf8,
-    load_json,
-    split_file,
-    tolerated,
-)
+from src.data.photographs import scan_images
+from src.data.record import FIX, SPLIT_NAMED, SPLITS, ImageId, Record, Skipped, inside, is_utf8, split_file, tolerated
 from src.data.shards import Shards
 from src.data.tables import read_table
 from src.runtime.environment import quiet_stdout
-from src.runtime.errors import InputError
+from src.runtime.errors import InputError, one_line
 
 Splits = dict[str, list[Record]]
 _ID = (int, str)
 
 
 def load_records(data: DataConfig) -> tuple[Splits, list[Skipped]]:
-    """Read train, val and, if there is one, test, without what cannot be used.
+    """Read train, val and, if there is one, test: records by split (none is empty), and what was skipped.
 
-    Returns:
-        The records of each split (none is empty; one image id is one file), and what was skipped.
-    Raises:
-        InputError: names the file and key, or the split with too many unusable images.
+    Raises InputError naming the file and key, or the split with too many unusable images.
     """
     root = Path(data.root)
     splits, skipped = read_annotations(data)
@@ -91,21 +76,21 @@ def _read_coco(data: DataConfig, wanted: Sequence[str]) -> tuple[Splits, list[Sk
         folder = Path(data.root, data.images.replace("{split}", word))
         if split == "test" and not path.exists():
             continue
-        content = load_json(path)
+        content = _load_json(path)
         if split == "test" and "annotations" not in content:  # image_info_test2017.json
             continue
         files: dict[ImageId, Path] = {}
-        for place, entry in enumerate(field(content, "images", (list,), path)):
+        for place, entry in enumerate(_field(content, "images", (list,), path)):
             where = f"{path}: images[{place}]"
-            image_id = field(entry, "id", _ID, where)
+            image_id = _field(entry, "id", _ID, where)
             if image_id in files:
                 raise InputError(f"{where}: id {image_id} occurs twice; {FIX}")
-            files[image_id] = inside(folder, field(entry, "file_name", (str,), where), where)
-        for place, entry in enumerate(field(content, "annotations", (list,), path)):
+            files[image_id] = inside(folder, _field(entry, "file_name", (str,), where), where)
+        for place, entry in enumerate(_field(content, "annotations", (list,), path)):
             where = f"{path}: annotations[{place}]"
-            field(entry, "id", _ID, where)
-            field(entry, "caption", (str,), where)
-            if field(entry, "image_id", _ID, where) not in files:
+            _field(entry, "id", _ID, where)
+            _field(entry, "caption", (str,), where)
+            if _field(entry, "image_id", _ID, where) not in files:
                 raise InputError(f"{where}: image_id {entry['image_id']!r} is not among the images; {FIX}")
         coco = COCO()
         # Only the checked keys: createIndex also walks categories, which captions do not have.
@@ -122,20 +107,20 @@ def _read_karpathy(data: DataConfig, wanted: Sequence[str]) -> tuple[Splits, lis
     path, folder = Path(data.root, data.annotations), Path(data.root, data.images)
     splits: Splits = {split: [] for split in SPLITS}
     seen = set()
-    for place, entry in enumerate(field(load_json(path), "images", (list,), path)):
+    for place, entry in enumerate(_field(_load_json(path), "images", (list,), path)):
         where = f"{path}: images[{place}]"
-        split = field(entry, "split", (str,), where)
+        split = _field(entry, "split", (str,), where)
         if split not in SPLIT_NAMED:
             raise InputError(f"{where}: split {split!r} is none of train, restval, val, test; {FIX}")
-        image_id = field(entry, "cocoid" if "cocoid" in entry else "imgid", _ID, where)
+        image_id = _field(entry, "cocoid" if "cocoid" in entry else "imgid", _ID, where)
         if image_id in seen:
             raise InputError(f"{where}: image id {image_id} occurs twice; {FIX}")
         seen.add(image_id)
-        name = field(entry, "filename", (str,), where)
+        name = _field(entry, "filename", (str,), where)
         if "filepath" in entry:
-            name = f"{field(entry, 'filepath', (str,), where)}/{name}"
-        sentences = enumerate(field(entry, "sentences", (list,), where))
-        captions = tuple(field(sentence, "raw", (str,), f"{where}.sentences[{i}]") for i, sentence in sentences)
+            name = f"{_field(entry, 'filepath', (str,), where)}/{name}"
+        sentences = enumerate(_field(entry, "sentences", (list,), where))
+        captions = tuple(_field(sentence, "raw", (str,), f"{where}.sentences[{i}]") for i, sentence in sentences)
         splits[SPLIT_NAMED[split]].append(Record(image_id, inside(folder, name, where), captions))
     return splits, []
 
@@ -145,6 +130,30 @@ _READERS: dict[str, Callable[[DataConfig, Sequence[str]], tuple[Splits, list[Ski
     "karpathy": _read_karpathy,
     "table": read_table,
 }
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    """Read the object in a JSON file. Raises InputError naming the file."""
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; set data.root and data.annotations") from None
+    except (OSError, ValueError, RecursionError) as error:
+        fix = FIX if path.suffix == ".json" else "set data.format=table if it is a table"
+        raise InputError(f"{path}: not readable as JSON ({one_line(error)}); {fix}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: holds a {type(data).__name__}, not an object with images; {FIX}")
+    return data
+
+
+def _field(entry: Any, key: str, kinds: tuple[type, ...], where: Any) -> Any:
+    """Return entry[key], which must be exactly of one of these types (so True is not an int). Raises InputError."""
+    if not isinstance(entry, dict) or key not in entry:
+        raise InputError(f"{where}: key {key!r} is missing; {FIX}")
+    if type(entry[key]) not in kinds:
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise InputError(f"{where}: key {key!r} is a {type(entry[key]).__name__}, not a {wanted}; {FIX}")
+    return entry[key]
 
 
 def _check_ids(splits: Splits) -> None:

@@ -11,6 +11,7 @@ An image's id is its file name as the table has it.
 """
 
 import ast
+import contextlib
 import csv
 import hashlib
 import io
@@ -114,12 +115,12 @@ def _read_file(path: Path, folder: Path, prefix: str = "") -> tuple[list[Record]
     captions: dict[str, list[str]] = {}
     files: dict[str, Path] = {}
     splits: dict[Any, str] = {}
-    broken: list[str] = []
+    broken: list[Skipped] = []
     for number, line in numbered:
         try:
             row = read(line)
         except _BrokenRow as reason:
-            broken.append(f"line {number}: {reason}")
+            broken.append(Skipped(path, f"line {number}: {reason}"))
             continue
         where = f"{path}: line {number}"
         exact = row.image == row.image.strip() or os.path.exists(folder / row.image)
@@ -135,11 +136,11 @@ def _read_file(path: Path, folder: Path, prefix: str = "") -> tuple[list[Record]
                     f"earlier row; {FIX}"
                 )
     if len(broken) > tolerated(len(numbered)):
-        raise InputError(f"{path}: {broken[0]}, like {len(broken)} of the {len(numbered)} rows; {FIX}")
+        raise InputError(f"{path}: {broken[0].reason}, like {len(broken)} of the {len(numbered)} rows; {FIX}")
     if splits and len(splits) < len(files):
         raise InputError(f"{path}: some rows name a split, others do not; {FIX}")
     records = [Record(image_id, file, tuple(captions[image_id])) for image_id, file in files.items()]
-    return records, splits, [Skipped(path, reason) for reason in broken]
+    return records, splits, broken
 
 
 def _layout(path: Path, lines: Sequence[str]) -> _Layout:
@@ -238,14 +239,10 @@ def _delimited_row(delimiter: str, header: list[str], image: int, caption: int, 
 def _texts(cell: str) -> list[str]:
     """Return the captions of a cell: one, or a list as JSON, Python and NumPy (without commas) write it."""
     if cell.lstrip().startswith("["):
-        try:
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
             texts = ast.literal_eval(cell.strip())
-            tokens = tokenize.generate_tokens(io.StringIO(cell.strip()).readline)
-            strings = [token.string for token in tokens if token.type == tokenize.STRING]
-            if len(strings) != len(texts):  # Python joins strings that stand beside each other
-                texts = [ast.literal_eval(text) for text in strings]
-        except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
-            return [cell]
-        if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
-            return texts
+            if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+                tokens = tokenize.generate_tokens(io.StringIO(cell.strip()).readline)
+                # One by one: Python joins strings that stand beside each other.
+                return [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
     return [cell]

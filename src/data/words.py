@@ -5,7 +5,10 @@ each Han character is a word, or jieba cuts runs of them; runs of other letters 
 dropped. Text is NFKC-normalised first (full-width letters and digits become ordinary ones) and lower-cased.
 """
 
+import contextlib
 import functools
+import hashlib
+import json
 import re
 import sys
 import unicodedata
@@ -18,8 +21,8 @@ from pathlib import Path
 from src.config.schema import DataConfig
 from src.data.ptb import ptb_tokenize
 from src.data.record import ImageId
-from src.data.token_cache import cached_tokens
 from src.runtime.errors import InputError
+from src.runtime.files import one_at_a_time, whole_file
 
 # Ranges of regular expressions, for Python's and for the `tokenizers` library's.
 HAN = "々〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -97,6 +100,35 @@ ENGLISH = Words("en", "ptb")
 def without_blanks(text: str) -> str:
     """Remove the blanks beside Han characters, as Chinese is written."""
     return re.sub(BLANK_BESIDE_HAN, "", text)
+
+
+def cached_tokens(
+    captions: Mapping[ImageId, Sequence[str]],
+    tokenize: Callable[[Sequence[str]], list[str]],
+    name: str,
+    cache_dir: Path | None,
+) -> dict[ImageId, list[str]]:
+    """Tokenise the captions of each image id; the name and a hash of the captions name the cache file, if any.
+
+    A damaged cache is rewritten. Raises InputError if it cannot be written, or from `tokenize`.
+    """
+    if cache_dir is None:
+        lines = iter(tokenize([caption for rows in captions.values() for caption in rows]))
+        return {image_id: [next(lines) for _ in rows] for image_id, rows in captions.items()}
+    source = json.dumps([version("pycocoevalcap"), [[image_id, list(rows)] for image_id, rows in captions.items()]])
+    path = cache_dir / f"{name}-{hashlib.sha256(source.encode()).hexdigest()}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+        cached = json.loads(path.read_text(encoding="utf-8"))
+        if [[type(line) for line in rows] for rows in cached] == [[str] * len(rows) for rows in captions.values()]:
+            return dict(zip(captions, cached, strict=True))
+    tokenized = cached_tokens(captions, tokenize, name, None)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with one_at_a_time(cache_dir), whole_file(path) as partial:
+            partial.write_text(json.dumps(list(tokenized.values())), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{cache_dir}: cannot write the token cache ({error}); use a writable folder") from error
+    return tokenized
 
 
 def choose_words(data: DataConfig, captions: Iterable[str]) -> Words:
