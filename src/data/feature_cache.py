@@ -75,12 +75,11 @@ class FeatureCache:
         """Compute what is missing of the share of worker `rank` of `size`; all may do so at the same time.
 
         Each batch is kept as soon as it is computed: an error or a kill loses only the batch being computed.
+        Raises InputError if an image cannot be read, or float16 cannot hold the features.
 
         Args:
             images: index arrays [B] -> pixels float32 [B,3,H,W] of each, index i being files[i] (ImageSource.batches).
             encode: images float32 [B,3,H,W] -> features [B,N,C]; always called with full batches.
-        Raises:
-            InputError: an image cannot be read, or float16 cannot hold the features.
         """
         total, done = len(self.files), np.fromfile(self.done, np.uint8) == 1
         starts = [s for s in range(0, total, self.batch)[rank::size] if not done[s : s + self.batch].all()]

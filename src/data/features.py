@@ -51,13 +51,9 @@ def plan_features(
     encoded: tuple[int, int],
     batch: int,
 ) -> FeatureCache:
-    """Plan where the features of image files are kept in `folder`. Nothing is written.
+    """Plan the cache in `folder` for features of `files`; `key` and `digests` [images, 32] name it. Writes nothing.
 
-    Args:
-        key: names weights, preprocessing and reader; with the digests it names the cache file, in any folder.
-        files, digests: row by row; digests uint8 [images, 32] of the files' bytes.
-        encoded: N and C.
-        batch: images per call of the encoder.
+    key: weights, preprocessing and reader; encoded: N and C; batch: images per call of the encoder.
     """
     name = hashlib.sha256(json.dumps(sorted(key.items())).encode() + digests.tobytes()).hexdigest()[:16]
     path = folder / f"features-{name}.npy"
@@ -80,15 +76,10 @@ def check_space(caches: Sequence[FeatureCache]) -> None:
 
 
 def load_features(cache: FeatureCache, fill: Callable[[FeatureCache], None], workers: Workers) -> FeatureSource:
-    """Read the features of a cache, which all workers compute or complete first if needed.
+    """Read the features of a cache, which all workers compute or complete first if needed, with `fill` for their share.
 
     Computed features stay when a worker ends, and another number of workers may resume. A second run that needs the
-    same file waits.
-
-    Args:
-        fill: computes the share of this worker (FeatureCache.fill), here or in another process.
-    Raises:
-        InputError: a folder cannot be written, a file does not hold features, or `fill` raises it.
+    same file waits. Raises InputError if a folder cannot be written or a file does not hold features.
     """
     # The first worker looks for all: other nodes may see a change of a shared folder late.
     if workers.any(workers.is_first and not cache.path.exists()):
@@ -113,9 +104,8 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written ({error}); make room, or set output_root to another folder"
-        ) from error
+        fix = "make room, or set output_root to another folder"
+        raise InputError(f"{folder}: cannot be written ({error}); {fix}") from error
 
 
 @contextlib.contextmanager

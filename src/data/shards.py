@@ -86,26 +86,23 @@ class ShardImages(ImageFiles):
 
     def stream(self, order: Sequence[int]) -> Loading:
         """Stream the images; only the rows asked for are read. Raises InputError naming a damaged shard."""
-        rows = len(self._shards.places)
-        for start in range(0, len(order), rows):  # MindRecord takes no more indices than it has rows
-            yield from self._stream(order[start : start + rows])
-
-    def _stream(self, order: Sequence[int]) -> Loading:
         import mindspore.dataset as ds
 
-        places = [self._places[index] for index in order]
-        sampler = ds.SubsetSampler([place.row for place in places])  # rows in the order of its indices
-        paths = [str(path) for path in self._shards.paths]
-        try:
-            data = ds.MindDataset(paths, ["image"], num_parallel_workers=2, sampler=sampler)
-            rows = data.create_tuple_iterator(num_epochs=1, output_numpy=True)
-            with contextlib.ExitStack() as ending:
-                ending.callback(rows.stop)
-                for index, place, (image,) in zip(order, places, rows, strict=True):
-                    yield self.files[index], partial(_checked, image.tobytes(), place, self.files[index])
-        except (RuntimeError, ValueError) as error:  # ValueError: fewer rows than indices
-            reason = mindrecord_reason(error)
-            raise InputError(f"{self._shards.folder}: damaged shards ({reason}); {_FIX}") from error
+        total, paths = len(self._shards.places), [str(path) for path in self._shards.paths]
+        for start in range(0, len(order), total):  # MindRecord takes no more indices than it has rows
+            indices = order[start : start + total]
+            sampler = ds.SubsetSampler([self._places[index].row for index in indices])  # rows in their order
+            try:
+                data = ds.MindDataset(paths, ["image"], num_parallel_workers=2, sampler=sampler)
+                rows = data.create_tuple_iterator(num_epochs=1, output_numpy=True)
+                with contextlib.ExitStack() as ending:
+                    ending.callback(rows.stop)
+                    for index, (image,) in zip(indices, rows, strict=True):
+                        file = self.files[index]
+                        yield file, partial(_checked, image.tobytes(), self._places[index], file)
+            except (RuntimeError, ValueError) as error:  # ValueError: fewer rows than indices
+                reason = mindrecord_reason(error)
+                raise InputError(f"{self._shards.folder}: damaged shards ({reason}); {_FIX}") from error
 
 
 def _checked(data: bytes, place: Place, file: Path) -> bytes:
@@ -137,25 +134,22 @@ def read_listing(path: Path) -> Listing:
             str(name): [(str(file), bytes.fromhex(digest).hex()) for file, digest in rows]
             for name, rows in tree["shards"].items()
         }
+        lengths = {len(digest) for images in shards.values() for _, digest in images}
+        if not lengths <= {64} or not shards.keys() <= files.keys() or "/" in "".join(files):
+            raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read ({type(error).__name__}); {_FIX}") from None
+        raise InputError(f"{path}: damaged or unreadable ({type(error).__name__}); {_FIX}") from None
     for name, (size, _) in files.items():
         shard = path.parent / name
         found = shard.stat().st_size if shard.is_file() else None
         if found != size:
             state = "missing" if found is None else f"has {found:,} bytes, not {size:,}"
             raise InputError(f"{shard}: {state}; restore it, or {_FIX}")
-    whole = all(len(digest) == 64 for images in shards.values() for _, digest in images)
-    if not whole or not shards.keys() <= files.keys() or any("/" in name for name in files):
-        raise InputError(f"{path}: damaged; {_FIX}")
     return Listing({name: digest for name, (_, digest) in files.items()}, shards)
 
 
 def check_shards(folder: Path, memory: Path) -> Listing:
-    """Read the listing of a split's folder, and check every byte of its files; memory: see `content_digests`.
-
-    Raises InputError naming a file that has changed.
-    """
+    """Read the listing of a split's folder. Raises InputError if any byte of its files has changed."""
     listing = read_listing(folder / LISTING)
     found = content_digests([folder / name for name in listing.files], memory)
     for (name, digest), seen in zip(listing.files.items(), found, strict=True):

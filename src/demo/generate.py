@@ -16,7 +16,7 @@ import numpy as np
 from src.data.questions import Question, write_questions
 from src.data.record import SPLITS
 from src.demo.captions import write_captions
-from src.demo.questions import questions_of
+from src.demo.questions import choose_questions, write_question
 from src.demo.scenes import describe_scene, draw_scene
 from src.runtime.errors import InputError
 from src.runtime.files import one_at_a_time
@@ -110,7 +110,8 @@ def _write_split(root: Path, split: str, arguments: dict[str, int], progress: Pr
         for number, caption in enumerate(write_captions(scene, rng)):
             annotations.append({"id": 10 * image_id + number, "image_id": image_id, "caption": caption})
         # Questions have their own stream: pictures and captions do not depend on them.
-        questions += questions_of(scene, image_id, generator("questions", arguments["seed"], place, index))
+        rng = generator("questions", arguments["seed"], place, index)
+        questions += [write_question(candidate, image_id, rng) for candidate in choose_questions(scene, rng)]
         progress.update()
     info = {"description": f"Demo scenes, {split} split", "arguments": arguments}
     content = {"info": info, "licenses": [], "images": images, "annotations": annotations}

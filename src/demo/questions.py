@@ -67,17 +67,12 @@ class Candidate(NamedTuple):
     answer: str
 
 
-def questions_of(scene: dict, image_id: int, rng: np.random.Generator) -> list[Question]:
-    """Write MIN_QUESTIONS questions about a scene, or more."""
-    return [write_question(candidate, image_id, rng) for candidate in choose_questions(scene, rng)]
-
-
 def choose_questions(scene: dict, rng: np.random.Generator) -> list[Candidate]:
     """Choose one question of every type that the scene allows, and more of the same types if these are too few.
 
     Objects are named by size or pattern only if shape and colour do not tell them apart.
     """
-    candidates = askable(scene)
+    candidates = list(askable(scene))
     candidates = [candidates[place] for place in rng.permutation(len(candidates))]
     candidates.sort(key=lambda item: item.asked.about is not None and item.asked.about.attribute in ("size", "texture"))
     chosen: dict[str, Candidate] = {}
@@ -172,12 +167,8 @@ def _frequencies() -> dict[str, dict[str, float]]:
     }
 
 
-def askable(scene: dict) -> list[Candidate]:
-    """Return every question that has one answer in a scene."""
-    return list(_about_scene(scene)) + [found for name in _VALUES for found in _about_objects(scene, name)]
-
-
-def _about_scene(scene: dict) -> Iterator[Candidate]:
+def askable(scene: dict) -> Iterator[Candidate]:
+    """Yield every question that has one answer in a scene."""
     background, objects, size = scene["background"], scene["objects"], scene["size"]
     yield Candidate(Asked("count"), True, NUMBERS[len(objects)])
     if background["kind"] in _SCENIC:
@@ -198,6 +189,13 @@ def _about_scene(scene: dict) -> Iterator[Candidate]:
             for one, other in product(_names(first, objects), _names(second, objects)):
                 yield Candidate(Asked("relation", one, other), False, here)
                 yield Candidate(Asked("relation", other, one), False, there)
+    for attribute in _VALUES:
+        values = dict.fromkeys(item[attribute] for item in objects)  # a set would have no order
+        for value, wanted in product(values, _VALUES):
+            group = [item for item in objects if item[attribute] == value]
+            answers = {item[wanted] for item in group}
+            if wanted != attribute and len(answers) == 1 and "plain" not in (value, *answers):  # nobody says "plain"
+                yield Candidate(Asked(wanted, Referent(attribute, value)), len(group) > 1, answers.pop())
 
 
 def _zone(place: float, low: str, high: str) -> str | None:
@@ -205,17 +203,6 @@ def _zone(place: float, low: str, high: str) -> str | None:
     if place < 0.3 or place > 0.7:
         return low if place < 0.3 else high
     return "middle" if 0.4 < place < 0.6 else None
-
-
-def _about_objects(scene: dict, attribute: str) -> Iterator[Candidate]:
-    """Ask about the objects with one value of an attribute if they agree in another."""
-    objects = scene["objects"]
-    for value in {item[attribute]: None for item in objects}:  # a set would have no order
-        group = [item for item in objects if item[attribute] == value]
-        for wanted in _VALUES:
-            answers = {item[wanted] for item in group}
-            if wanted != attribute and len(answers) == 1 and "plain" not in (value, *answers):  # nobody says "plain"
-                yield Candidate(Asked(wanted, Referent(attribute, value)), len(group) > 1, answers.pop())
 
 
 def _names(item: dict, objects: list[dict]) -> list[Referent]:
