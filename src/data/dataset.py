@@ -32,11 +32,7 @@ class Dataset:
 
 
 def load_dataset(config: Config, scored: str | None = None) -> Dataset:
-    """Read what `data` names.
-
-    scored: None, or the only split to read, without its images: for captions that are scored, not made.
-    Raises InputError naming the file or key.
-    """
+    """Read what `data` names; scored: read only this split, without its images, for captions that are only scored."""
     records, skipped = read_records(config, scored)
     everything = {record.image_id: record.captions for split in records.values() for record in split}
     words = choose_words(config.data, (caption for captions in everything.values() for caption in captions))

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,37 +25,28 @@ _ENTRY = np.dtype([("state", "<u8", 4), ("digest", "u1", 32)])
 _UNKNOWN = 2**64 - 1  # a size that no file has
 
 
-@contextlib.contextmanager
-def _naming_files() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); restore the file") from None
-
-
-@_naming_files()
 def content_digests(files: Sequence[Path], memory: Path) -> np.ndarray:
-    """Return the digest of each file, uint8 [n, 32], in order.
+    """Return the digest of each file, uint8 [n, 32], in order. Raises InputError naming a file that cannot be read.
 
     memory: a folder for the cache. A damaged cache, or one that cannot be written, only costs reading the files.
-    Raises InputError naming a file that cannot be read.
     """
     paths = [os.path.abspath(file) for file in files]
     store = memory / f"digests-{hashlib.sha256(os.fsencode(chr(0).join(paths))).hexdigest()[:16]}.bin"
-    entries = _remembered(store, len(paths))
-    now = np.array([_state(os.stat(path)) for path in paths], np.uint64).reshape(-1, 4)
-    rows = np.flatnonzero((entries["state"] != now).any(1))
-    if not len(rows):
-        return entries["digest"]
-    kept = entries.copy()
-    reading = in_order(_read, ((paths[row],) for row in rows), _THREADS)
+    before = _remembered(store, len(paths))
+    entries, kept = before.copy(), before.copy()
     try:
+        now = np.array([_state(os.stat(path)) for path in paths], np.uint64).reshape(-1, 4)
+        rows = np.flatnonzero((entries["state"] != now).any(1))
+        reading = in_order(_read, ((paths[row],) for row in rows), _THREADS)
         for row, (entry, trusted) in zip(Progress("reading image files", len(rows), "file").over(rows), reading):
             entries[row] = kept[row] = entry
             if not trusted:
                 kept[row]["state"] = _UNKNOWN
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); restore the file") from None
     finally:
-        _remember(store, kept)
+        if kept.tobytes() != before.tobytes():
+            _remember(store, kept)
     return entries["digest"]
 
 

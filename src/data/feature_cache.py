@@ -25,16 +25,13 @@ from src.runtime.progress import Progress
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """The features of `files`, float16 of `shape` [images, N, C], in the file `path` once they are complete.
-
-    `digests`: the SHA-256 of each file, 32 bytes each. `batch` images are encoded in one call.
-    """
+    """The features of `files`, float16 of `shape` [images, N, C], in the file `path` once they are complete."""
 
     path: Path
     files: tuple[Path, ...]
-    digests: bytes
+    digests: bytes  # SHA-256 of each file, 32 bytes each
     shape: tuple[int, int, int]
-    batch: int
+    batch: int  # images encoded in one call
 
     @property
     def part(self) -> Path:

@@ -40,11 +40,13 @@ class UnchangedImages(ImageFiles):
     def stream(self, order: Sequence[int]) -> Loading:
         """Stream the images; reading one that has changed raises InputError."""
         for index, (file, load) in zip(order, self._images.stream(order)):
-            yield file, partial(_unchanged, file, load, self._expected[index].tobytes())
+            problem = f"{file}: has changed since this run started; restart the run"
+            yield file, partial(checked, load, self._expected[index].tobytes(), problem)
 
 
-def _unchanged(file: Path, load: Callable[[], bytes], digest: bytes) -> bytes:
+def checked(load: Callable[[], bytes], digest: bytes, problem: str) -> bytes:
+    """Return the bytes that `load` gives if they have a SHA-256; else raise InputError saying `problem`."""
     data = load()
     if hashlib.sha256(data).digest() != digest:
-        raise InputError(f"{file}: has changed since this run started; restart the run")
+        raise InputError(problem)
     return data

@@ -13,10 +13,7 @@ from src.runtime.errors import InputError
 
 
 def read_records(config: Config, scored: str | None = None) -> tuple[dict[str, list[Record]], list[Skipped]]:
-    """Read the records of each split, and list what was skipped.
-
-    scored: read only this split, which then needs no image file. Raises InputError naming the file or key.
-    """
+    """Read the records of each split, and list what was skipped; scored: read only this split, without image files."""
     data = config.data
     if data.dataset == "demo" and not Path(data.root).exists():
         raise InputError(
@@ -29,10 +26,7 @@ def read_records(config: Config, scored: str | None = None) -> tuple[dict[str, l
 
 
 def evaluated_split(config: Config, asked: str | None) -> str:
-    """Return the split to evaluate: `asked`, else test, else val (with a note) if test has no captions.
-
-    Raises InputError if test is asked for and missing.
-    """
+    """Return the split to evaluate: `asked`, else test, else val (with a note) if test has no captions."""
     data = config.data
     if data.dataset == "demo" or asked not in (None, "test"):
         return asked or "test"

@@ -65,9 +65,9 @@ def read_photograph(path: str) -> Photograph:
 
 def read_image_file(path: str | Path) -> bytes:
     """Read a regular file of at most MAX_BYTES. Raises UnusableImage."""
-    with regular_file(path) as (file, found):
-        data = b"" if found.st_size > MAX_BYTES else file.read(MAX_BYTES + 1)
-    if found.st_size > MAX_BYTES or len(data) > MAX_BYTES:
+    with regular_file(path) as (file, _):
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
         raise UnusableImage(f"more than {MAX_BYTES:,} bytes")
     return data
 

@@ -5,7 +5,6 @@ SHA-256 of every file and image. Images are found by their path relative to data
 """
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from src.data.digests import content_digests
-from src.data.image_files import ImageFiles, Loading
+from src.data.image_files import ImageFiles, Loading, checked
 from src.runtime.errors import InputError
 from src.runtime.files import file_digest
 
@@ -98,17 +97,12 @@ class ShardImages(ImageFiles):
                 with contextlib.ExitStack() as ending:
                     ending.callback(rows.stop)
                     for index, (image,) in zip(indices, rows, strict=True):
-                        file = self.files[index]
-                        yield file, partial(_checked, image.tobytes(), self._places[index], file)
+                        file, place = self.files[index], self._places[index]
+                        problem = f"{place.shard}: damaged at {file}; {_FIX}"
+                        yield file, partial(checked, image.tobytes, bytes.fromhex(place.digest), problem)
             except (RuntimeError, ValueError) as error:  # ValueError: fewer rows than indices
                 reason = mindrecord_reason(error)
                 raise InputError(f"{self._shards.folder}: damaged shards ({reason}); {_FIX}") from error
-
-
-def _checked(data: bytes, place: Place, file: Path) -> bytes:
-    if hashlib.sha256(data).hexdigest() != place.digest:
-        raise InputError(f"{place.shard}: damaged at {file}; {_FIX}")
-    return data
 
 
 def mindrecord_reason(error: Exception) -> str:

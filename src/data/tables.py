@@ -164,7 +164,7 @@ def _layout(path: Path, lines: Sequence[str]) -> _Layout:
         image, caption = (next((name for name in names if name in header), None) for names in (_IMAGE, _CAPTION))
         if image is not None and caption is not None:
             place = header.index(image)
-            rows = _delimited_rows(path, lines, start, delimiter, partial(_is_row, delimiter, len(header), place))
+            rows = _delimited_rows(path, lines, start, delimiter, len(header), place)
             return rows, partial(_delimited_row, delimiter, header, place, header.index(caption))
     raise InputError(f"{path}: line {start}: {first[:60]!r} is an unknown layout; use {_KNOWN}")
 
@@ -194,7 +194,7 @@ def _token_row(line: str) -> _Row:
 
 
 def _delimited_rows(
-    path: Path, lines: Sequence[str], start: int, delimiter: str, is_row: Callable[[str], bool]
+    path: Path, lines: Sequence[str], start: int, delimiter: str, columns: int, image: int
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield the first line and the cells of each row below the header, which is line `start` (from 1)."""
     reader = csv.reader((line + "\n" for line in lines[start:]), delimiter=delimiter)
@@ -208,15 +208,11 @@ def _delimited_rows(
             raise InputError(f"{path}: line {begins + 1}: {error}; {FIX}") from None
         if not any(cell.strip() for cell in cells):
             continue
-        if any(map(is_row, lines[begins + 1 : start + reader.line_num])):
-            raise InputError(f"{path}: line {begins + 1}: a quotation mark is not closed; close or remove it")
+        for line in lines[begins + 1 : start + reader.line_num]:  # within quotation marks, which no row should be
+            swallowed = line.split(delimiter)
+            if len(swallowed) >= columns and _IMAGE_FILE.search(swallowed[image]):
+                raise InputError(f"{path}: line {begins + 1}: a quotation mark is not closed; close or remove it")
         yield begins + 1, cells
-
-
-def _is_row(delimiter: str, columns: int, image: int, line: str) -> bool:
-    """Return whether a line within quotation marks is a row of its own, which they should not have reached."""
-    cells = line.split(delimiter)
-    return len(cells) >= columns and _IMAGE_FILE.search(cells[image]) is not None
 
 
 def _delimited_row(delimiter: str, header: list[str], image: int, caption: int, cells: list[str]) -> _Row:

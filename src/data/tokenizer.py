@@ -28,16 +28,12 @@ _SPECIALS = {
 
 
 class TokenIds(NamedTuple):
-    """The ids that a policy knows by name.
+    """The ids that a policy knows by name."""
 
-    pad fills a row behind its end; bos precedes every completion; each of eos ends one. allowed: bool [V], the ids that
-    may be sampled.
-    """
-
-    pad: int
-    bos: int
-    eos: tuple[int, ...]
-    allowed: np.ndarray
+    pad: int  # fills a row behind its end
+    bos: int  # precedes every completion
+    eos: tuple[int, ...]  # each ends a completion
+    allowed: np.ndarray  # bool [V], the ids that may be sampled
 
 
 class Tokenizer:
@@ -76,23 +72,15 @@ class Tokenizer:
         return self._library.encode(caption, add_special_tokens=False).ids
 
     def words_of_tokens(self, caption: str) -> list[int]:
-        """Return the place of the word, between blanks, of each token of `encode(caption)`.
-
-        Pass Chinese captions through `Words.spaced` first.
-        """
+        """Return which word, between blanks, each token of `encode` belongs to; use `Words.spaced` first on Chinese."""
         encoding = self._library.encode(caption, add_special_tokens=False)
         return [len(caption[: start + 1].split()) - 1 for start, _ in encoding.offsets]
 
     def encode_targets(self, captions: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return the targets of teacher forcing.
+        """Return the targets of teacher forcing: ids int32 [n, T], mask bool [n, T], and how many captions were cut.
 
-        Args:
-            captions: n captions.
-            length: T, tokens per row.
-        Returns:
-            ids int32 [n, T]: the tokens, then EOS if there is room, then PAD. A caption of more than T tokens is cut.
-            mask bool [n, T]: 1 where the id counts as a target: not for PAD, nor for what the policy cannot produce.
-            The number of captions that were cut.
+        T is `length`. A row has tokens, then EOS if there is room, then PAD; a caption of more than T tokens is cut.
+        The mask is 0 for PAD and for what the policy cannot produce.
         """
         ids = np.full((len(captions), length), self.pad_id, np.int32)
         rows = [encoding.ids for encoding in self._library.encode_batch(list(captions), add_special_tokens=False)]
@@ -145,10 +133,7 @@ def build_word_tokenizer(captions: Iterable[str], min_count: int, *, chinese: bo
 
 
 def build_wordpiece_tokenizer(vocab_file: Path, *, chinese: bool = False) -> Tokenizer:
-    """Load BERT's lower-cased word pieces from a vocab.txt, one token per line; BOS is [CLS], EOS is [SEP].
-
-    Raises InputError if the file is missing, not UTF-8, has a blank line, repeats a token or lacks a special one.
-    """
+    """Load BERT's lower-cased word pieces from a vocab.txt, one token per line; BOS is [CLS], EOS is [SEP]."""
     fix = "set tokenizer.vocab to an unchanged vocab.txt of BERT"
     lines = read_lines(vocab_file, f"no such vocabulary; {fix}", fix)
     vocab: dict[str, int] = {}

@@ -55,17 +55,13 @@ _PIECE = re.compile(rf"[{HAN}]+|\d+(?:,\d+)+|{_OTHER}(?:[-'’.]{_OTHER})*")
 
 @dataclass(frozen=True)
 class Words:
-    """How to split the captions of a data set into words.
+    """How to split the captions of a data set into words."""
 
-    language: en | zh; name: its name in signatures. cut_han: cuts a run of Han characters into words; None: not zh.
-    note: a line to print if this is not English, warning: a line if scores would compare whole captions, or "".
-    """
-
-    language: str
-    name: str
-    cut_han: Callable[[str], list[str]] | None = None
-    note: str = ""
-    warning: str = ""
+    language: str  # en | zh
+    name: str  # in signatures
+    cut_han: Callable[[str], list[str]] | None = None  # cuts a run of Han characters into words; None: not zh
+    note: str = ""  # a line to print if this is not English
+    warning: str = ""  # a line to print if scores would compare whole captions
 
     def tokenize(self, captions: Sequence[str]) -> list[str]:
         """Put blanks between the words of written captions. Raises InputError if Java, which en needs, fails."""
@@ -74,8 +70,27 @@ class Words:
     def tokenize_images(
         self, captions: Mapping[ImageId, Sequence[str]], cache_dir: Path | None = None
     ) -> dict[ImageId, list[str]]:
-        """Tokenise the captions of each image id, in the same order; `cache_dir` keeps the result."""
-        return cached_tokens(captions, self.tokenize, self.name, cache_dir)
+        """Tokenise the captions of each image id; `name` and a hash of the captions name the file in `cache_dir`.
+
+        A damaged cache is rewritten. Raises InputError if it cannot be written.
+        """
+        if cache_dir is None:
+            lines = iter(self.tokenize([caption for rows in captions.values() for caption in rows]))
+            return {image_id: [next(lines) for _ in rows] for image_id, rows in captions.items()}
+        source = json.dumps([version("pycocoevalcap"), [[image_id, list(rows)] for image_id, rows in captions.items()]])
+        path = cache_dir / f"{self.name}-{hashlib.sha256(source.encode()).hexdigest()}.json"
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+            cached = json.loads(path.read_text(encoding="utf-8"))
+            if [[type(line) for line in rows] for rows in cached] == [[str] * len(rows) for rows in captions.values()]:
+                return dict(zip(captions, cached, strict=True))
+        tokenized = self.tokenize_images(captions)
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with one_at_a_time(cache_dir), whole_file(path) as partial:
+                partial.write_text(json.dumps(list(tokenized.values())), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{cache_dir}: cannot write the token cache ({error}); use a writable folder") from error
+        return tokenized
 
     def split(self, caption: str) -> list[str]:
         """Return the words of a decoded caption. English has blanks between PTB tokens already, so no Java runs."""
@@ -102,40 +117,8 @@ def without_blanks(text: str) -> str:
     return re.sub(BLANK_BESIDE_HAN, "", text)
 
 
-def cached_tokens(
-    captions: Mapping[ImageId, Sequence[str]],
-    tokenize: Callable[[Sequence[str]], list[str]],
-    name: str,
-    cache_dir: Path | None,
-) -> dict[ImageId, list[str]]:
-    """Tokenise the captions of each image id; the name and a hash of the captions name the cache file, if any.
-
-    A damaged cache is rewritten. Raises InputError if it cannot be written, or from `tokenize`.
-    """
-    if cache_dir is None:
-        lines = iter(tokenize([caption for rows in captions.values() for caption in rows]))
-        return {image_id: [next(lines) for _ in rows] for image_id, rows in captions.items()}
-    source = json.dumps([version("pycocoevalcap"), [[image_id, list(rows)] for image_id, rows in captions.items()]])
-    path = cache_dir / f"{name}-{hashlib.sha256(source.encode()).hexdigest()}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-        cached = json.loads(path.read_text(encoding="utf-8"))
-        if [[type(line) for line in rows] for rows in cached] == [[str] * len(rows) for rows in captions.values()]:
-            return dict(zip(captions, cached, strict=True))
-    tokenized = cached_tokens(captions, tokenize, name, None)
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(cache_dir), whole_file(path) as partial:
-            partial.write_text(json.dumps(list(tokenized.values())), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{cache_dir}: cannot write the token cache ({error}); use a writable folder") from error
-    return tokenized
-
-
 def choose_words(data: DataConfig, captions: Iterable[str]) -> Words:
-    """Choose by `data.language` and `data.segmentation`; `auto` reads the captions.
-
-    Raises InputError if jieba is needed and missing.
-    """
+    """Choose by `data.language` and `data.segmentation`; `auto` reads the captions."""
     total, scripts, unspaced = count_scripts(captions)
     chinese = 2 * scripts["Chinese"] > total and scripts["Japanese"] <= _MANY * scripts["Chinese"]
     if data.language == "zh" or (data.language == "auto" and chinese):

@@ -36,14 +36,8 @@ def generate_demo(
 
     The same arguments give the same bytes, and an image depends on nothing but seed, split, its index and `size`.
 
-    Args:
-        root: the folder to make; it must be absent or empty, or hold demo data of the same arguments.
-        seed: 0 or more.
-        train, val, test: number of images of each split.
-        size: width and height of the pictures in pixels.
-
-    Raises:
-        InputError: an argument is wrong, or the folder holds something else or cannot be written.
+    train, val and test are numbers of images; size is the width and height of the pictures in pixels.
+    Raises InputError if an argument is wrong, or the folder holds something else or cannot be written.
     """
     arguments = {"version": _VERSION, "seed": seed, "train": train, "val": val, "test": test, "size": size}
     least = {"size": _MIN_SIZE, **dict.fromkeys(SPLITS, 1)}

@@ -62,7 +62,10 @@ class _Reading:
             return _only(self.places, asked.type if asked.about is None else "spot")
         found: _Ideas = defaultdict(set)
         if asked.other is None:
-            found[asked.type].update(_only(thing, asked.type) for thing in self._about(asked.about))
+            things = [thing for thing in self.things if self._is(thing, asked.about)]
+            if not things and len(self.things) == 1 and _only(self.things[0], asked.about.attribute) is None:
+                things = self.things
+            found[asked.type].update(_only(thing, asked.type) for thing in things)
         for first, relation, second in self.relations if asked.other else ():
             opposite = OPPOSITE.get(relation or "")
             for subject, where, base in ((first, relation, second), (second, opposite, first)):
@@ -73,11 +76,6 @@ class _Reading:
     @staticmethod
     def _is(thing: _Ideas, referent: Referent | None) -> bool:
         return referent is not None and _only(thing, referent.attribute) == referent.value
-
-    def _about(self, referent: Referent) -> list[_Ideas]:
-        things = [thing for thing in self.things if self._is(thing, referent)]
-        alone = len(self.things) == 1 and _only(self.things[0], referent.attribute) is None
-        return things or (self.things if alone else [])
 
     def _count(self) -> str | None:
         stated = [thing for thing in self.things if _only(thing, "number") != "one" and _only(thing, "shape") is None]
