@@ -15,7 +15,7 @@ from src.config.kinds import Preprocessing
 from src.data import feature_cache, features
 from src.data.digests import content_digests
 from src.data.feature_cache import FeatureCache
-from src.data.features import FeatureSource, check_space, load_features, plan_features
+from src.data.features import FeatureSource, check_space, feature_path, load_features
 from src.data.image_files import ImageFiles
 from src.data.images import ImageSource
 from src.runtime.errors import InputError
@@ -69,10 +69,10 @@ def threads(size: int) -> list[Workers]:
     return [Threads(rank, size, barrier, flags) for rank in range(size)]
 
 
-def plan(folder, files, key=None, **sizes):
-    sizes = {"encoded": (TOKENS, CHANNELS), "batch": BATCH, **sizes}
+def plan(folder, files, key=None, channels=CHANNELS, batch=BATCH) -> FeatureCache:
     digests = content_digests(files, folder / "memory")
-    return plan_features(folder, key=key or {"weights": "a"}, files=files, digests=digests, **sizes)
+    path = feature_path(folder, key or {"weights": "a"}, digests)
+    return FeatureCache(path, tuple(files), digests.tobytes(), (len(files), TOKENS, channels), batch)
 
 
 def source_of(files) -> ImageSource:
@@ -275,7 +275,7 @@ def test_all_caches_together_must_fit(tmp_path, monkeypatch):
 
 
 def test_what_is_there_needs_no_space(tmp_path, files, monkeypatch):
-    done, begun = plan(tmp_path, files), plan(tmp_path, files[:4], encoded=(TOKENS, 4096))
+    done, begun = plan(tmp_path, files), plan(tmp_path, files[:4], channels=4096)
     build(tmp_path, files, Encoder())
     set_free(monkeypatch, 2 * 4 * TOKENS * 4096 - 1)
     with pytest.raises(InputError, match=r"need 0\.0 GB"):

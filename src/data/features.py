@@ -43,21 +43,10 @@ class FeatureSource:
             yield self._rows[np.asarray(batch)]
 
 
-def plan_features(
-    folder: Path,
-    key: Mapping[str, str],
-    files: Sequence[Path],
-    digests: np.ndarray,
-    encoded: tuple[int, int],
-    batch: int,
-) -> FeatureCache:
-    """Plan the cache in `folder` for features of `files`; `key` and `digests` [images, 32] name it. Writes nothing.
-
-    key: weights, preprocessing and reader; encoded: N and C; batch: images per call of the encoder.
-    """
+def feature_path(folder: Path, key: Mapping[str, str], digests: np.ndarray) -> Path:
+    """Name the cache file of images by `key` (weights, preprocessing and reader) and digests [images, 32]."""
     name = hashlib.sha256(json.dumps(sorted(key.items())).encode() + digests.tobytes()).hexdigest()[:16]
-    path = folder / f"features-{name}.npy"
-    return FeatureCache(path, tuple(files), digests.tobytes(), (len(files), *encoded), batch)
+    return folder / f"features-{name}.npy"
 
 
 def check_space(caches: Sequence[FeatureCache]) -> None:

@@ -4,7 +4,6 @@ A package is imported only when a file needs it: the import takes time.
 """
 
 import functools
-from typing import NamedTuple
 
 ALWAYS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")  # one by one: Pillow starts external programs for some (EPS)
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -27,25 +26,15 @@ class UnusableImage(ValueError):
     """Says why a file cannot be used."""
 
 
-class _Extra(NamedTuple):
-    """The name of a format, its suffixes and brands (of ISO media files), and how to install its package."""
-
-    name: str
-    suffixes: tuple[str, ...]
-    brands: tuple[bytes, ...]
-    install: str
-
-
-_EXTRAS = {
-    "AVIF": _Extra("AVIF", (".avif", ".avifs"), (b"avif", b"avis"), "pip install 'pillow>=11.3'"),
-    "HEIF": _Extra(
-        "HEIC",
-        (".heic", ".heif", ".hif", ".heics", ".heifs"),
-        (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
-        "pip install pillow-heif",
-    ),
+_BY_SUFFIX = {
+    **dict.fromkeys((".avif", ".avifs"), "AVIF"),
+    **dict.fromkeys((".heic", ".heif", ".hif", ".heics", ".heifs"), "HEIC"),
 }
-_BY_SUFFIX = {suffix: format for format, extra in _EXTRAS.items() for suffix in extra.suffixes}
+_BY_BRAND = {  # of ISO media files
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
+}
+_INSTALL = {"AVIF": "pip install 'pillow>=11.3'", "HEIC": "pip install pillow-heif"}
 KNOWN_SUFFIXES = (*SUFFIXES, *_BY_SUFFIX)
 
 
@@ -56,13 +45,14 @@ def formats_of(data: bytes) -> tuple[str, ...]:
     if data[4:8] != b"ftyp":
         return ALWAYS
     box = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
-    brands = {box[place : place + 4] for place in range(0, len(box), 4)}
-    for format, extra in _EXTRAS.items():  # AVIF files may name mif1 too
-        if not brands.isdisjoint(extra.brands):
-            if not _is_installed(format):
-                raise UnusableImage(f"{extra.name} needs {extra.install}")
-            return (format,)
-    return ALWAYS
+    brands = (box[place : place + 4] for place in range(0, len(box), 4))
+    kinds = {_BY_BRAND[brand] for brand in brands if brand in _BY_BRAND}
+    if not kinds:
+        return ALWAYS
+    kind = min(kinds)  # AVIF files may name mif1 too
+    if not _is_installed(kind):
+        raise UnusableImage(f"{kind} needs {_INSTALL[kind]}")
+    return ("HEIF" if kind == "HEIC" else kind,)  # Pillow's name
 
 
 def unidentified(data: bytes) -> str:
@@ -79,14 +69,14 @@ def is_read(suffix: str) -> bool:
 def needs(suffix: str) -> str | None:
     """Return what to do before files of a suffix can be read; None if these are no images."""
     if suffix in _BY_SUFFIX:
-        return f"{suffix} needs {_EXTRAS[_BY_SUFFIX[suffix]].install}"
+        return f"{suffix} needs {_INSTALL[_BY_SUFFIX[suffix]]}"
     return f"{suffix} is {RAW}" if suffix in _RAW_SUFFIXES else None
 
 
 @functools.cache
-def _is_installed(format: str) -> bool:
+def _is_installed(kind: str) -> bool:
     try:
-        if format == "AVIF":
+        if kind == "AVIF":
             from PIL import AvifImagePlugin
 
             return AvifImagePlugin.SUPPORTED

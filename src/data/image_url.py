@@ -13,10 +13,9 @@ _TINY = 128  # pixels of the longer side, up to which a page shows a picture enl
 
 
 def image_url(data: bytes) -> str:
-    """Return the bytes of an image file as a data: URL, scaled down to LONG_SIDE and converted to JPEG if needed.
+    """Return the bytes of an image file as a data: URL. Raises UnusableImage.
 
-    JPEG and PNG files of at most LONG_SIDE that every reader shows alike (`is_plain`) stay as they are.
-    Raises UnusableImage.
+    They are scaled down to LONG_SIDE and converted to JPEG, unless every reader shows them alike (`is_plain`).
     """
     image = decode(data)
     if max(image.size) > LONG_SIDE or len(data) > _BYTES or not is_plain(data):
@@ -25,10 +24,7 @@ def image_url(data: bytes) -> str:
 
 
 def thumbnail_url(data: bytes, long_side: int) -> str:
-    """Return an image as the model sees it, upright and on white, as the data: URL of an RGB JPEG file.
-
-    long_side: its largest side in pixels. Raises UnusableImage.
-    """
+    """Return an image as the model sees it, upright and on white, as a JPEG data: URL; long_side: in pixels."""
     image = decode(data)
     return _jpeg_url(image, long_side, quality=95 if max(image.size) <= _TINY else 75, subsampling=0)
 

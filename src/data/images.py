@@ -20,16 +20,11 @@ _PREFETCH = 4  # elements per MindData queue; its default of 16 batches is 300 M
 
 
 class ImageSource:
-    """Preprocessed images by index.
+    """The images of `images` by index, preprocessed. Raises InputError naming statistics that are out of range.
 
-    Args:
-        images: the files that the indices stand for.
-        image_size: side in pixels; pictures are squashed to a square, not cropped.
-        scaling: its scale is 1/255 for statistics of 0..1, 1 for statistics of 0..255.
-        workers: threads that read and decode, and as many that resize.
-        resize_after_normalize: the order of the original (with scale 1 and 0-1 statistics: its defect).
-    Raises:
-        InputError: names the statistics that are out of range.
+    image_size: side in pixels; pictures are squashed to a square, not cropped.
+    workers: threads that read and decode, and as many that resize.
+    resize_after_normalize: the order of the original (with scale 1 and 0-1 statistics: its defect).
     """
 
     def __init__(
@@ -50,8 +45,7 @@ class ImageSource:
     def batches(self, index_batches: Sequence[np.ndarray]) -> Generator[np.ndarray, None, None]:
         """Yield the images float32 [B,3,H,W] of each array of indices [B], rows in that order.
 
-        All arrays have one length (the caller pads the last). Every call starts its own pipeline, which ends with the
-        iterator, even one that is left early. Raises InputError naming a file that cannot be read or decoded.
+        All arrays have one length (the caller pads the last). Raises InputError naming a file that cannot be decoded.
         """
         if not len(index_batches):
             return

@@ -4,28 +4,22 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from src.data.record import Record, read_lines, split_file
+from src.data.record import Record, read_lines, split_files
 from src.runtime.errors import InputError
 
 
 def apply_lists(
     root: Path, lists: str, splits: Mapping[str, Sequence[Record]], wanted: Sequence[str]
 ) -> dict[str, list[Record]]:
-    """Return the records that the list of each split names, in the order of the lists; test may have no list.
-
-    Raises InputError naming a list, and its line if that names no image or repeats one.
-    """
+    """Return the records that the list of each split names, in the order of the lists; test may have no list."""
     pool: defaultdict[str, list[Record]] = defaultdict(list)
     for record in (record for records in splits.values() for record in records):
         for name in {record.file.name, record.file.stem}:
             pool[name].append(record)
     listed: dict[str, list[Record]] = {}
     seen: set[Path] = set()
-    for split in wanted:
-        path, _ = split_file(root, lists if "{split}" in lists else lists + "_{split}.txt", split)
-        if split == "test" and not path.exists():
-            continue
-        missing = f"no such list; data.lists={lists} needs one for train and val"
+    missing = f"no such list; data.lists={lists} needs one for train and val"
+    for split, path, _ in split_files(root, lists if "{split}" in lists else lists + "_{split}.txt", wanted):
         listed[split] = []
         for line in filter(str.strip, read_lines(path, missing, "write one file name per line")):
             found = _named(line, pool) or _named(line.strip(), pool)

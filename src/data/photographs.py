@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.Image import Transpose as T
 
 from src.data.digests import state_key
 from src.data.image_formats import RAW, UnusableImage, formats_of, unidentified
@@ -28,15 +29,16 @@ MAX_BYTES = 200_000_000  # an uncompressed picture of MAX_PIXELS has 192 million
 MAX_PIXELS = 64_000_000  # a decompression bomb is a small file with a huge picture; 64 million pixels are 192 MB
 
 # The turn for each Exif orientation. ImageOps.exif_transpose also rewrites the Exif data, which fails on broken tags.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_ORDER = (
+    T.FLIP_LEFT_RIGHT,
+    T.ROTATE_180,
+    T.FLIP_TOP_BOTTOM,
+    T.TRANSPOSE,
+    T.ROTATE_270,
+    T.TRANSVERSE,
+    T.ROTATE_90,
+)
+_TURNS = dict(enumerate(_ORDER, start=2))
 _LARGEST, _COLORMAP = 281, 320
 _NEW_SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 254, 258, 259, 262, 274, 339
 _PLANES, _DNG = 284, 50706  # of TIFF files

@@ -57,10 +57,7 @@ def questions_file(config: Config, split: str) -> Path:
 
 
 def present(question: Question, caption: str, order: Iterable[int]) -> tuple[Presentation, int]:
-    """Put a question beside a caption; also return the index of the right answer among the shuffled options.
-
-    order: a permutation of range(len(question.options)), drawn for every presentation.
-    """
+    """Put a question beside a caption, its options in `order`; also return the index of the right answer among them."""
     options = tuple(question.options[place] for place in order)
     return Presentation(caption, question.question, (*options, CANNOT)), options.index(question.answer)
 

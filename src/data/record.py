@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -43,11 +43,13 @@ def tolerated(images: int) -> float:
     return max(images * 0.05, min(3, images / 2))
 
 
-def split_file(root: Path, pattern: str, split: str) -> tuple[Path, str]:
-    """Return the file that a pattern with {split} names, and the spelling of the split in its name."""
-    words = _SPELLINGS[split]
-    word = next((word for word in words if (root / pattern.replace("{split}", word)).is_file()), split)
-    return root / pattern.replace("{split}", word), word
+def split_files(root: Path, pattern: str, splits: Sequence[str]) -> Iterator[tuple[str, Path, str]]:
+    """Yield each split, its file by a pattern with {split}, and its spelling there; a missing test is skipped."""
+    for split in splits:
+        paths = {word: root / pattern.replace("{split}", word) for word in _SPELLINGS[split]}
+        word = next((word for word, path in paths.items() if path.is_file()), split)
+        if split != "test" or paths[word].exists():
+            yield split, paths[word], word
 
 
 def inside(folder: Path, name: str, where: str) -> Path:
@@ -79,10 +81,7 @@ def read_lines(path: Path, missing: str, fix: str) -> list[str]:
 def with_known_ids(
     values: Mapping[ImageId, Value], known: Collection[ImageId], source: str | Path
 ) -> dict[ImageId, Value]:
-    """Return `values` by the image ids of a data set: "7" becomes 7 if only that is known, and 7 becomes "7".
-
-    Raises InputError naming `source` if two keys are the same image.
-    """
+    """Return `values` by the image ids of a data set: "7" becomes 7 if only that is known, and 7 becomes "7"."""
     ids = set(known)
     result: dict[ImageId, Value] = {}
     for image_id, value in values.items():

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from src.config.schema import DataConfig
 from src.data.lists import apply_lists
 from src.data.photographs import scan_images
-from src.data.record import FIX, SPLIT_NAMED, SPLITS, ImageId, Record, Skipped, inside, is_utf8, split_file, tolerated
+from src.data.record import FIX, SPLIT_NAMED, SPLITS, ImageId, Record, Skipped, inside, is_utf8, split_files, tolerated
 from src.data.shards import Shards
 from src.data.tables import read_table
 from src.runtime.environment import quiet_stdout
@@ -47,7 +47,6 @@ def read_annotations(
     """Read the splits `wanted` without looking at image files, records in the order of the annotations or lists.
 
     needed: splits that must be there. A test split without a caption counts as missing.
-    Raises InputError naming the file and key.
     """
     root = Path(data.root)
     if not root.is_dir():
@@ -71,11 +70,9 @@ def _read_coco(data: DataConfig, wanted: Sequence[str]) -> tuple[Splits, list[Sk
     if "{split}" not in pattern and (data.lists is None or "{split}" in data.images):
         raise InputError(f"data.annotations={pattern!r} needs {{split}} in its name, or set data.lists")
     splits: Splits = {}
-    for split in wanted if "{split}" in pattern else SPLITS[:1]:
-        path, word = split_file(Path(data.root), pattern, split)
+    wanted = wanted if "{split}" in pattern else SPLITS[:1]
+    for split, path, word in split_files(Path(data.root), pattern, wanted):
         folder = Path(data.root, data.images.replace("{split}", word))
-        if split == "test" and not path.exists():
-            continue
         content = _load_json(path)
         if split == "test" and "annotations" not in content:  # image_info_test2017.json
             continue

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from src.config.schema import DataConfig
 from src.data.image_formats import KNOWN_SUFFIXES
-from src.data.record import FIX, SPLIT_NAMED, SPLITS, Record, Skipped, inside, read_lines, split_file, tolerated
+from src.data.record import FIX, SPLIT_NAMED, SPLITS, Record, Skipped, inside, read_lines, split_files, tolerated
 from src.runtime.environment import say_once
 from src.runtime.errors import InputError
 
@@ -71,10 +71,7 @@ def read_table(data: DataConfig, wanted: Sequence[str]) -> tuple[dict[str, list[
             return split_by_name(records, path), skipped
         return {split: [row for row in records if named[row.image_id] == split] for split in SPLITS}, skipped
     splits, skipped = {}, []
-    for split in wanted:
-        path, word = split_file(root, data.annotations, split)
-        if split == "test" and not path.exists():
-            continue
+    for split, path, word in split_files(root, data.annotations, wanted):
         before, pattern, _ = data.images.partition("{split}")  # if splits have folders, ids begin with them
         folder = data.images.replace("{split}", word)
         prefix = folder.removeprefix(before) + "/" if pattern else ""

@@ -62,7 +62,7 @@ def _is_complete(root: Path, arguments: dict[str, int]) -> bool:
         return False
     fix = "remove the folder or choose another data.root"
     for split in SPLITS:
-        path = _annotations(root, split)
+        path = root / f"annotations/captions_{split}.json"
         try:
             found = dict(json.loads(path.read_text())["info"]["arguments"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -111,9 +111,5 @@ def _write_split(root: Path, split: str, arguments: dict[str, int], progress: Pr
     content = {"info": info, "licenses": [], "images": images, "annotations": annotations}
     for folder in (root / "annotations", root / "questions"):
         folder.mkdir(exist_ok=True)
-    _annotations(root, split).write_text(json.dumps(content))
+    (root / f"annotations/captions_{split}.json").write_text(json.dumps(content))
     write_questions(root / "questions" / f"{split}.jsonl", questions)
-
-
-def _annotations(root: Path, split: str) -> Path:
-    return root / "annotations" / f"captions_{split}.json"

@@ -88,10 +88,7 @@ class SceneReader:
     """Answers the demo's questions from captions: an answering model (src/data/questions.py) that needs no training."""
 
     def answer(self, presentations: Sequence[Presentation]) -> list[int]:
-        """Return the index of the option that follows from each caption, or of CANNOT, the last.
-
-        Raises InputError for a question that is not in the demo's words.
-        """
+        """Return the index of the option that follows from each caption, or of CANNOT, the last."""
         readings = {caption: read_caption(caption) for caption in {item.caption for item in presentations}}
         answers = [readings[item.caption].answer(_asked(item.question)) for item in presentations]
         return [
