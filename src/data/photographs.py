@@ -103,12 +103,11 @@ def decode(data: bytes) -> Image.Image:
             return _upright_rgb(image, data)
     except UnusableImage:
         raise
-    except Image.DecompressionBombError:
-        raise UnusableImage(f"more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise UnusableImage(unidentified(data)) from None
-    except Exception:  # Pillow's decoders raise many types on broken files
-        raise UnusableImage("truncated or broken") from None
+    except Exception as error:  # Pillow's decoders raise many types on broken files
+        bomb = isinstance(error, Image.DecompressionBombError)
+        raise UnusableImage(f"more than {MAX_PIXELS:,} pixels" if bomb else "truncated or broken") from None
 
 
 def is_plain(data: bytes) -> bool:

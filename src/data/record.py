@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from src.runtime.errors import InputError, one_line
-from src.runtime.files import text_lines
+from src.runtime.errors import InputError
 
 ImageId = int | str
 Value = TypeVar("Value")
@@ -66,16 +65,6 @@ def inside(folder: Path, name: str, where: str) -> Path:
 def is_utf8(text: str) -> bool:
     """Return whether UTF-8 can encode a text: JSON can hold half of a surrogate pair, which UTF-8 cannot."""
     return not any("\ud800" <= c <= "\udfff" for c in text)
-
-
-def read_lines(path: Path, missing: str, fix: str) -> list[str]:
-    """Return `text_lines`. Raises InputError saying `missing` if there is no file, `fix` if it cannot be read."""
-    try:
-        return text_lines(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: {missing}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)}); {fix}") from None
 
 
 def with_known_ids(

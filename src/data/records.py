@@ -4,21 +4,22 @@ Input is untrusted: a problem with a whole file raises InputError, a single unus
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pycocotools.coco import COCO
 
 from src.config.schema import DataConfig
-from src.data.lists import apply_lists
 from src.data.photographs import scan_images
 from src.data.record import FIX, SPLIT_NAMED, SPLITS, ImageId, Record, Skipped, inside, is_utf8, split_files, tolerated
 from src.data.shards import Shards
 from src.data.tables import read_table
 from src.runtime.environment import quiet_stdout
 from src.runtime.errors import InputError, one_line
+from src.runtime.files import read_text_lines
 
 Splits = dict[str, list[Record]]
 _ID = (int, str)
@@ -53,7 +54,7 @@ def read_annotations(
         raise InputError(f"data.root={root}: no such folder; set data.root to the folder of the data set")
     splits, skipped = _READERS[data.format](data, wanted if data.lists is None else SPLITS)
     if data.lists is not None:
-        splits = apply_lists(root, data.lists, splits, wanted)
+        splits = _apply_lists(root, data.lists, splits, wanted)
     _check_ids(splits)
     splits = {split: splits[split] for split in wanted if splits.get(split)}
     if not any(record.captions for record in splits.get("test", ())):
@@ -151,6 +152,38 @@ def _field(entry: Any, key: str, kinds: tuple[type, ...], where: Any) -> Any:
         wanted = " or ".join(kind.__name__ for kind in kinds)
         raise InputError(f"{where}: key {key!r} is a {type(entry[key]).__name__}, not a {wanted}; {FIX}")
     return entry[key]
+
+
+def _apply_lists(
+    root: Path, lists: str, splits: Mapping[str, Sequence[Record]], wanted: Sequence[str]
+) -> dict[str, list[Record]]:
+    """Return the records that the list of each split names, in the order of the lists; test may have no list."""
+    pool: defaultdict[str, list[Record]] = defaultdict(list)
+    for record in (record for records in splits.values() for record in records):
+        for name in {record.file.name, record.file.stem}:
+            pool[name].append(record)
+    listed: dict[str, list[Record]] = {}
+    seen: set[Path] = set()
+    missing = f"no such list; data.lists={lists} needs one for train and val"
+    for split, path, _ in split_files(root, lists if "{split}" in lists else lists + "_{split}.txt", wanted):
+        listed[split] = []
+        for line in filter(str.strip, read_text_lines(path, missing, "write one file name per line")):
+            found = _named(line, pool) or _named(line.strip(), pool)
+            where = f"{path}: {line.strip()!r}"
+            if not found:
+                raise InputError(f"{where} is not in data.annotations; remove the line or set another data.annotations")
+            if len(found) > 1 or found[0].file in seen:
+                raise InputError(f"{where} names two images or appears in a list already; remove the line")
+            seen.add(found[0].file)
+            listed[split].append(found[0])
+    return listed
+
+
+def _named(line: str, pool: dict[str, list[Record]]) -> list[Record]:
+    """Find the images that a line names, with or without folders, with or without suffix."""
+    *folders, name = PurePosixPath(line).parts or ("",)
+    same = [record for record in pool.get(name, ()) if list(record.file.parts[-1 - len(folders) : -1]) == folders]
+    return [record for record in same if record.file.name == name] or same
 
 
 def _check_ids(splits: Splits) -> None:

@@ -26,9 +26,10 @@ from typing import Any, NamedTuple
 
 from src.config.schema import DataConfig
 from src.data.image_formats import KNOWN_SUFFIXES
-from src.data.record import FIX, SPLIT_NAMED, SPLITS, Record, Skipped, inside, read_lines, split_files, tolerated
+from src.data.record import FIX, SPLIT_NAMED, SPLITS, Record, Skipped, inside, split_files, tolerated
 from src.runtime.environment import say_once
 from src.runtime.errors import InputError
+from src.runtime.files import read_text_lines
 
 _IMAGE = ("file_name", "filename", "image", "image_name", "file", "image_path", "image_file")
 _CAPTION = ("caption", "captions", "comment", "text", "texts", "sentence", "sentences", "raw")
@@ -106,7 +107,7 @@ def split_by_name(records: Sequence[Record], path: Path) -> dict[str, list[Recor
 
 def _read_file(path: Path, folder: Path, prefix: str = "") -> tuple[list[Record], dict[Any, str], list[Skipped]]:
     """Return the images of a table in the order of their first rows, their splits if it names any, and broken rows."""
-    lines = read_lines(path, "no such file; set data.root and data.annotations", "save it as UTF-8 text")
+    lines = read_text_lines(path, "no such file; set data.root and data.annotations", "save it as UTF-8 text")
     layout, read = _layout(path, lines)
     numbered = list(layout)
     captions: dict[str, list[str]] = {}

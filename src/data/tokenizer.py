@@ -15,10 +15,9 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
-from src.data.record import read_lines
 from src.data.words import BLANK_BESIDE_HAN
 from src.runtime.errors import InputError, one_line
-from src.runtime.files import whole_file
+from src.runtime.files import read_text_lines, whole_file
 
 # Names of PAD, UNK, BOS, EOS, by the library's model type.
 _SPECIALS = {
@@ -135,7 +134,7 @@ def build_word_tokenizer(captions: Iterable[str], min_count: int, *, chinese: bo
 def build_wordpiece_tokenizer(vocab_file: Path, *, chinese: bool = False) -> Tokenizer:
     """Load BERT's lower-cased word pieces from a vocab.txt, one token per line; BOS is [CLS], EOS is [SEP]."""
     fix = "set tokenizer.vocab to an unchanged vocab.txt of BERT"
-    lines = read_lines(vocab_file, f"no such vocabulary; {fix}", fix)
+    lines = read_text_lines(vocab_file, f"no such vocabulary; {fix}", fix)
     vocab: dict[str, int] = {}
     for place, token in enumerate(lines[:-1] if len(lines) > 1 and not lines[-1] else lines):
         if not token.strip() or token in vocab:

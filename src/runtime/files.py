@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from src.runtime.errors import InputError
+from src.runtime.errors import InputError, one_line
 
 ROOT = Path(__file__).absolute().parents[2]  # of the repository, which may consist of links
 Row = TypeVar("Row")
@@ -124,10 +124,15 @@ def stream_digest(file: io.RawIOBase) -> bytes:
     return digest.digest()
 
 
-def text_lines(path: Path) -> list[str]:
+def read_text_lines(path: Path, missing: str, fix: str) -> list[str]:
     """Read the lines of a UTF-8 file, with or without a byte order mark; only \\n, \\r\\n and \\r end a line.
 
     str.splitlines would also split at U+2028, U+0085 and the like, which JSON strings and file names may hold.
-    Raises OSError and UnicodeDecodeError.
+    Raises InputError saying `missing` if there is no such file, and how to `fix` one that cannot be read.
     """
-    return path.read_text(encoding="utf-8-sig").split("\n")
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise InputError(f"{path}: {missing}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({one_line(error)}); {fix}") from None
