@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from src.data.questions import CANNOT, Question, load_questions, present, write_questions
-from src.demo.captions import write_captions
-from src.demo.questions import (
+from src.demo.reading import read_caption
+from src.demo.scene_captions import write_captions
+from src.demo.scene_questions import (
     MIN_QUESTIONS,
     TYPES,
     Asked,
@@ -19,7 +20,6 @@ from src.demo.questions import (
     option_odds,
     write_question,
 )
-from src.demo.reading import read_caption
 from src.demo.scenes import OBJECT_COUNTS, describe_scene
 from src.runtime.errors import InputError
 from src.runtime.rng import generator

@@ -35,7 +35,7 @@ class FeatureCache:
 
     @property
     def part(self) -> Path:
-        """The file before it is complete."""
+        """The file while it is incomplete."""
         return self.path.with_suffix(".part")
 
     @property

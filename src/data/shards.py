@@ -32,7 +32,7 @@ class Listing(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where an image is: `row` counts over all shards; digest: the SHA-256 of its file, hexadecimal."""
+    """The place of an image: `row` counts over all shards; digest: the SHA-256 of its file, hexadecimal."""
 
     row: int
     shard: Path

@@ -55,7 +55,7 @@ _PIECE = re.compile(rf"[{HAN}]+|\d+(?:,\d+)+|{_OTHER}(?:[-'’.]{_OTHER})*")
 
 @dataclass(frozen=True)
 class Words:
-    """How to split the captions of a data set into words."""
+    """The rules that split the captions of a data set into words."""
 
     language: str  # en | zh
     name: str  # in signatures

@@ -2,7 +2,7 @@
 
     root/annotations/captions_{train,val,test}.json    COCO captions; each image also holds its scene (see scenes.py)
     root/images/{train,val,test}/NNNNNN.png
-    root/questions/{train,val,test}.jsonl              five to seven questions an image (see questions.py)
+    root/questions/{train,val,test}.jsonl              five to seven questions an image (see scene_questions.py)
 
 The folder appears complete or not at all: it is filled under another name and renamed at the end.
 """
@@ -15,8 +15,8 @@ import numpy as np
 
 from src.data.questions import Question, write_questions
 from src.data.record import SPLITS
-from src.demo.captions import write_captions
-from src.demo.questions import choose_questions, write_question
+from src.demo.scene_captions import write_captions
+from src.demo.scene_questions import choose_questions, write_question
 from src.demo.scenes import describe_scene, draw_scene
 from src.runtime.errors import InputError
 from src.runtime.files import one_at_a_time

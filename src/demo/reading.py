@@ -1,6 +1,6 @@
 """Exact reading of the demo's captions: what a caption says, and which answer to a question follows from it.
 
-It answers like a person who knows the words of the captions (src/demo/words.py) but does not see the scene:
+It answers like a person who knows the words of the captions (src/demo/phrases.py) but does not see the scene:
 
 - A word means the idea for which three of four people use it: "circle" is a circle, though some call rings so too;
   "patterned", "next to" and "round shape" say nothing. A mistyped word says nothing.
@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from src.data.questions import Presentation, words_of
-from src.demo.questions import DIRECTIONS, Asked, Referent, asked_by_text
+from src.demo.phrases import GROUNDS, NUMBERS, SCENERY, TEXTURE_ENDINGS, WORDS, plural_of
+from src.demo.scene_questions import DIRECTIONS, Asked, Referent, asked_by_text
 from src.demo.scenes import BACKGROUNDS, COLOURS, OPPOSITE, RELATIONS, SHAPES, SIZES, TEXTURES
-from src.demo.words import GROUNDS, NUMBERS, SCENERY, TEXTURE_ENDINGS, WORDS, plural_of
 from src.runtime.errors import InputError
 
 _AGREEMENT = 0.75  # share of the uses of a word that must be of one idea

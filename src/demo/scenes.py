@@ -1,7 +1,6 @@
 """Scenes of the demo data: a JSON description of one to three objects on a background, and its picture.
 
-`describe_scene` draws the lots. `draw_scene` needs nothing but the description, so a scene can be drawn again,
-and questions about a picture can be answered from the description alone:
+`describe_scene` draws at random. The description is enough to draw the scene again, and to answer questions about it:
 
     {"size": 96, "noise_seed": 8123,                        # width = height in pixels; seed of the background's grain
      "background": {"kind": "grass", "colour": "green", "rgb": [86, 152, 62]},

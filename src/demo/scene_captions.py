@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from src.demo.phrases import GROUNDS, NUMBERS, SCENERY, TEXTURE_ENDINGS, WORDS, plural_of
 from src.demo.scenes import OPPOSITE, relation
-from src.demo.words import GROUNDS, NUMBERS, SCENERY, TEXTURE_ENDINGS, WORDS, plural_of
 
 _Key = TypeVar("_Key")
 
@@ -197,7 +197,7 @@ class _Writer:
         swapped = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
         return self._pick({swapped: 40, word[:at] + word[at + 1 :]: 35, word[:at] + word[at] + word[at:]: 25})
 
-    # ---- draws ----
+    # ---- random draws ----
 
     def _chance(self, probability: float) -> bool:
         return self.rng.random() < probability

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from src.data.questions import Question
+from src.demo.phrases import NUMBERS
 from src.demo.scenes import BACKGROUNDS, COLOURS, OBJECT_COUNTS, OPPOSITE, SHAPES, SIZES, TEXTURES, visible_colours
-from src.demo.words import NUMBERS
 
 MIN_QUESTIONS = 5  # of a scene
 DIRECTIONS = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
