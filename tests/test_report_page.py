@@ -6,12 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
+from hostile import TEXT
 from PIL import Image
 
 from src.data.image_url import thumbnail_url
-from src.evaluation.gallery import Caption, Picture
-from src.evaluation.html import render_page
-from src.evaluation.report_page import best_cells, difference_tables, history_table, score_tables
+from src.evaluation.gallery import Picture, ScoredCaption
+from src.evaluation.html import label, render_page
+from src.evaluation.tables import ReportTable, best_cells, difference_tables, history_table, score_tables
 
 
 def printed(name, value):
@@ -39,22 +40,23 @@ def test_scores_are_printed_as_in_the_report():
         "grpo": {"CIDEr": values(1.0, 1.0), "truncated": values(0.0, 0.0)},
     }
     scores, others = score_tables(systems)
-    assert scores.columns == ["CIDEr"] and scores.rows == {"CE": ["62.5 ± 17.7"], "GRPO": ["100.0 ± 0.0"]}
-    assert scores.marked == {("GRPO", "CIDEr")}
-    assert others.rows == {"CE": ["0.25"], "GRPO": ["0"]} and others.marked == {("GRPO", "truncated")}  # not all: novel
+    assert scores.columns == ["CIDEr"] and scores.rows == {"ce": ["62.5 ± 17.7"], "grpo": ["100.0 ± 0.0"]}
+    assert scores.marked == {("grpo", "CIDEr")}
+    assert others.rows == {"ce": ["0.25"], "grpo": ["0"]} and others.marked == {("grpo", "truncated")}  # not all: novel
     (alone,) = score_tables({"ce": {"CIDEr": values(0.5)}})
-    assert alone.rows == {"CE": ["50.0"]} and alone.marked == frozenset()
+    assert alone.rows == {"ce": ["50.0"]} and alone.marked == frozenset()
 
 
 def test_intervals_that_exclude_0_are_marked():
     pair = {
-        "METEOR": {"mean": 0.1, "low": -0.05, "high": 0.2},
-        "ROUGE_L": {"mean": 0.1, "low": 0.05, "high": 0.2},
-        "CIDEr": {"mean": -0.1, "low": -0.2, "high": -0.05},
+        "METEOR": {"mean": 0.1, "low": -0.05, "high": 0.2, "seeds": [0.1]},
+        "ROUGE_L": {"mean": 0.1, "low": 0.05, "high": 0.2, "seeds": [0.05, 0.15]},
+        "CIDEr": {"mean": -0.1, "low": -0.2, "high": -0.05, "seeds": [-0.1]},
     }
     (table,) = difference_tables({"grpo-scst_leave_one_out": pair})
-    name = "GRPO minus SCST leave one out"
-    assert table.rows == {name: ["+10.0\n[-5.0, +20.0]", "+10.0\n[+5.0, +20.0]", "-10.0\n[-20.0, -5.0]"]}
+    name = "grpo-scst_leave_one_out"
+    cells = ["+10.0 [-5.0, +20.0]", "+10.0 [+5.0, +20.0] (+5.0, +15.0)", "-10.0 [-20.0, -5.0]"]
+    assert table.rows == {name: cells} and label(name) == "GRPO minus SCST leave one out"
     assert table.marked == {(name, "ROUGE_L"), (name, "CIDEr")} and table.mark == "excludes 0"
     assert difference_tables({}) == []
 
@@ -64,7 +66,7 @@ def test_histories_by_hand():
     second = [{"step": 0, "val/CIDEr": 0.25}, {"step": 1, "train/kl": 0.0}, {"step": 2, "val/CIDEr": 1.25}]
     table = history_table({"ce": [[{"step": 1, "train/loss": 2.0}]], "grpo": [first, second]})
     assert table.columns == ["val/CIDEr", "train/kl", "train/loss"]
-    assert table.rows == {"CE": ["", "", "2.000 to 2.000"], "GRPO": ["0.375 to 1.000", "0.000 to 0.000", ""]}
+    assert table.rows == {"ce": ["", "", "2.000 to 2.000"], "grpo": ["0.375 to 1.000", "0.000 to 0.000", ""]}
 
 
 # --- In a browser ---
@@ -89,7 +91,7 @@ def attention(text):
 
 
 def caption(text, cider):
-    return Caption(text, cider, text.split(), attention(text))
+    return ScoredCaption(text, cider, text.split(), attention(text))
 
 
 def pictures():
@@ -126,7 +128,7 @@ def page(browser, tmp_path):
     """The page of three pictures, freshly opened."""
     systems = {name: {"CIDEr": values(1.0 + max(gains))} for name, gains in ({"ce": [0]} | GAINS).items()}
     file = tmp_path / "report.html"
-    text = render_page("CE, SCST and GRPO", "three images", score_tables(systems), [], [], list(pictures()), 100)
+    text = render_page("CE, SCST and GRPO", "three images", score_tables(systems), {}, [], list(pictures()), 100)
     file.write_text(text, encoding="utf-8")
     browser.get_log("browser"), browser.get_log("performance")  # of the page before
     browser.get(file.as_uri())
@@ -175,6 +177,24 @@ def test_it_opens_without_errors_and_without_a_network(page):
     assert find(page, "td.marked")[0].text == "175.0\n(best)"
 
 
+def test_hostile_text_is_shown_and_runs_nothing(browser, tmp_path):
+    text = " ".join(TEXT.split())
+    row = ScoredCaption(TEXT, 1.0, TEXT.split(), attention(TEXT))
+    card = next(pictures())._replace(name=TEXT, ground_truths=(TEXT,), captions={"ce": [row, row], TEXT: [row, row]})
+    file = tmp_path / "report.html"
+    table = ReportTable(TEXT, [TEXT], {TEXT: [TEXT]}, frozenset([(TEXT, TEXT)]), TEXT)
+    file.write_text(render_page(TEXT, TEXT, [table], {}, [table], [card], 1), encoding="utf-8")
+    browser.get_log("browser")  # of the page before
+    browser.get(file.as_uri())
+    assert browser.get_log("browser") == []
+    assert find(browser, "h1")[0].get_attribute("textContent") == TEXT
+    assert len(find(browser, "img")) == 1 and not find(browser, "svg")
+    lines = [line.get_attribute("textContent") for line in find(browser, ".words")]
+    assert lines == [text] * 4
+    words = find(browser, ".words")[0].find_elements("css selector", "button")
+    assert [word.get_attribute("textContent") for word in words] == TEXT.split()
+
+
 def test_it_sorts_by_the_gain_of_either_system(page):
     from selenium.webdriver.support.select import Select
 
@@ -192,10 +212,10 @@ def test_it_sorts_by_the_gain_of_either_system(page):
 
 def test_chinese_words_are_chosen_and_found_without_blanks_between_them(browser, tmp_path):
     text, words = "一只猫在t恤上 red cat", ["一", "只", "猫", "在", "t", "恤", "上", "red", "cat"]
-    row = Caption(text, 1.0, words, attention(" ".join(words)))
+    row = ScoredCaption(text, 1.0, words, attention(" ".join(words)))
     cards = [Picture("cat.png", "data:,", ("一只猫",), "highest", {"ce": [row]}), *pictures()]
     cards = [card._replace(captions={"ce": card.captions["ce"]}) for card in cards]
-    (tmp_path / "report.html").write_text(render_page("CE", "", [], [], [], cards, 100), encoding="utf-8")
+    (tmp_path / "report.html").write_text(render_page("CE", "", [], {}, [], cards, 100), encoding="utf-8")
     browser.get((tmp_path / "report.html").as_uri())
     line = find(browser, ".words")[0]
     assert [button.text for button in line.find_elements("css selector", "button")] == words
@@ -235,7 +255,7 @@ def test_attention_under_the_pointer(page):
     (frame,) = find(page, ".frame:has(canvas)")
     assert frame.find_element("xpath", "ancestor::article").find_element("css selector", "h3").text == NAMES[1]
     text = find(page, ".card:nth-child(2) figcaption")[0].text
-    assert text == "“on”: most in row 2, column 1 of 3 × 3: 66.7 % (evenly spread: 11.1 %)"
+    assert text == "“on”: most in row 2, column 1 of 3 × 3: 66.7 % (uniform: 11.1 %)"
     ActionChains(page).move_to_element(find(page, "h1")[0]).perform()
     assert overlay(page) is None
 

@@ -1,4 +1,4 @@
-"""Images as data: URLs, for requests to chat completions and for pages that embed their pictures."""
+"""Images as data: URLs, for chat completions and for pages that must work offline."""
 
 import base64
 import io
@@ -7,34 +7,38 @@ from PIL import Image
 
 from src.data.photographs import decode, is_plain
 
-LONG_SIDE = 1024  # pixels; shows what questions are about, and models scale larger images down
-_BYTES = 4_000_000  # more than any picture of that size needs: the rest belongs to no picture
-_TINY = 128  # pixels of the longer side, up to which a page shows a picture enlarged, and every artefact with it
+LONG_SIDE = 1024  # pixels; questions need no more detail, and models scale larger images down
+_BYTES = 4_000_000  # no image of that size needs more; the rest of the file is not pixels
+_TINY = 128  # pixels of the longer side, up to which a page enlarges an image and its JPEG artefacts
 
 
 def image_url(data: bytes) -> str:
-    """Return the bytes of an image file as a data: URL. Raises UnusableImage.
+    """Convert the bytes of an image file to a data: URL. Raises UnusableImage.
 
-    They are scaled down to LONG_SIDE and converted to JPEG, unless every reader shows them alike (`is_plain`).
+    They become JPEG of at most LONG_SIDE, unless they are smaller and every reader shows them alike (`is_plain`).
     """
     image = decode(data)
-    if max(image.size) > LONG_SIDE or len(data) > _BYTES or not is_plain(data):
-        return _jpeg_url(image, LONG_SIDE, quality=90)
-    return _url("jpeg" if data.startswith(b"\xff") else "png", data)
+    if max(image.size) <= LONG_SIDE and len(data) <= _BYTES and is_plain(data):
+        return data_url("jpeg" if data.startswith(b"\xff") else "png", data)
+    image.thumbnail((LONG_SIDE, LONG_SIDE))
+    return jpeg_url(image, quality=90)
 
 
 def thumbnail_url(data: bytes, long_side: int) -> str:
-    """Return an image as the model sees it, upright and on white, as a JPEG data: URL; long_side: in pixels."""
+    """Convert an image to a JPEG data: URL as the model sees it, upright and on white; long_side: in pixels."""
     image = decode(data)
-    return _jpeg_url(image, long_side, quality=95 if max(image.size) <= _TINY else 75, subsampling=0)
-
-
-def _jpeg_url(image: Image.Image, long_side: int, **settings: int) -> str:
+    quality = 95 if max(image.size) <= _TINY else 75
     image.thumbnail((long_side, long_side))
+    return jpeg_url(image, quality=quality, subsampling=0)
+
+
+def jpeg_url(image: Image.Image, **settings: int) -> str:
+    """Encode an RGB image as the data: URL of a JPEG file. settings: Pillow's, such as quality."""
     out = io.BytesIO()
     image.save(out, "JPEG", **settings)
-    return _url("jpeg", out.getvalue())
+    return data_url("jpeg", out.getvalue())
 
 
-def _url(kind: str, data: bytes) -> str:
+def data_url(kind: str, data: bytes) -> str:
+    """Encode the bytes of a JPEG or PNG file as a data: URL. kind: jpeg or png."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
