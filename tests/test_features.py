@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from src.config.kinds import Preprocessing
-from src.data import feature_cache, features
+from src.data import feature_cache, feature_source
 from src.data.digests import content_digests
 from src.data.feature_cache import FeatureCache
-from src.data.features import FeatureSource, check_space, feature_path, load_features
+from src.data.feature_source import FeatureSource, check_space, feature_path, load_features
 from src.data.image_files import ImageFiles
 from src.data.images import ImageSource
 from src.runtime.errors import InputError
@@ -333,7 +333,7 @@ def test_bad_folder_and_missing_image(tmp_path, files):
 
 
 def test_a_second_run_waits_for_the_first(tmp_path, files, capfd, monkeypatch):
-    monkeypatch.setattr(features, "_WAIT", 0.05)
+    monkeypatch.setattr(feature_source, "_WAIT", 0.05)
     started, go_on = threading.Event(), threading.Event()
     slow, fast = Encoder(), Encoder()
 

@@ -61,8 +61,7 @@ def read_photograph(path: str) -> Photograph:
     with regular_file(path) as (_, found):
         state = state_key(found)  # before its bytes are read
     data = read_image_file(path)
-    key = int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
-    return Photograph(np.asarray(decode(data)), key, state)
+    return Photograph(np.asarray(decode(data)), int.from_bytes(hashlib.sha256(data).digest()[:8], "big"), state)
 
 
 def read_image_file(path: str | Path) -> bytes:

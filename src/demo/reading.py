@@ -101,10 +101,8 @@ class SceneReader:
 def _asked(question: str) -> Asked:
     asked = asked_by_text().get(" ".join(words_of(question)))
     if asked is None:
-        raise InputError(
-            f"caprl.answerer=reader cannot answer {question!r}: it knows only the demo's questions; set "
-            "caprl.answerer=server"
-        )
+        fix = "it knows only the demo's questions; set caprl.answerer=server"
+        raise InputError(f"caprl.answerer=reader cannot answer {question!r}: {fix}")
     return asked
 
 

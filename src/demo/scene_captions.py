@@ -153,9 +153,8 @@ class _Writer:
             return self._pick({" sitting": 60, " floating": 25, " lying": 15})
         if not self._chance(0.4):
             return ""
-        third = self.scene["size"] / 3
-        across = ("left", "middle", "right")[int(item["x"] / third)]
-        down = ("top", "middle", "bottom")[int(item["y"] / third)]
+        across = ("left", "middle", "right")[int(item["x"] / (self.scene["size"] / 3))]
+        down = ("top", "middle", "bottom")[int(item["y"] / (self.scene["size"] / 3))]
         if "middle" not in (across, down):
             return f" in the {down} {across} corner" if self._chance(0.5) else " in the corner"
         if across == down:

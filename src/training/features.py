@@ -10,7 +10,7 @@ from mindspore import Tensor, nn
 from src.config.schema import Config
 from src.data.dataset import build_image_source, weights_digest
 from src.data.feature_cache import FeatureCache
-from src.data.features import FeatureSource, check_space, feature_path, load_features
+from src.data.feature_source import FeatureSource, check_space, feature_path, load_features
 from src.data.image_files import ImageFiles, UnchangedImages
 from src.data.images import ImageSource
 from src.data.locate import find_images

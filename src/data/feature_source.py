@@ -30,10 +30,10 @@ class FeatureSource:
         """Map `path`, float16 [images, N, C]. Raises InputError if it is not such a file."""
         try:
             self._rows = np.load(path, mmap_mode="r", allow_pickle=False)
+            if self._rows.ndim != 3 or self._rows.dtype != np.float16:
+                raise ValueError("not a float16 array of three axes")
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{path}: not a feature file ({error}); {_FIX}") from None
-        if self._rows.ndim != 3 or self._rows.dtype != np.float16:
-            raise InputError(f"{path}: not a float16 array of three axes; {_FIX}")
         self.path = path
         self.shape = self._rows.shape
 
@@ -58,9 +58,9 @@ def check_space(caches: Sequence[FeatureCache]) -> None:
         free = shutil.disk_usage(folder).free
     if needed > free:
         images = sum(len(cache.files) for cache in caches)
+        space = f"need {needed / 1e9:,.1f} GB more, {free / 1e9:,.1f} GB are free"
         raise InputError(
-            f"{folder}: the features of {images:,} images need {needed / 1e9:,.1f} GB more, {free / 1e9:,.1f} GB are "
-            "free; make room, or set output_root to a folder on another disk"
+            f"{folder}: the features of {images:,} images {space}; make room, or set output_root to another disk"
         )
 
 
