@@ -154,7 +154,7 @@ BAD = {
     "signed.tiff": (lambda p: p.write_bytes(tiff("II", 1, 1, [16], 1, b"\1\1", {339: [2]})), "signed pixels"),
     "raw.tif": (lambda p: p.write_bytes(tiff("II", 1, 1, [8], 1, b"\1", {254: [1]})), "a raw photograph"),
     "camera.raf": (lambda p: p.write_bytes(b"FUJIFILMCCD-RAW 0201"), "a raw photograph"),
-    "jpeg12.jpg": (lambda p: _changed(p, _twelve_bits), "a JPEG file that is broken, or of a kind that is not read"),
+    "jpeg12.jpg": (lambda p: _changed(p, _twelve_bits), "a JPEG file that is broken or of an unsupported kind"),
     "folder.jpg": (lambda p: p.mkdir(), "a folder without images"),
     "dangling.jpg": (lambda p: p.symlink_to("nowhere.jpg"), "missing"),
     "loop.jpg": (lambda p: p.symlink_to("loop.jpg"), "cannot be read"),

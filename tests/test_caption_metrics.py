@@ -164,7 +164,7 @@ def test_a_results_file_of_some_images_of_a_split(tmp_path, capsys):
     with pytest.raises(InputError, match=r"captions.json: 1 of 2 .* not in the val split .*8"):
         load_split_captions(path, [7], "val")
     path.write_text(json.dumps([{"image_id": "7", "caption": "a"}, {"image_id": 7, "caption": "b"}]))
-    with pytest.raises(InputError, match=r"captions.json: image_id 7 stands there as a number and as a text"):
+    with pytest.raises(InputError, match=r"captions.json: image_id 7 appears as a number and as a text"):
         load_split_captions(path, [7], "val")
 
 

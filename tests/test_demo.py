@@ -12,10 +12,10 @@ from pycocotools.coco import COCO
 
 import src.demo.generate as demo
 from src.data.questions import load_questions
-from src.demo.captions import write_captions
 from src.demo.generate import SPLITS, generate_demo
+from src.demo.phrases import GROUNDS, WORDS
+from src.demo.scene_captions import write_captions
 from src.demo.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES, TEXTURES, describe_scene, draw_scene
-from src.demo.words import GROUNDS, WORDS
 from src.runtime.errors import InputError
 
 COUNTS = {"train": 8, "val": 4, "test": 4}

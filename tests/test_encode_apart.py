@@ -8,7 +8,7 @@ from tiny import TINY, tiny_data
 
 from src.config.load import load_config
 from src.data.dataset import build_image_source, load_dataset
-from src.data.features import plan_features
+from src.data.feature_cache import FeatureCache
 from src.data.locate import find_images
 from src.models.encoders.build import build_encoder
 from src.runtime.errors import InputError
@@ -51,7 +51,8 @@ def test_what_the_other_process_refuses_is_raised_here(tmp_path):
     image = images.files[9]
     image.write_bytes(image.read_bytes()[:-200] + bytes(200))
     digests = images.digests(tmp_path)
-    cache = plan_features(tmp_path, key={}, files=images.files, digests=digests, tokens=16, channels=128, batch=8)
+    shape = (len(images.files), 16, 128)
+    cache = FeatureCache(tmp_path / "f.npy", tuple(images.files), digests.tobytes(), shape, 8)
     cache.prepare()
     encoder = build_encoder("cnn", variant="cnn", checkpoint=None, image_size=64)
     weights = {name: value.asnumpy() for name, value in encoder.parameters_and_names()}

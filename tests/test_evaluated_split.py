@@ -44,10 +44,10 @@ def test_stages_are_evaluated_on_val_and_the_report_keeps_its_name(settings, tmp
     started = run(src.commands.pipeline.main, monkeypatch, "grpo", *settings)
     assert [words[:3] for words in started] == [["train.py"]] * 2 + [["eval.py", "--split", "val"]] * 2
     assert written == [("report.md", "val")]
-    assert capsys.readouterr().err.count("has no test split with captions: evaluation is on val") == 1
+    assert capsys.readouterr().err.count("has no test split with captions: evaluating on val") == 1
     run(src.commands.pipeline.main, monkeypatch, "ce", "--split", "val", *settings)
     assert written[1:] == [("report_val.md", "val")]
-    with pytest.raises(InputError, match=r"--split test: .* has no test split with captions; give --split val"):
+    with pytest.raises(InputError, match=r"--split test: .* has no test split with captions; pass --split val"):
         run(src.commands.pipeline.main, monkeypatch, "ce", "--split", "test", *settings)
 
 

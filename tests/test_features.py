@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.data import feature_cache, features
+from src.config.kinds import Preprocessing
+from src.data import feature_cache, feature_source
 from src.data.digests import content_digests
 from src.data.feature_cache import FeatureCache
-from src.data.features import FeatureSource, check_space, load_features, plan_features
+from src.data.feature_source import FeatureSource, check_space, feature_path, load_features
 from src.data.image_files import ImageFiles
 from src.data.images import ImageSource
 from src.runtime.errors import InputError
@@ -68,22 +69,19 @@ def threads(size: int) -> list[Workers]:
     return [Threads(rank, size, barrier, flags) for rank in range(size)]
 
 
-def plan(folder, files, key=None, **sizes):
-    sizes = {"tokens": TOKENS, "channels": CHANNELS, "batch": BATCH, **sizes}
+def plan(folder, files, key=None, channels=CHANNELS, batch=BATCH) -> FeatureCache:
     digests = content_digests(files, folder / "memory")
-    return plan_features(folder, key=key or {"weights": "a"}, files=files, digests=digests, **sizes)
+    path = feature_path(folder, key or {"weights": "a"}, digests)
+    return FeatureCache(path, tuple(files), digests.tobytes(), (len(files), TOKENS, channels), batch)
 
 
 def source_of(files) -> ImageSource:
-    settings = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "scale": 1 / 255, "workers": 1}
-    return ImageSource(ImageFiles(files), image_size=8, **settings)
+    return ImageSource(ImageFiles(files), 8, Preprocessing(1 / 255, mean=(0, 0, 0), std=(1, 1, 1)), workers=1)
 
 
 def build(folder, files, encode, key=None, workers=None, **sizes) -> FeatureSource:
     workers = workers or Workers()
-    source = ImageSource(
-        ImageFiles(files), image_size=8, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), scale=1 / 255, workers=1
-    )
+    source = source_of(files)
     folder.mkdir(exist_ok=True)
     cache = plan(folder, files, key, **sizes)
     return load_features(cache, lambda c: c.fill(source.batches, encode, workers.rank, workers.size), workers)
@@ -234,7 +232,7 @@ def test_rows_are_marked_after_they_are_written(tmp_path, files, monkeypatch):
 def test_rows_that_no_worker_computed_are_noticed(tmp_path, files):
     cache = plan(tmp_path, files)
     cache.prepare()
-    with pytest.raises(InputError, match=r"part: 11 rows are missing: do the workers see one file system"):
+    with pytest.raises(InputError, match=r"part: 11 rows are missing; check that all workers share one file system"):
         cache.finish()
 
 
@@ -335,7 +333,7 @@ def test_bad_folder_and_missing_image(tmp_path, files):
 
 
 def test_a_second_run_waits_for_the_first(tmp_path, files, capfd, monkeypatch):
-    monkeypatch.setattr(features, "_WAIT", 0.05)
+    monkeypatch.setattr(feature_source, "_WAIT", 0.05)
     started, go_on = threading.Event(), threading.Event()
     slow, fast = Encoder(), Encoder()
 

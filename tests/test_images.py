@@ -9,6 +9,7 @@ import pytest
 from hostile import GOOD
 from PIL import Image
 
+from src.config.kinds import Preprocessing
 from src.data.image_files import ImageFiles
 from src.data.images import ImageSource
 from src.data.photographs import read_photograph
@@ -41,7 +42,8 @@ def expected(file, mean, std, scale, size=SIZE) -> np.ndarray:
 
 
 def source(files, **settings) -> ImageSource:
-    return ImageSource(ImageFiles(files), **{"image_size": SIZE, "workers": 2, **IMAGENET, **settings})
+    scaling = Preprocessing(**{name: settings.pop(name, value) for name, value in IMAGENET.items()})
+    return ImageSource(ImageFiles(files), SIZE, scaling, workers=2, **settings)
 
 
 @pytest.fixture

@@ -113,10 +113,10 @@ def test_a_missing_or_cut_file_is_named(root, suffix):
     shard = root / f"mindrecord/train/train.mindrecord1{suffix}"
     whole = shard.stat().st_size
     os.truncate(shard, 1000)
-    with pytest.raises(InputError, match=rf"{shard}: has 1,000 bytes, not {whole:,}; restore it, or write it anew"):
+    with pytest.raises(InputError, match=rf"{shard}: has 1,000 bytes, not {whole:,}; restore it, or rewrite it"):
         images_of(root, "data.mindrecord=mindrecord")
     shard.unlink()
-    with pytest.raises(InputError, match=f"{shard}: missing; restore it, or write it anew"):
+    with pytest.raises(InputError, match=f"{shard}: missing; restore it, or rewrite it"):
         images_of(root, "data.mindrecord=mindrecord")
 
 
@@ -131,7 +131,7 @@ def test_changed_bytes_are_noticed(root):
         file.write(b"\0\1\2\3")
     source = build_image_source(settings(root), images)
     assert len(list(source.batches([np.arange(8)]))) == 1
-    with pytest.raises(InputError, match=rf"{shards[0]}: damaged at .*{images.files[40].name}; write it anew"):
+    with pytest.raises(InputError, match=rf"{shards[0]}: damaged at .*{images.files[40].name}; rewrite it"):
         list(source.batches(np.arange(64).reshape(8, 8)))
     reasons = [broken_image(file, load) for file, load in images.stream(range(64))]
     assert [reason is not None for reason in reasons] == [index == 40 for index in range(64)]
@@ -150,7 +150,7 @@ def test_features_are_not_those_of_shards_that_were_replaced(root):
     place = data.index(b"IEND") - 20
     data[place] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(InputError, match=f"{shard}: has other bytes than it was written with; restore it, or write it"):
+    with pytest.raises(InputError, match=f"{shard}: has changed since it was written; restore it, or rewrite it"):
         build_sources(config, records, ["val"], encoder, Workers())
 
 
@@ -160,7 +160,7 @@ def test_a_listing_without_digests_says_what_to_do(root):
     tree["files"] = {name: size for name, (size, _) in tree["files"].items()}
     tree["shards"] = {name: [[file, 100, 7] for file, _ in rows] for name, rows in tree["shards"].items()}
     path.write_text(json.dumps(tree))
-    with pytest.raises(InputError, match=f"{path}: is of an older version, without digests of the images; write it"):
+    with pytest.raises(InputError, match=f"{path}: was written by an older version, .*; rewrite it with scripts"):
         images_of(root, "data.mindrecord=mindrecord")
 
 
@@ -180,7 +180,7 @@ def test_noise_is_an_error_that_names_the_folder(root, noise):
     path = root / "mindrecord/train" / noise
     with open(path, "r+b") as file:
         file.write(bytes(range(256)) * 64 if noise != "listing.json" else b"[")
-    with pytest.raises(InputError, match=rf"{root}/mindrecord.*(damaged|cannot be read).*write it anew"):
+    with pytest.raises(InputError, match=rf"{root}/mindrecord.*(damaged|cannot be read).*rewrite it"):
         list(build_image_source(settings(root), images_of(root, "data.mindrecord=mindrecord")).batches([np.arange(4)]))
 
 

@@ -125,7 +125,7 @@ def test_a_script_works_in_the_folder_of_its_caller(caller):
 
     settings = ["data.dataset=x", "data.format=table", "data.root=d", "data.annotations=results.csv"]
     status, error = run("run_ce.sh", "--config", "configs/demo/ce.yaml", *settings)
-    assert status == 2 and error.startswith("error: d/results.csv: line 1: 'nothing' is no layout that is known"), error
+    assert status == 2 and error.startswith("error: d/results.csv: line 1: 'nothing' is an unknown layout"), error
     status, error = run("run_grpo.sh", "data.root=~/ü\u202f", "data.dataset=x")
     assert status == 2 and f"data.root={caller}/home/\\xfc\\u202f: no such folder" in error, error
     assert not (caller / "outputs").exists() and list(caller.iterdir()) == [caller / "d"]

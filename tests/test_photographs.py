@@ -11,12 +11,12 @@ import pytest
 from hostile import BAD, GOOD, _exif, chunk, picture, png, tiff
 from PIL import Image
 
+from src.config.kinds import Preprocessing
 from src.data import image_formats
-from src.data.image_check import check_image
 from src.data.image_files import ImageFiles
 from src.data.image_formats import _is_installed
 from src.data.images import ImageSource
-from src.data.photographs import UnusableImage, decode, read_photograph
+from src.data.photographs import UnusableImage, check_image, decode, read_photograph
 
 RGB = np.asarray(picture()).astype(int)
 
@@ -215,7 +215,7 @@ REFUSED = {
     "a palette of 8 bits": [tiff(o, 1, 1, [8], 3, b"\5", {320: [*range(256)] * 3}) for o in ("II", "MM")],
     "16 bits in separate planes": [tiff("II", 1, 1, [16] * 3, 2, bytes(6), {284: [2]})],
     "a transparent colour of 16 bits": [png(1, 1, 16, 2, bytes(7), transparent(0, 0, 0))],
-    "of a kind that is not read": [
+    "of an unsupported kind": [
         *(
             tiff("MM", 4, 1, [16], 0, bytes(8)),
             tiff("MM", 2, 1, [12], 1, bytes(3)),
@@ -294,11 +294,11 @@ def test_the_key_is_of_the_bytes(tmp_path):
 @pytest.mark.parametrize("resize_after_normalize", [False, True])
 def test_preprocessing_is_that_of_training(tmp_path, resize_after_normalize):
     """Bit for bit what MindData's pipeline makes of the same files."""
-    settings = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "scale": 1 / 255, "image_size": 40, "workers": 1}
+    scaling = Preprocessing(1 / 255, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     files = [tmp_path / f"{number}.{kind}" for number, kind in enumerate(("jpg", "png", "jpg"))]
     for file, size in zip(files, ((90, 60), (31, 77), (40, 40))):
         picture(size).save(file)
-    source = ImageSource(ImageFiles(files), resize_after_normalize=resize_after_normalize, **settings)
+    source = ImageSource(ImageFiles(files), 40, scaling, 1, resize_after_normalize)
     (batch,) = source.batches([np.arange(3)])
     for file, want in zip(files, batch):
         np.testing.assert_array_equal(source.preprocess(read_photograph(str(file)).pixels), want)

@@ -5,8 +5,7 @@ from collections import Counter
 
 import pytest
 
-from src.data.question_file import QuestionFile
-from src.data.questions import Question, load_questions
+from src.data.questions import Question, QuestionFile, load_questions
 from src.runtime.errors import InputError
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from src.data.questions import CANNOT, Question, load_questions, present, write_questions
-from src.demo.captions import write_captions
-from src.demo.questions import (
+from src.demo.reading import read_caption
+from src.demo.scene_captions import write_captions
+from src.demo.scene_questions import (
     MIN_QUESTIONS,
     TYPES,
     Asked,
@@ -19,7 +20,6 @@ from src.demo.questions import (
     option_odds,
     write_question,
 )
-from src.demo.reading import read_caption
 from src.demo.scenes import OBJECT_COUNTS, describe_scene
 from src.runtime.errors import InputError
 from src.runtime.rng import generator
@@ -64,10 +64,10 @@ def test_a_type_may_be_missing_and_blank_lines_are_skipped(tmp_path):
         (GOOD | {"image_id": True}, "image_id is True"),
         (GOOD | {"question": " "}, "question is ' '"),
         (GOOD | {"type": 3}, "type is 3"),
-        (GOOD | {"options": ["blue"]}, "options is .* two texts or more"),
+        (GOOD | {"options": ["blue"]}, "options is .* two or more texts"),
         (GOOD | {"options": "blue"}, "options is 'blue'"),
-        (GOOD | {"options": ["blue", "blue"]}, "stands twice"),
-        (GOOD | {"options": ["blue", CANNOT]}, "appended by itself"),
+        (GOOD | {"options": ["blue", "blue"]}, "occurs twice"),
+        (GOOD | {"options": ["blue", CANNOT]}, "always appended"),
         (GOOD | {"answer": "green"}, "answer 'green' is none of the options"),
         (GOOD | {"answers": "blue"}, "unknown key 'answers'"),
     ],

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from src.data.questions import CANNOT, Presentation, Question
-from src.demo.captions import write_captions
-from src.demo.questions import TYPES, askable, asked_by_text, choose_questions, write_question
 from src.demo.reading import LEXICON, SceneReader, read_caption
+from src.demo.scene_captions import write_captions
+from src.demo.scene_questions import TYPES, askable, asked_by_text, choose_questions, write_question
 from src.demo.scenes import describe_scene
 from src.runtime.errors import InputError
 

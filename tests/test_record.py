@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from test_records import COCO, KARPATHY, karpathy_entry, write_coco, write_contents, write_karpathy
+from test_records import COCO, KARPATHY, karpathy_entry, load_records, write_coco, write_contents, write_karpathy
 
 from src.config.load import load_config
-from src.data.locate import evaluated_split, read_split
+from src.data.locate import evaluated_split, read_records
 from src.data.record import inside, with_known_ids
-from src.data.records import load_records
 from src.runtime.errors import InputError
 
 
@@ -79,7 +78,7 @@ def test_ids_of_other_files_are_numbers_or_texts_of_numbers():
     assert with_known_ids({"7": "a", 8: "b", "x": "c"}, [7, 8], "f") == {7: "a", 8: "b", "x": "c"}
     assert with_known_ids({7: "a", "8": "b"}, ["7", "8"], "f") == {"7": "a", "8": "b"}
     assert with_known_ids({"000000391895": "a"}, [391895], "f") == {391895: "a"}
-    with pytest.raises(InputError, match="f: image_id '7' stands there as a number and as a text"):
+    with pytest.raises(InputError, match="f: image_id '7' appears as a number and as a text"):
         with_known_ids({7: "a", "7": "b"}, [7], "f")
 
 
@@ -107,9 +106,9 @@ def test_a_test_split_without_captions_is_none(tmp_path, how, capsys, monkeypatc
     assert evaluated_split(config, "val") == "val"
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        f"{tmp_path} has no test split with captions: evaluation is on val, which chooses the best weights too"
+        f"{tmp_path} has no test split with captions: evaluating on val, which also selects the best weights"
     ]
-    with pytest.raises(InputError, match=r"--split test: .* has no test split with captions; give --split val"):
+    with pytest.raises(InputError, match=r"--split test: .* has no test split with captions; pass --split val"):
         evaluated_split(config, "test")
     (tmp_path / "annotations/captions_val.json").unlink()
     with pytest.raises(InputError, match=r"captions_val\.json: no such file"):
@@ -122,7 +121,7 @@ def test_a_split_that_is_scored_needs_no_image_and_no_other_split(tmp_path):
         if path.name != "captions_test.json":
             path.unlink()
     settings = [f"data.root={tmp_path}", "data.dataset=x", *(f"data.{k}={v}" for k, v in COCO.items() if v)]
-    splits, _ = read_split(load_config("configs/demo/ce.yaml", settings), "test")
+    splits, _ = read_records(load_config("configs/demo/ce.yaml", settings), "test")
     assert [r.image_id for r in splits["test"]] == [200, 201, 202, 203]
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from test_records import data_config, load_records
 
 from src.data.record import Record
-from src.data.records import load_records, read_annotations
+from src.data.records import read_annotations
 from src.data.tables import read_table, split_by_name
 from src.runtime.errors import InputError
 
@@ -63,7 +64,8 @@ LAYOUTS = {
 
 def table(root: Path, text: str, encoding: str = "utf-8") -> tuple[dict, list]:
     (root / "table").write_bytes(text.encode(encoding))
-    splits, skipped = read_table(root, "table", "img", ("train", "val", "test"), pooled=True)
+    config = data_config(root, annotations="table", images="img", lists="mini")
+    splits, skipped = read_table(config, ("train", "val", "test"))
     return {record.image_id: record.captions for record in splits["train"]}, skipped
 
 
@@ -100,9 +102,9 @@ def test_names_keep_blanks_that_files_have(tmp_path):
         ("", "table: holds no rows"),
         (
             "\n\nname,words\n1.jpg,a\n",
-            "table: line 3: 'name,words' is no layout that is known; have a header",
+            "table: line 3: 'name,words' is an unknown layout; use a header",
         ),
-        ("image,caption\n" + "1.jpg\n" * 5, "table: line 2: 1 columns in place of 2, like 5 of the 5 rows"),
+        ("image,caption\n" + "1.jpg\n" * 5, "table: line 2: 1 columns instead of 2, like 5 of the 5 rows"),
         ('image,caption\n1.jpg,"A dog\n2.jpg,b\n3.jpg,"c"\n', "table: line 2: a quotation mark is not closed"),
         ('image,caption\n1.jpg,a\n2.jpg,"A dog\n3.jpg,b\n', "table: line 3: a quotation mark is not closed"),
         ("image,caption\n../1.jpg,a\n", "table: line 2: file name '../1.jpg' does not stay within"),
@@ -127,14 +129,14 @@ def test_what_cannot_be_read_is_one_line_with_its_number(tmp_path, text, words, 
     assert "\n" not in str(caught.value)
     (tmp_path / "table").write_bytes("image,caption\n1.jpg,naïve".encode("latin-1"))
     with pytest.raises(InputError, match=r"table: cannot be read .*; save it as UTF-8"):
-        read_table(tmp_path, "table", "img", ("train",), pooled=True)
+        read_table(data_config(tmp_path, annotations="table"), ("train",))
 
 
 def test_a_few_broken_rows_are_left_out_and_named(tmp_path):
     found, skipped = table(tmp_path, KAGGLE + "1.jpg\n,A cat\n")
     assert {name: len(texts) for name, texts in found.items()} == {"1.jpg": 3, "b 2.jpg": 3}
     assert [(s.file.name, s.reason) for s in skipped] == [
-        ("table", "line 9: 1 columns in place of 2"),
+        ("table", "line 9: 1 columns instead of 2"),
         ("table", "line 10: no name of an image"),
     ]
 
@@ -171,12 +173,14 @@ def test_a_column_names_the_splits_and_lists_replace_them(tmp_path):
     rows = [("1.jpg", "train"), ("2.jpg", "validation"), ("3.jpg", "test"), ("4.jpg", "restval"), ("5.jpg", "dev")]
     text = "image,caption,split\n" + "".join(f"{name},A dog .,{split}\n" for name, split in rows)
     (tmp_path / "t.csv").write_text(text)
-    splits, _ = read_annotations("table", tmp_path, "t.csv", ".", None)
+    splits, _ = read_annotations(data_config(tmp_path, format="table", images=".", annotations="t.csv"))
     found = {split: [r.image_id for r in rows] for split, rows in splits.items()}
     assert found == {"train": ["1.jpg", "4.jpg"], "val": ["2.jpg", "5.jpg"], "test": ["3.jpg"]}
     for word, names in {"train": "5.jpg\n1.jpg\n", "dev": "2\n"}.items():
         (tmp_path / f"Flickr_8k.{word}Images.txt").write_text(names)
-    splits, _ = read_annotations("table", tmp_path, "t.csv", ".", "Flickr_8k.{split}Images.txt")
+    splits, _ = read_annotations(
+        data_config(tmp_path, format="table", images=".", annotations="t.csv", lists="Flickr_8k.{split}Images.txt")
+    )
     assert {s: [r.image_id for r in rows] for s, rows in splits.items()} == {
         "train": ["5.jpg", "1.jpg"],
         "val": ["2.jpg"],
@@ -235,8 +239,8 @@ def test_a_row_without_its_delimiter_keeps_the_others_in_its_caption(tmp_path):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ('[{"image": "1.jpg", "caption": ["' + 150_000 * "a" + '"]}]', "is a JSON list; write its objects one a line"),
-        (150_000 * "a" + ",caption\n", "line 1: .* is no layout that is known"),
+        ('[{"image": "1.jpg", "caption": ["' + 150_000 * "a" + '"]}]', "is a JSON list; write one object per line"),
+        (150_000 * "a" + ",caption\n", "line 1: .* is an unknown layout"),
         ('image,caption\n1.heic,"A sign\n2.heic,A dog\n3.heic,A "ball\n', "line 2: a quotation mark is not closed"),
     ],
 )
@@ -247,7 +251,7 @@ def test_more_that_cannot_be_read_is_one_line(tmp_path, text, words):
 
 def test_splits_are_named_in_any_case(tmp_path):
     (tmp_path / "t.csv").write_text("image,caption,split\n1.jpg,a,Train\n2.jpg,b,VALIDATION\n3.jpg,c,Test\n")
-    splits, _ = read_table(tmp_path, "t.csv", "img", ("train", "val", "test"), pooled=False)
+    splits, _ = read_table(data_config(tmp_path, annotations="t.csv"), ("train", "val", "test"))
     assert {split: [record.image_id for record in rows] for split, rows in splits.items()} == {
         "train": ["1.jpg"],
         "val": ["2.jpg"],

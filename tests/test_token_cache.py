@@ -4,8 +4,13 @@ import json
 
 import pytest
 
-from src.data.token_cache import cached_tokens
+from src.data.words import Words
 from src.runtime.errors import InputError
+
+
+def tokens(name, tokenize) -> Words:
+    """Words that `tokenize` makes."""
+    return type("Made", (Words,), {"tokenize": staticmethod(tokenize)})("en", name)
 
 
 def test_cache(tmp_path):
@@ -14,6 +19,9 @@ def test_cache(tmp_path):
     def tokenize(rows):
         calls.append(len(rows))
         return [row.lower().strip(" .!?") for row in rows]
+
+    def cached_tokens(captions, tokenize, name, folder):
+        return tokens(name, tokenize).tokenize_images(captions, folder)
 
     captions = {7: ["A dog.", "The dog!"], 3: [], 5: ["Caf\u00e9?", "lone \ud800"]}
     expected = {7: ["a dog", "the dog"], 3: [], 5: ["caf\u00e9", "lone \ud800"]}
@@ -44,5 +52,5 @@ def test_cache(tmp_path):
 
 def test_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file.*writable folder"):
-        cached_tokens({1: ["a"]}, list, "ptb", tmp_path / "file")
+    with pytest.raises(InputError, match=r"file.*use a writable folder"):
+        tokens("ptb", list).tokenize_images({1: ["a"]}, tmp_path / "file")

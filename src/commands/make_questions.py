@@ -14,8 +14,7 @@ from src.commands.demo_data import make_demo_data
 from src.config.load import load_config
 from src.config.schema import Config
 from src.data.locate import evaluated_split, find_images, read_records
-from src.data.question_file import QuestionFile
-from src.data.questions import questions_file
+from src.data.questions import QuestionFile, questions_file
 from src.data.record import SPLITS, Record
 from src.rewards.question_maker import ImageFailed, QuestionMaker
 from src.runtime.environment import prepare_environment, run_program

@@ -19,7 +19,7 @@ from src.data.digests import content_digests
 from src.data.locate import read_records
 from src.data.photographs import UnusableImage, decode, read_image_file
 from src.data.records import Record
-from src.data.shards import LISTING, PART, Image, check_shards, mindrecord_reason, relative_name, write_listing
+from src.data.shards import LISTING, PART, check_shards, mindrecord_reason, write_listing
 from src.runtime.environment import prepare_environment, run_program
 from src.runtime.errors import InputError
 from src.runtime.files import given_file
@@ -86,12 +86,12 @@ def write_splits(
 def _is_there(folder: Path, root: Path, records: Sequence[Record], memory: Path) -> bool:
     """Whether a split is written whole, of the present bytes of these files."""
     try:
-        held = {tuple(image) for images in check_shards(folder, memory).shards.values() for image in images}
+        held = {image for images in check_shards(folder, memory).shards.values() for image in images}
     except InputError:
         return False
     digests = content_digests([record.file for record in records], memory)
     return held == {
-        (relative_name(record.file, root), digest.tobytes().hex()) for record, digest in zip(records, digests)
+        (os.path.relpath(record.file, root), digest.tobytes().hex()) for record, digest in zip(records, digests)
     }
 
 
@@ -109,8 +109,8 @@ def _write_split(folder: Path, root: Path, records: Sequence[Record], shards: in
     with Progress(folder.name, len(records), "image") as bar:
         while some := list(islice(rows, _ROWS)):
             for row in some:
-                name = row["file"] = relative_name(row["file"], root)
-                images[name] = Image(name, hashlib.sha256(row["image"]).hexdigest())
+                name = row["file"] = os.path.relpath(row["file"], root)
+                images[name] = (name, hashlib.sha256(row["image"]).hexdigest())
             writer.write_raw_data(some)
             bar.update(len(some))
     writer.commit()

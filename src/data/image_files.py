@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -15,46 +14,39 @@ from src.runtime.errors import InputError
 Loading = Iterator[tuple[Path, Callable[[], bytes]]]
 
 
-class Images(Protocol):
-    """`files` by index: as files, in shards (ShardImages), or checked."""
-
-    files: list[Path]
-
-    def stream(self, order: Sequence[int]) -> Loading:
-        """For each index of `order` the file and what gives its bytes."""
-
-
 class ImageFiles:
-    """`files` by index."""
+    """`files` by index; subclasses read their bytes from shards (ShardImages), or check them."""
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = list(files)
 
     def digests(self, memory: Path) -> np.ndarray:
-        """SHA-256 of each file, uint8 [n, 32]; `content_digests`."""
+        """Return the SHA-256 of each file, uint8 [n, 32]; memory: see `content_digests`."""
         return content_digests(self.files, memory)
 
     def stream(self, order: Sequence[int]) -> Loading:
-        """For each index of `order` the file and what reads its bytes, which raises UnusableImage."""
+        """Yield the file at each index of `order`, with a function that reads its bytes or raises UnusableImage."""
         for index in order:
             yield self.files[index], partial(read_image_file, self.files[index])
 
 
-class UnchangedImages:
-    """`images` whose bytes must still have these digests, uint8 [n, 32], when they are read."""
+class UnchangedImages(ImageFiles):
+    """`images` whose bytes must still have `expected` digests, uint8 [n, 32], when they are read."""
 
-    def __init__(self, images: Images, digests: np.ndarray) -> None:
-        self.files = images.files
-        self._images, self._digests = images, digests
+    def __init__(self, images: ImageFiles, expected: np.ndarray) -> None:
+        super().__init__(images.files)
+        self._images, self._expected = images, expected
 
     def stream(self, order: Sequence[int]) -> Loading:
-        """For each index of `order` the file and what gives its bytes, or InputError where they have changed."""
+        """Stream the images; reading one that has changed raises InputError."""
         for index, (file, load) in zip(order, self._images.stream(order)):
-            yield file, partial(_unchanged, file, load, self._digests[index].tobytes())
+            problem = f"{file}: has changed since this run started; restart the run"
+            yield file, partial(checked, load, self._expected[index].tobytes(), problem)
 
 
-def _unchanged(file: Path, load: Callable[[], bytes], digest: bytes) -> bytes:
+def checked(load: Callable[[], bytes], digest: bytes, problem: str) -> bytes:
+    """Return the bytes that `load` gives if they have a SHA-256; else raise InputError saying `problem`."""
     data = load()
     if hashlib.sha256(data).digest() != digest:
-        raise InputError(f"{file}: has changed since this run started; start it again")
+        raise InputError(problem)
     return data

@@ -1,10 +1,9 @@
-"""Kinds of image files: those that are always read, those that need a package, and what is no developed picture.
+"""Kinds of image files: those that are always read, those that need a package, and undeveloped (raw) photographs.
 
-A package is looked for when a file needs it, not before: its import takes time.
+A package is imported only when a file needs it: the import takes time.
 """
 
 import functools
-from typing import NamedTuple
 
 ALWAYS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")  # one by one: Pillow starts external programs for some (EPS)
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -27,67 +26,57 @@ class UnusableImage(ValueError):
     """Says why a file cannot be used."""
 
 
-class _Extra(NamedTuple):
-    """What a format is called, the suffixes and brands (of ISO media files) that tell it, and how it is installed."""
-
-    name: str
-    suffixes: tuple[str, ...]
-    brands: tuple[bytes, ...]
-    install: str
-
-
-_EXTRAS = {
-    "AVIF": _Extra("AVIF", (".avif", ".avifs"), (b"avif", b"avis"), "pip install 'pillow>=11.3'"),
-    "HEIF": _Extra(
-        "HEIC",
-        (".heic", ".heif", ".hif", ".heics", ".heifs"),
-        (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
-        "pip install pillow-heif",
-    ),
+_BY_SUFFIX = {
+    **dict.fromkeys((".avif", ".avifs"), "AVIF"),
+    **dict.fromkeys((".heic", ".heif", ".hif", ".heics", ".heifs"), "HEIC"),
 }
-KNOWN_SUFFIXES = (*SUFFIXES, *(suffix for extra in _EXTRAS.values() for suffix in extra.suffixes))
+_BY_BRAND = {  # of ISO media files
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
+}
+_INSTALL = {"AVIF": "pip install 'pillow>=11.3'", "HEIC": "pip install pillow-heif"}
+KNOWN_SUFFIXES = (*SUFFIXES, *_BY_SUFFIX)
 
 
 def formats_of(data: bytes) -> tuple[str, ...]:
-    """What Pillow may take the bytes of a file for. Raises UnusableImage that says why they cannot be read."""
+    """Return the formats that Pillow may try on a file's bytes. Raises UnusableImage if it can read none."""
     if data.startswith(_RAW_SIGNATURES) or data[4:12] == b"ftypcrx " or (data[:2] == b"II" and data[8:10] == b"CR"):
         raise UnusableImage(RAW)
     if data[4:8] != b"ftyp":
         return ALWAYS
     box = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
-    brands = {box[place : place + 4] for place in range(0, len(box), 4)}
-    for format, extra in _EXTRAS.items():  # AVIF files may name mif1 too
-        if not brands.isdisjoint(extra.brands):
-            if not _is_installed(format):
-                raise UnusableImage(f"{extra.name} needs {extra.install}")
-            return (format,)
-    return ALWAYS
+    brands = (box[place : place + 4] for place in range(0, len(box), 4))
+    kinds = {_BY_BRAND[brand] for brand in brands if brand in _BY_BRAND}
+    if not kinds:
+        return ALWAYS
+    kind = min(kinds)  # AVIF files may name mif1 too
+    if not _is_installed(kind):
+        raise UnusableImage(f"{kind} needs {_INSTALL[kind]}")
+    return ("HEIF" if kind == "HEIC" else kind,)  # Pillow's name
 
 
 def unidentified(data: bytes) -> str:
-    """Why a file is not read that Pillow takes for none of its formats."""
-    kinds = [kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)]
-    return f"a {kinds[0]} file that is broken, or of a kind that is not read" if kinds else "not an image"
+    """Return why a file is not read that Pillow does not recognise."""
+    kind = next((kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)), None)
+    return f"a {kind} file that is broken or of an unsupported kind" if kind else "not an image"
 
 
 def is_read(suffix: str) -> bool:
-    """Whether files of a suffix, in lower case with its dot, are images that can be read here."""
-    extras = [format for format, extra in _EXTRAS.items() if suffix in extra.suffixes]
-    return suffix in SUFFIXES or any(map(_is_installed, extras))
+    """Return whether files of a suffix, in lower case with its dot, are images that can be read here."""
+    return suffix in SUFFIXES or (suffix in _BY_SUFFIX and _is_installed(_BY_SUFFIX[suffix]))
 
 
 def needs(suffix: str) -> str | None:
-    """What must be done before files of a suffix can be read; None for those that are no images."""
-    installs = [extra.install for extra in _EXTRAS.values() if suffix in extra.suffixes]
-    if installs:
-        return f"{suffix} needs {installs[0]}"
+    """Return what to do before files of a suffix can be read; None if these are no images."""
+    if suffix in _BY_SUFFIX:
+        return f"{suffix} needs {_INSTALL[_BY_SUFFIX[suffix]]}"
     return f"{suffix} is {RAW}" if suffix in _RAW_SUFFIXES else None
 
 
 @functools.cache
-def _is_installed(format: str) -> bool:
+def _is_installed(kind: str) -> bool:
     try:
-        if format == "AVIF":
+        if kind == "AVIF":
             from PIL import AvifImagePlugin
 
             return AvifImagePlugin.SUPPORTED

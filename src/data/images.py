@@ -10,7 +10,8 @@ import mindspore.dataset as ds
 import numpy as np
 from mindspore.dataset import vision
 
-from src.data.image_files import Images
+from src.config.kinds import Preprocessing
+from src.data.image_files import ImageFiles
 from src.data.photographs import UnusableImage, decode
 from src.runtime.errors import InputError
 from src.runtime.threads import in_order
@@ -19,43 +20,32 @@ _PREFETCH = 4  # elements per MindData queue; its default of 16 batches is 300 M
 
 
 class ImageSource:
-    """Images by index, as `decode` reads them."""
+    """The images of `images` by index, preprocessed. Raises InputError naming statistics that are out of range.
+
+    image_size: side in pixels; pictures are squashed to a square, not cropped.
+    workers: threads that read and decode, and as many that resize.
+    resize_after_normalize: the order of the original (with scale 1 and 0-1 statistics: its defect).
+    """
 
     def __init__(
         self,
-        images: Images,
-        *,
+        images: ImageFiles,
         image_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        scale: float,
+        scaling: Preprocessing,
         workers: int,
         resize_after_normalize: bool = False,
     ) -> None:
-        """
-        Args:
-            images: what an index means.
-            image_size: side in pixels; the picture is squashed to a square, not cropped.
-            mean, std: 3 values each for R, G, B: a pixel p of 0..255 becomes (p * scale - mean) / std.
-            scale: 1/255 for statistics of 0..1, 1 for statistics of 0..255.
-            workers: threads that read and decode, and as many that resize.
-            resize_after_normalize: the order of the original (with scale 1 and 0-1 statistics: its defect).
-        Raises:
-            InputError: names the key that is out of range.
-        """
         self._images = images
         self._workers = workers
-        normalize = vision.Normalize(_in_pixels("mean", mean, scale), _in_pixels("std", std, scale))
+        normalize = vision.Normalize(*(_in_pixels(name, scaling) for name in ("mean", "std")))
         resize = vision.Resize((image_size, image_size), vision.Inter.LINEAR)  # not antialiased
         steps = [normalize, resize] if resize_after_normalize else [resize, normalize]
         self._operations = [*steps, vision.HWC2CHW()]
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Generator[np.ndarray, None, None]:
-        """For each array of indices [B] the images float32 [B,3,H,W], rows in that order.
+        """Yield the images float32 [B,3,H,W] of each array of indices [B], rows in that order.
 
-        All arrays have one length (the caller pads the last). Every call starts a pipeline of its own, which ends
-        with the iterator, also with one that is left early.
-        Raises: InputError naming the file that cannot be read or decoded.
+        All arrays have one length (the caller pads the last). Raises InputError naming a file that cannot be decoded.
         """
         if not len(index_batches):
             return
@@ -63,10 +53,18 @@ class ImageSource:
         if any(len(batch) != size for batch in index_batches):
             raise ValueError("all index batches must have one length")
         order = [int(i) for batch in index_batches for i in batch]
+        failures: list[InputError] = []  # MindData's own error says too little
+
+        def pixels() -> Iterator[tuple[np.ndarray]]:
+            try:
+                for image in in_order(_pixels, self._images.stream(order), self._workers):
+                    yield (image,)
+            except InputError as error:
+                failures.append(error)
+                raise
+
         ds.config.set_prefetch_size(_PREFETCH)
-        failures: list[InputError] = []
-        reader = self._reader(order, failures)
-        data = ds.GeneratorDataset(reader, ["image"], shuffle=False, python_multiprocessing=False)
+        data = ds.GeneratorDataset(pixels, ["image"], shuffle=False, python_multiprocessing=False)
         data = data.map(self._operations, ["image"], num_parallel_workers=self._workers)
         data = data.batch(size, drop_remainder=True, num_parallel_workers=1)
         rows = data.create_tuple_iterator(num_epochs=1, output_numpy=True, do_copy=False)
@@ -79,42 +77,27 @@ class ImageSource:
             rows.stop()
 
     def preprocess(self, pixels: np.ndarray) -> np.ndarray:
-        """What `batches` gives, float32 [3,H,W], of one image that is decoded already, uint8 [h,w,3]."""
+        """Preprocess one decoded image, uint8 [h,w,3], as `batches` does: float32 [3,H,W]."""
         for operation in self._operations:
             pixels = operation(pixels)
         return pixels
 
-    def _reader(self, order: Sequence[int], failures: list[InputError]) -> Callable[[], Iterator[tuple[np.ndarray]]]:
-        """The pixels of the images in their order, decoded ahead by `workers` threads.
-
-        failures: gets what was wrong, of which MindData's own error says too little.
-        """
-
-        def rows() -> Iterator[tuple[np.ndarray]]:
-            try:
-                for pixels in in_order(_pixels, self._images.stream(order), self._workers):
-                    yield (pixels,)
-            except InputError as error:
-                failures.append(error)
-                raise
-
-        return rows
-
 
 def _pixels(file: Path, load: Callable[[], bytes]) -> np.ndarray:
-    """uint8 [h,w,3] of one image. Errors: InputError naming the file."""
+    """Decode one image, uint8 [h,w,3]. Raises InputError naming the file."""
     try:
         return np.asarray(decode(load()))
     except UnusableImage as reason:
-        raise InputError(f"{file}: {reason}; restore the file or take it out of the data set") from None
+        raise InputError(f"{file}: {reason}; restore the file or remove it from the data set") from None
 
 
-def _in_pixels(name: str, values: Sequence[float], scale: float) -> list[float]:
-    """Statistics on the 0..255 scale, as MindData wants: (p*scale - mean)/std = (p - mean/scale)/(std/scale)."""
+def _in_pixels(name: str, scaling: Preprocessing) -> list[float]:
+    """Convert statistics to the 0..255 scale of MindData: (p*scale - mean)/std = (p - mean/scale)/(std/scale)."""
+    values, scale = getattr(scaling, name), scaling.scale
     pixels = [value / scale for value in values] if scale > 0 else []
     if len(pixels) != 3 or not all(0 <= pixel <= 255 for pixel in pixels) or (name == "std" and not all(pixels)):
         raise InputError(
-            f"{name}={list(values)} with scale={scale}: three values between 0 and {255 * scale:g} are needed; "
-            "scale=1 goes with statistics of pixels 0..255, scale=1/255 with those of 0..1"
+            f"{name}={list(values)} with scale={scale}: use three values between 0 and {255 * scale:g}; "
+            "scale=1 goes with statistics of pixels 0..255, scale=1/255 with statistics of 0..1"
         )
     return pixels

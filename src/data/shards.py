@@ -1,191 +1,152 @@
-"""Images in MindRecord shards: a folder for each split, with a listing of what each of its files holds.
+"""Images in MindRecord shards: a folder for each split, with a listing of its files and their images.
 
-MindRecord itself notices neither that a shard is missing nor that bytes have changed: the listing holds the size of
-every file, and the SHA-256 of every file and image. Images are found by their path relative to data.root, in whatever
-split.
+MindRecord itself notices neither a missing shard nor changed bytes: the listing holds the size of every file, and the
+SHA-256 of every file and image. Images are found by their path relative to data.root, in any split.
 """
 
 import contextlib
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from src.data.digests import content_digests
+from src.data.image_files import ImageFiles, Loading, checked
 from src.runtime.errors import InputError
 from src.runtime.files import file_digest
 
 LISTING = "listing.json"
-PART = ".part"  # the end of a folder's name before it is whole
-_MEND = "write it anew with scripts/prepare_mindrecord.sh"
-
-
-class Image(NamedTuple):
-    """One image of a shard: its path relative to data.root, and the SHA-256 of its file, hexadecimal."""
-
-    file: str
-    digest: str
+PART = ".part"  # suffix of a folder that is not complete yet
+_FIX = "rewrite it with scripts/prepare_mindrecord.sh"
 
 
 class Listing(NamedTuple):
-    """The files of a split's folder with their SHA-256, and the images of each shard in the order of its rows."""
+    """The files of a split's folder with their SHA-256; the images of each shard by row, as path and SHA-256."""
 
     files: dict[str, str]
-    shards: dict[str, list[Image]]
+    shards: dict[str, list[tuple[str, str]]]
 
 
 class Place(NamedTuple):
-    """Where an image is: `row` counts over all shards."""
+    """The place of an image: `row` counts over all shards; digest: the SHA-256 of its file, hexadecimal."""
 
     row: int
     shard: Path
-    image: Image
+    digest: str
 
 
 class Shards:
-    """All splits under a folder: `paths` of the shards, their `rows`, and `places` of images, by relative path."""
+    """All splits under a folder: `paths` of the shards, and `places` of images by path relative to `root`."""
 
     def __init__(self, folder: Path, root: Path) -> None:
         """Read the listings. Raises InputError naming a listing or shard that is missing or damaged."""
         self.folder, self._root = folder, root
         self.paths: list[Path] = []
         self.places: dict[str, Place] = {}
-        self.rows = 0
+        rows = 0
         for listing in sorted(folder.glob(f"*/{LISTING}")):
             if listing.parent.suffix == PART:
                 continue
             for name, images in read_listing(listing).shards.items():
-                shard = listing.parent / name
-                self.paths.append(shard)
-                for image in images:
-                    self.places[image.file] = Place(self.rows, shard, image)
-                    self.rows += 1
+                self.paths.append(listing.parent / name)
+                for file, digest in images:
+                    self.places[file] = Place(rows, self.paths[-1], digest)
+                    rows += 1
         if not self.paths:
             raise InputError(f"{folder}: no MindRecord shards; write them with scripts/prepare_mindrecord.sh")
 
+    def name(self, file: Path) -> str:
+        """Return the path by which `places` knows an image file."""
+        return os.path.relpath(file, self._root)
+
     def scan(self, files: Iterable[Path]) -> dict[Path, str]:
-        """The files that are in no shard, with a reason, in the given order."""
-        return {file: f"not in {self.folder}" for file in files if self._name(file) not in self.places}
-
-    def place(self, file: Path) -> Place:
-        """Where a file is that `scan` has not named."""
-        return self.places[self._name(file)]
-
-    def _name(self, file: Path) -> str:
-        return relative_name(file, self._root)
+        """Return the files that are in no shard, with a reason, in the given order."""
+        return {file: f"not in {self.folder}" for file in files if self.name(file) not in self.places}
 
 
-class ShardImages:
-    """`files`, read from shards, with the interface of ImageFiles. The files themselves need not exist."""
+class ShardImages(ImageFiles):
+    """`files` read from shards. The files themselves need not exist."""
 
     def __init__(self, files: Sequence[Path], shards: Shards) -> None:
-        self.files = list(files)
-        self._folder = shards.folder
-        self._paths = [str(path) for path in shards.paths]
-        self._rows = shards.rows
-        self._places = [shards.place(file) for file in files]
+        super().__init__(files)
+        self._shards = shards
+        self._places = [shards.places[shards.name(file)] for file in files]
 
     def digests(self, memory: Path) -> np.ndarray:
-        """SHA-256 of the bytes of each image, uint8 [n, 32], as the listings say; memory: as of `content_digests`.
-
-        Errors: InputError naming a file whose bytes are not those that its listing was written with.
-        """
+        """Return the SHA-256 of each image from the listings, uint8 [n, 32], after checking the shards."""
         for folder in sorted({place.shard.parent for place in self._places}):
             check_shards(folder, memory)
-        digests = b"".join(bytes.fromhex(place.image.digest) for place in self._places)
+        digests = b"".join(bytes.fromhex(place.digest) for place in self._places)
         return np.frombuffer(digests, np.uint8).reshape(-1, 32)
 
-    def stream(self, order: Sequence[int]) -> Iterator[tuple[Path, Callable[[], bytes]]]:
-        """For each index of `order` the file and what gives its bytes.
-
-        Only the rows asked for are read. Errors: InputError naming the shard, also from what gives the bytes.
-        """
-        for start in range(0, len(order), self._rows):  # MindRecord takes no more indices than it has rows
-            yield from self._stream(order[start : start + self._rows])
-
-    def _stream(self, order: Sequence[int]) -> Iterator[tuple[Path, Callable[[], bytes]]]:
+    def stream(self, order: Sequence[int]) -> Loading:
+        """Stream the images; only the rows asked for are read. Raises InputError naming a damaged shard."""
         import mindspore.dataset as ds
 
-        places = [self._places[index] for index in order]
-        sampler = ds.SubsetSampler([place.row for place in places])  # rows in the order of its indices
-        try:
-            data = ds.MindDataset(self._paths, ["image"], num_parallel_workers=2, sampler=sampler)
-            rows = data.create_tuple_iterator(num_epochs=1, output_numpy=True)
-            with contextlib.ExitStack() as ending:
-                ending.callback(rows.stop)
-                for index, place, (image,) in zip(order, places, rows, strict=True):
-                    yield self.files[index], _checked(image.tobytes(), place)
-        except (RuntimeError, ValueError) as error:  # ValueError: fewer rows than indices
-            raise InputError(f"{self._folder}: damaged shards ({mindrecord_reason(error)}); {_MEND}") from error
-
-
-def _checked(data: bytes, place: Place) -> Callable[[], bytes]:
-    def load() -> bytes:
-        if hashlib.sha256(data).hexdigest() != place.image.digest:
-            raise InputError(f"{place.shard}: damaged at {place.image.file}; {_MEND}")
-        return data
-
-    return load
+        total, paths = len(self._shards.places), [str(path) for path in self._shards.paths]
+        for start in range(0, len(order), total):  # MindRecord takes no more indices than it has rows
+            indices = order[start : start + total]
+            sampler = ds.SubsetSampler([self._places[index].row for index in indices])  # rows in their order
+            try:
+                data = ds.MindDataset(paths, ["image"], num_parallel_workers=2, sampler=sampler)
+                rows = data.create_tuple_iterator(num_epochs=1, output_numpy=True)
+                with contextlib.ExitStack() as ending:
+                    ending.callback(rows.stop)
+                    for index, (image,) in zip(indices, rows, strict=True):
+                        file, place = self.files[index], self._places[index]
+                        problem = f"{place.shard}: damaged at {file}; {_FIX}"
+                        yield file, partial(checked, image.tobytes, bytes.fromhex(place.digest), problem)
+            except (RuntimeError, ValueError) as error:  # ValueError: fewer rows than indices
+                reason = mindrecord_reason(error)
+                raise InputError(f"{self._shards.folder}: damaged shards ({reason}); {_FIX}") from error
 
 
 def mindrecord_reason(error: Exception) -> str:
-    """The line of MindRecord's long messages that says what is wrong."""
+    """Return the line of MindRecord's long messages that says what is wrong."""
     lines = str(error).splitlines()
     return next((line.removeprefix("[ERROR] ") for line in lines if line.startswith("[ERROR]")), lines[0])
 
 
-def relative_name(file: Path, root: Path) -> str:
-    """How a listing names a file: data.root may move."""
-    return os.path.relpath(file, root)
-
-
-def write_listing(folder: Path, shards: dict[str, list[Image]]) -> None:
-    """Write what the files of a folder hold, with their sizes and digests."""
+def write_listing(folder: Path, shards: dict[str, list[tuple[str, str]]]) -> None:
+    """List the files of a folder with their sizes and digests, and the images of its shards."""
     files = {path.name: [path.stat().st_size, file_digest(path)] for path in sorted(folder.iterdir())}
     (folder / LISTING).write_text(json.dumps({"files": files, "shards": shards}))
 
 
 def read_listing(path: Path) -> Listing:
-    """The listing of a split.
-
-    Errors: InputError naming the listing, or a file beside it that is missing or has another size.
-    """
+    """Read the listing of a split. Raises InputError naming it, or a file beside it that is missing or resized."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         if any(isinstance(entry, int) for entry in tree["files"].values()):
-            raise InputError(f"{path}: is of an older version, without digests of the images; {_MEND}")
-        files = {str(name): str(digest) for name, (_, digest) in tree["files"].items()}
-        sizes = {str(name): int(size) for name, (size, _) in tree["files"].items()}
+            raise InputError(f"{path}: was written by an older version, without digests of the images; {_FIX}")
+        files = {str(name): (int(size), str(digest)) for name, (size, digest) in tree["files"].items()}
         shards = {
-            str(name): [Image(str(file), bytes.fromhex(digest).hex()) for file, digest in rows]
+            str(name): [(str(file), bytes.fromhex(digest).hex()) for file, digest in rows]
             for name, rows in tree["shards"].items()
         }
-        whole = all(len(image.digest) == 64 for images in shards.values() for image in images)
+        lengths = {len(digest) for images in shards.values() for _, digest in images}
+        if not lengths <= {64} or not shards.keys() <= files.keys() or "/" in "".join(files):
+            raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read ({type(error).__name__}); {_MEND}") from None
-    for name, size in sizes.items():
+        raise InputError(f"{path}: damaged or unreadable ({type(error).__name__}); {_FIX}") from None
+    for name, (size, _) in files.items():
         shard = path.parent / name
         found = shard.stat().st_size if shard.is_file() else None
         if found != size:
             state = "missing" if found is None else f"has {found:,} bytes, not {size:,}"
-            raise InputError(f"{shard}: {state}; restore it, or {_MEND}")
-    if not whole or not shards.keys() <= sizes.keys() or any("/" in name for name in sizes):
-        raise InputError(f"{path}: damaged; {_MEND}")
-    return Listing(files, shards)
+            raise InputError(f"{shard}: {state}; restore it, or {_FIX}")
+    return Listing({name: digest for name, (_, digest) in files.items()}, shards)
 
 
 def check_shards(folder: Path, memory: Path) -> Listing:
-    """The listing of a split's folder, of which every byte is as it was written; `content_digests` remembers that.
-
-    Errors: InputError naming a file that is not.
-    """
+    """Read the listing of a split's folder. Raises InputError if any byte of its files has changed."""
     listing = read_listing(folder / LISTING)
     found = content_digests([folder / name for name in listing.files], memory)
     for (name, digest), seen in zip(listing.files.items(), found, strict=True):
         if seen.tobytes().hex() != digest:
-            raise InputError(f"{folder / name}: has other bytes than it was written with; restore it, or {_MEND}")
+            raise InputError(f"{folder / name}: has changed since it was written; restore it, or {_FIX}")
     return listing

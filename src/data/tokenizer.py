@@ -7,6 +7,7 @@ so a caption that says "[EOS]" is just an unknown word.
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +16,8 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from src.data.words import BLANK_BESIDE_HAN
-from src.runtime.errors import InputError
-from src.runtime.files import whole_file
+from src.runtime.errors import InputError, one_line
+from src.runtime.files import read_text_lines, whole_file
 
 # Names of PAD, UNK, BOS, EOS, by the library's model type.
 _SPECIALS = {
@@ -26,16 +27,12 @@ _SPECIALS = {
 
 
 class TokenIds(NamedTuple):
-    """The ids that a policy knows by name.
+    """The ids that a policy knows by name."""
 
-    pad fills a row behind its end; bos precedes every completion; each of eos ends one. allowed: bool [V], the ids that
-    may be sampled.
-    """
-
-    pad: int
-    bos: int
-    eos: tuple[int, ...]
-    allowed: np.ndarray
+    pad: int  # fills a row behind its end
+    bos: int  # precedes every completion
+    eos: tuple[int, ...]  # each ends a completion
+    allowed: np.ndarray  # bool [V], the ids that may be sampled
 
 
 class Tokenizer:
@@ -45,6 +42,7 @@ class Tokenizer:
         vocab_size: V.
         pad_id, unk_id, bos_id, eos_id: ids of the special tokens.
         allowed: bool [V], the ids that the policy may produce: all but PAD, UNK, BOS, [MASK] and [unusedN].
+        token_ids: the same for a policy.
         chinese: whether `decode` writes Chinese, without blanks beside Han characters.
         fingerprint: sha256 (hexadecimal) of the vocabulary in its order.
     """
@@ -54,64 +52,46 @@ class Tokenizer:
         self._library = library
         vocab = library.get_vocab()
         specials = _SPECIALS[type(library.model).__name__]
-        missing = [token for token in specials if token not in vocab]
-        if missing:
-            raise InputError(f"{source}: {missing[0]} is missing from the vocabulary; take one made for this program")
+        missing = [f"{token} is missing from the vocabulary" for token in specials if token not in vocab]
         tokens = sorted(vocab, key=vocab.__getitem__)
         if [vocab[token] for token in tokens] != list(range(len(tokens))):
-            raise InputError(f"{source}: the ids of the vocabulary have gaps; take one made for this program")
+            missing.append("the ids of the vocabulary have gaps")
+        if missing:
+            raise InputError(f"{source}: {missing[0]}; use a vocabulary made for this program")
         self.vocab_size = len(tokens)
         self.pad_id, self.unk_id, self.bos_id, self.eos_id = (vocab[token] for token in specials)
         self.allowed = np.array([not (t == "[MASK]" or t.startswith("[unused")) for t in tokens])  # [V]
         self.allowed[[self.pad_id, self.unk_id, self.bos_id]] = False
+        self.token_ids = TokenIds(self.pad_id, self.bos_id, (self.eos_id,), self.allowed)
         self.chinese = isinstance(library.decoder, decoders.Sequence)
         self.fingerprint = hashlib.sha256("\n".join(tokens).encode()).hexdigest()
 
-    @property
-    def token_ids(self) -> TokenIds:
-        """What a policy that speaks this vocabulary needs to know of it."""
-        return TokenIds(self.pad_id, self.bos_id, (self.eos_id,), self.allowed)
-
     def encode(self, caption: str) -> list[int]:
-        """Ids of the caption, without BOS and EOS."""
+        """Return the ids of a caption, without BOS and EOS."""
         return self._library.encode(caption, add_special_tokens=False).ids
 
     def words_of_tokens(self, caption: str) -> list[int]:
-        """For each token of `encode(caption)` which word, between blanks, of the caption it belongs to.
-
-        Of Chinese give `Words.spaced`.
-        """
+        """Return which word, between blanks, each token of `encode` belongs to; use `Words.spaced` first on Chinese."""
         encoding = self._library.encode(caption, add_special_tokens=False)
         return [len(caption[: start + 1].split()) - 1 for start, _ in encoding.offsets]
 
     def encode_targets(self, captions: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray, int]:
-        """What teacher forcing has to predict.
+        """Return the targets of teacher forcing: ids int32 [n, T], mask bool [n, T], and how many captions were cut.
 
-        Args:
-            captions: n captions.
-            length: T, tokens per row.
-        Returns:
-            ids int32 [n, T]: the tokens, then EOS if there is room, then PAD. A caption of more than T tokens is cut.
-            mask bool [n, T]: 1 where the id counts as a target: not for PAD, nor for what the policy cannot produce.
-            The number of captions that were cut.
+        T is `length`. A row has tokens, then EOS if there is room, then PAD; a caption of more than T tokens is cut.
+        The mask is 0 for PAD and for what the policy cannot produce.
         """
         ids = np.full((len(captions), length), self.pad_id, np.int32)
-        cut = 0
-        for row, encoding in enumerate(self._library.encode_batch(list(captions), add_special_tokens=False)):
-            tokens = encoding.ids
-            cut += len(tokens) > length
-            tokens = [*tokens, self.eos_id][:length]
-            ids[row, : len(tokens)] = tokens
-        return ids, self.allowed[ids], cut
+        rows = [encoding.ids for encoding in self._library.encode_batch(list(captions), add_special_tokens=False)]
+        for place, row in enumerate(rows):
+            tokens = [*row, self.eos_id][:length]
+            ids[place, : len(tokens)] = tokens
+        return ids, self.allowed[ids], sum(len(row) > length for row in rows)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text up to the first EOS, without special tokens."""
-        kept = []
-        for token in ids:
-            if token == self.eos_id:
-                break
-            if token not in (self.pad_id, self.unk_id, self.bos_id):
-                kept.append(int(token))
+        """Return the text up to the first EOS, without special tokens."""
+        specials = (self.pad_id, self.unk_id, self.bos_id)
+        kept = [int(token) for token in takewhile(lambda token: token != self.eos_id, ids) if token not in specials]
         return self._library.decode(kept, skip_special_tokens=False)
 
     def save(self, path: Path) -> None:
@@ -123,7 +103,7 @@ class Tokenizer:
 def decode_completions(
     tokenizer: Tokenizer, eos: Sequence[int], ids: np.ndarray, mask: np.ndarray
 ) -> tuple[list[str], np.ndarray]:
-    """The texts of completions int32 [M, T], and whether each ends in one of the ids `eos`, bool [M].
+    """Return the texts of completions int32 [M, T], and whether each ends in one of the ids `eos`, bool [M].
 
     mask [M, T]: above 0 for the tokens that were sampled, the end included.
     """
@@ -133,7 +113,7 @@ def decode_completions(
 
 
 def build_word_tokenizer(captions: Iterable[str], min_count: int, *, chinese: bool = False) -> Tokenizer:
-    """Words that occur at least `min_count` times, by falling count, then alphabetically, from id 4 on.
+    """Number the words that occur at least `min_count` times, by falling count, then alphabetically, from id 4 on.
 
     `captions` are tokenised: lower-case words with blanks between. Raises InputError if no word is left.
     """
@@ -152,21 +132,13 @@ def build_word_tokenizer(captions: Iterable[str], min_count: int, *, chinese: bo
 
 
 def build_wordpiece_tokenizer(vocab_file: Path, *, chinese: bool = False) -> Tokenizer:
-    """BERT's lower-cased word pieces from a vocab.txt, one token per line; BOS is [CLS], EOS is [SEP].
-
-    Raises InputError if the file is missing, not UTF-8, has a blank line, names a token twice or lacks a special one.
-    """
-    mend = "set tokenizer.vocab to an unchanged vocab.txt of BERT"
-    try:
-        tokens = vocab_file.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"{vocab_file}: no such vocabulary; {mend}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{vocab_file}: cannot be read ({error}); {mend}") from None
+    """Load BERT's lower-cased word pieces from a vocab.txt, one token per line; BOS is [CLS], EOS is [SEP]."""
+    fix = "set tokenizer.vocab to an unchanged vocab.txt of BERT"
+    lines = read_text_lines(vocab_file, f"no such vocabulary; {fix}", fix)
     vocab: dict[str, int] = {}
-    for place, token in enumerate(token.removesuffix("\r") for token in tokens):
+    for place, token in enumerate(lines[:-1] if len(lines) > 1 and not lines[-1] else lines):
         if not token.strip() or token in vocab:
-            raise InputError(f"{vocab_file}: line {place + 1} is blank or repeats a token ({token!r}); {mend}")
+            raise InputError(f"{vocab_file}: line {place + 1} is blank or repeats a token ({token!r}); {fix}")
         vocab[token] = place
     unk = _SPECIALS["WordPiece"][1]
     library = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100))
@@ -177,20 +149,18 @@ def build_wordpiece_tokenizer(vocab_file: Path, *, chinese: bool = False) -> Tok
 
 
 def _chinese_decoder() -> decoders.Decoder:
-    """Words or pieces as Chinese is written; kept in tokenizer.json, so that whoever decodes need not know it."""
+    """Join words or pieces as Chinese is written; tokenizer.json keeps this, so that readers need not know it."""
     joined = [decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse()]
     return decoders.Sequence([*joined, decoders.Replace(Regex(BLANK_BESIDE_HAN), "")])
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read what `Tokenizer.save` wrote. Raises InputError if the file is missing, broken or of another kind."""
+    """Read the file of `Tokenizer.save`. Raises InputError if it is missing, damaged or of another kind."""
     if not path.is_file():
-        raise InputError(f"{path}: no such tokenizer; it belongs to the run folder: train again, or copy it back")
+        raise InputError(f"{path}: no such tokenizer; restore it from the run folder, or train again")
     try:
         library = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        _SPECIALS[type(library.model).__name__]
     except Exception as error:  # the library raises bare Exception on broken JSON
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: not a tokenizer of this program ({reason}); copy it from the run again") from None
-    if type(library.model).__name__ not in _SPECIALS:
-        raise InputError(f"{path}: not a tokenizer of this program; copy it from the run again")
+        raise InputError(f"{path}: not a tokenizer of this program ({one_line(error)}); copy it again") from None
     return Tokenizer(library, str(path))

@@ -1,11 +1,14 @@
-"""How captions become words: one place for ground truths, vocabulary, rewards, validation, diversity and metrics.
+"""Split captions into words, alike for ground truths, vocabulary, rewards, validation, diversity and metrics.
 
 English (en), and every language with blanks between words: PTB tokens (src/data/ptb.py). Chinese (zh) has no blanks:
 each Han character is a word, or jieba cuts runs of them; runs of other letters and digits stay whole; punctuation is
 dropped. Text is NFKC-normalised first (full-width letters and digits become ordinary ones) and lower-cased.
 """
 
+import contextlib
 import functools
+import hashlib
+import json
 import re
 import sys
 import unicodedata
@@ -18,8 +21,8 @@ from pathlib import Path
 from src.config.schema import DataConfig
 from src.data.ptb import ptb_tokenize
 from src.data.record import ImageId
-from src.data.token_cache import cached_tokens
 from src.runtime.errors import InputError
+from src.runtime.files import one_at_a_time, whole_file
 
 # Ranges of regular expressions, for Python's and for the `tokenizers` library's.
 HAN = "々〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -37,7 +40,6 @@ _UNSPACED = {
     "Yi": "\ua000-\ua4cf",
 }
 _SCRIPTS = {name: re.compile(rf"(?=[^\W\d_])[{letters}]") for name, letters in _UNSPACED.items()}
-_ANY_SCRIPT = re.compile(f"[{''.join(_UNSPACED.values())}]")
 _LETTER = re.compile(r"[^\W\d_]")
 _RUN = 4  # letters between blanks: captions whose words are separated have fewer on average
 _MANY = 0.1  # share of captions
@@ -53,70 +55,80 @@ _PIECE = re.compile(rf"[{HAN}]+|\d+(?:,\d+)+|{_OTHER}(?:[-'’.]{_OTHER})*")
 
 @dataclass(frozen=True)
 class Words:
-    """How the captions of a data set become words.
+    """The rules that split the captions of a data set into words."""
 
-    language: en | zh; name: what signatures call it. cut_han: the words of a run of Han characters; None: not zh.
-    note: a line to say where this is not English, warning: a line where scores would compare whole captions, or "".
-    """
-
-    language: str
-    name: str
-    cut_han: Callable[[str], list[str]] | None = None
-    note: str = ""
-    warning: str = ""
+    language: str  # en | zh
+    name: str  # in signatures
+    cut_han: Callable[[str], list[str]] | None = None  # cuts a run of Han characters into words; None: not zh
+    note: str = ""  # a line to print if this is not English
+    warning: str = ""  # a line to print if scores would compare whole captions
 
     def tokenize(self, captions: Sequence[str]) -> list[str]:
-        """Written captions as words with blanks between. InputError if Java, which en needs, is missing or fails."""
+        """Put blanks between the words of written captions. Raises InputError if Java, which en needs, fails."""
         return ptb_tokenize(captions) if self.cut_han is None else [" ".join(self.split(row)) for row in captions]
 
     def tokenize_images(
         self, captions: Mapping[ImageId, Sequence[str]], cache_dir: Path | None = None
     ) -> dict[ImageId, list[str]]:
-        """`tokenize` for the captions of each image id, in the same order; `cache_dir` keeps the result."""
-        return cached_tokens(captions, self.tokenize, self.name, cache_dir)
+        """Tokenise the captions of each image id; `name` and a hash of the captions name the file in `cache_dir`.
+
+        A damaged cache is rewritten. Raises InputError if it cannot be written.
+        """
+        if cache_dir is None:
+            lines = iter(self.tokenize([caption for rows in captions.values() for caption in rows]))
+            return {image_id: [next(lines) for _ in rows] for image_id, rows in captions.items()}
+        source = json.dumps([version("pycocoevalcap"), [[image_id, list(rows)] for image_id, rows in captions.items()]])
+        path = cache_dir / f"{self.name}-{hashlib.sha256(source.encode()).hexdigest()}.json"
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+            cached = json.loads(path.read_text(encoding="utf-8"))
+            if [[type(line) for line in rows] for rows in cached] == [[str] * len(rows) for rows in captions.values()]:
+                return dict(zip(captions, cached, strict=True))
+        tokenized = self.tokenize_images(captions)
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with one_at_a_time(cache_dir), whole_file(path) as partial:
+                partial.write_text(json.dumps(list(tokenized.values())), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{cache_dir}: cannot write the token cache ({error}); use a writable folder") from error
+        return tokenized
 
     def split(self, caption: str) -> list[str]:
-        """The words of a decoded caption. In English it has blanks between PTB tokens already, and no Java runs."""
+        """Return the words of a decoded caption. English has blanks between PTB tokens already, so no Java runs."""
         if self.cut_han is None:
             return caption.split()
         text = unicodedata.normalize("NFKC", caption).lower()
         # Punctuation goes before words are cut, so that a caption decoded without it is cut as its ground truth was.
-        text = without_blanks(" ".join(_PIECE.findall(text)))
-        return [word for piece in _PIECE.findall(text) for word in self._cut(piece)]
+        return self._cut(_PIECE.findall(without_blanks(" ".join(_PIECE.findall(text)))))
 
     def spaced(self, caption: str) -> str:
-        """A decoded caption with blanks between its words, none of which is dropped: as people choose words in it."""
-        if self.cut_han is None:
-            return caption
-        return " ".join(word for piece in _SHOWN.findall(caption) for word in self._cut(piece))
+        """Put blanks between the words of a decoded caption and drop none, so that people can choose words."""
+        return caption if self.cut_han is None else " ".join(self._cut(_SHOWN.findall(caption)))
 
-    def _cut(self, piece: str) -> list[str]:
-        return self.cut_han(piece) if self.cut_han and _HAN_RUN.match(piece) else [piece]
+    def _cut(self, pieces: Iterable[str]) -> list[str]:
+        han = self.cut_han or list
+        return [word for piece in pieces for word in (han(piece) if _HAN_RUN.match(piece) else [piece])]
 
 
 ENGLISH = Words("en", "ptb")
 
 
 def without_blanks(text: str) -> str:
-    """Text as Chinese is written: no blank before or behind a Han character."""
+    """Remove the blanks beside Han characters, as Chinese is written."""
     return re.sub(BLANK_BESIDE_HAN, "", text)
 
 
 def choose_words(data: DataConfig, captions: Iterable[str]) -> Words:
-    """What `data.language` and `data.segmentation` say about these captions; `auto` reads them.
-
-    Errors: InputError where jieba is wanted and missing.
-    """
+    """Choose by `data.language` and `data.segmentation`; `auto` reads the captions."""
     total, scripts, unspaced = count_scripts(captions)
     chinese = 2 * scripts["Chinese"] > total and scripts["Japanese"] <= _MANY * scripts["Chinese"]
     if data.language == "zh" or (data.language == "auto" and chinese):
         warning = _warning(total, unspaced - Counter({"Chinese": total}))
         return replace(build_chinese(data.segmentation), warning=warning)
-    return Words("en", "ptb", warning=_warning(total, unspaced))
+    return replace(ENGLISH, warning=_warning(total, unspaced))
 
 
 def build_chinese(segmentation: str) -> Words:
-    """Words of Chinese: characters | jieba. Errors: InputError where jieba is missing."""
+    """Build the words of Chinese: characters | jieba. Raises InputError if jieba is missing."""
     cut, name = (_jieba(), f"jieba{version('jieba')}") if segmentation == "jieba" else (list, segmentation)
     kind = "Han characters" if segmentation == "characters" else f"cut by {name}"
     note = f"captions are Chinese (data.language): words are {kind} (data.segmentation), METEOR and SPICE are left out"
@@ -124,14 +136,12 @@ def build_chinese(segmentation: str) -> Words:
 
 
 def count_scripts(captions: Iterable[str]) -> tuple[int, Counter, Counter]:
-    """The number of captions, of those mostly in each script without blanks, and of those of them that have none."""
+    """Count the captions, those mostly in each script without blanks, and those of them without any blanks."""
     total, scripts, unspaced = 0, Counter[str](), Counter[str]()
     for caption in captions:
         total += 1
-        caption = caption.replace("\u200b", " ")  # a blank of no width, which PTB takes for one
-        if caption.isascii() or not _ANY_SCRIPT.search(caption):
-            continue
-        letters = {name: len(script.findall(caption)) for name, script in _SCRIPTS.items()}
+        caption = caption.replace("\u200b", " ")  # a zero-width space, which PTB takes for a blank
+        letters = {} if caption.isascii() else {name: len(found.findall(caption)) for name, found in _SCRIPTS.items()}
         count = sum(letters.values())
         if 2 * count <= len(_LETTER.findall(caption)):
             continue
@@ -142,17 +152,14 @@ def count_scripts(captions: Iterable[str]) -> tuple[int, Counter, Counter]:
 
 
 def lost_letters(captions: Iterable[str], tokens: Iterable[str]) -> str:
-    """A line to say where PTB's rules, made for English, drop letters or marks of many captions, or ""."""
-    lost, total, example = 0, 0, ""
-    for caption, line in zip(captions, tokens):
-        total += 1
-        if not caption.isascii() and _letters(line) < _letters(caption):
-            lost, example = lost + 1, example or caption
-    if lost <= _MANY * total:
+    """Return a warning if PTB's rules, made for English, drop letters or marks of many captions, else ""."""
+    pairs = list(zip(captions, tokens))
+    lost = [caption for caption, line in pairs if not caption.isascii() and _letters(line) < _letters(caption)]
+    if len(lost) <= _MANY * len(pairs):
         return ""
     return (
-        f"warning: the PTB tokenizer drops letters of {lost:,} of {total:,} captions, such as {example[:40]!r}: "
-        "vocabulary, scores and rewards are of what is left; transliterate the captions before training"
+        f"warning: the PTB tokenizer drops letters of {len(lost):,} of {len(pairs):,} captions, such as "
+        f"{lost[0][:40]!r}: vocabulary, scores and rewards see only the rest; transliterate captions before training"
     )
 
 
@@ -161,7 +168,7 @@ def _letters(text: str) -> int:
 
 
 def _warning(total: int, unspaced: Counter) -> str:
-    """What to say where many of `total` captions have no blanks between words; unspaced: how many by script."""
+    """Return a warning if many of `total` captions have no blanks between words; unspaced: how many by script."""
     count = unspaced.total()
     if count == 0 or count < _MANY * total:
         return ""
@@ -183,7 +190,7 @@ def _jieba() -> Callable[[str], list[str]]:
             "scripts/extra_requirements.txt', or set data.segmentation=characters"
         ) from None
     cutter = jieba.Tokenizer()
-    # What initialize() does, but for its cache: that is a file in /tmp, which anybody may have written.
+    # Like initialize(), but without its cache: a file in /tmp, which anybody may have written.
     cutter.FREQ, cutter.total = cutter.gen_pfdict(cutter.get_dict_file())
     cutter.initialized = True
     return cutter.lcut

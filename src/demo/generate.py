@@ -2,7 +2,7 @@
 
     root/annotations/captions_{train,val,test}.json    COCO captions; each image also holds its scene (see scenes.py)
     root/images/{train,val,test}/NNNNNN.png
-    root/questions/{train,val,test}.jsonl              five to seven questions an image (see questions.py)
+    root/questions/{train,val,test}.jsonl              five to seven questions an image (see scene_questions.py)
 
 The folder appears complete or not at all: it is filled under another name and renamed at the end.
 """
@@ -14,42 +14,38 @@ from pathlib import Path
 import numpy as np
 
 from src.data.questions import Question, write_questions
-from src.demo.captions import write_captions
-from src.demo.questions import questions_of
+from src.data.record import SPLITS
+from src.demo.scene_captions import write_captions
+from src.demo.scene_questions import choose_questions, write_question
 from src.demo.scenes import describe_scene, draw_scene
 from src.runtime.errors import InputError
 from src.runtime.files import one_at_a_time
 from src.runtime.progress import Progress
 from src.runtime.rng import generator
 
-SPLITS = ("train", "val", "test")
-CAPTIONS_PER_IMAGE = 5
-MIN_SIZE = 48  # pixels; below, textures cannot be told apart
-MAX_IMAGES = 99_999  # of a split: image ids are 100,000 * (1 + split) + index
+_MIN_SIZE = 48  # pixels; textures of smaller pictures cannot be told apart
+_MAX_IMAGES = 99_999  # of a split: image ids are 100,000 * (1 + split) + index
 # Raised with every change that makes other pictures, captions or questions from the same arguments.
-VERSION = 2
+_VERSION = 2
 
 
 def generate_demo(
     root: Path, *, seed: int = 0, train: int = 3000, val: int = 300, test: int = 500, size: int = 96
 ) -> None:
-    """Write the demo data into `root`, unless it is there already.
+    """Write the demo data to `root`, unless it is there already.
 
     The same arguments give the same bytes, and an image depends on nothing but seed, split, its index and `size`.
 
-    Args:
-        root: folder to make; it must be absent or empty, or hold demo data of the same arguments.
-        seed: 0 or more.
-        train, val, test: number of images of each split.
-        size: width and height of the pictures in pixels.
-
-    Raises:
-        InputError: a bad argument, a folder that holds something else, or one that cannot be written.
+    train, val and test are numbers of images; size is the width and height of the pictures in pixels.
+    Raises InputError if an argument is wrong, or the folder holds something else or cannot be written.
     """
-    root = Path(root)
-    counts = {"train": train, "val": val, "test": test}
-    _check_arguments(seed, counts, size)
-    arguments = {"version": VERSION, "seed": seed, **counts, "size": size}
+    arguments = {"version": _VERSION, "seed": seed, "train": train, "val": val, "test": test, "size": size}
+    least = {"size": _MIN_SIZE, **dict.fromkeys(SPLITS, 1)}
+    for key, value in arguments.items():
+        if value < least.get(key, 0):
+            raise InputError(f"demo data: {key} is {value}, but must be at least {least.get(key, 0)}")
+        if key in SPLITS and value > _MAX_IMAGES:
+            raise InputError(f"demo data: {key} is {value} images, but must be at most {_MAX_IMAGES}")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(root.parent):
@@ -60,40 +56,23 @@ def generate_demo(
         raise InputError(f"cannot write the demo data to {root}: {reason}; choose another data.root") from error
 
 
-def _check_arguments(seed: int, counts: dict[str, int], size: int) -> None:
-    if seed < 0:
-        raise InputError(f"demo data: seed is {seed}, it must be 0 or more")
-    if size < MIN_SIZE:
-        raise InputError(f"demo data: size is {size}, it must be {MIN_SIZE} pixels or more")
-    for split, count in counts.items():
-        if not 1 <= count <= MAX_IMAGES:
-            raise InputError(f"demo data: {split} is {count} images, it must be 1 to {MAX_IMAGES}")
-
-
 def _is_complete(root: Path, arguments: dict[str, int]) -> bool:
-    """Whether `root` holds this very data. False if it is absent or empty; anything else is the user's to remove."""
+    """Return False if `root` is absent or empty. Raises InputError if it holds other data, never removed here."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
+    fix = "remove the folder or choose another data.root"
     for split in SPLITS:
-        path = _annotation_path(root, split)
+        path = root / f"annotations/captions_{split}.json"
         try:
             found = dict(json.loads(path.read_text())["info"]["arguments"])
         except (OSError, ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{root} exists but is not complete demo data ({path} is missing or unreadable): "
-                "remove the folder or choose another data.root"
-            ) from None
+            reason = f"{path} is missing or unreadable"
+            raise InputError(f"{root} exists but is not complete demo data ({reason}): {fix}") from None
         if found != arguments:
-            raise InputError(
-                f"{root} holds demo data of other arguments ({_differences(found, arguments)}): "
-                "remove the folder or choose another data.root"
-            )
+            unequal = [key for key in arguments if found.get(key) != arguments[key]]
+            differences = ", ".join(f"{key} {found.get(key)} instead of {arguments[key]}" for key in unequal)
+            raise InputError(f"{root} holds demo data of other arguments ({differences}): {fix}")
     return True
-
-
-def _differences(found: dict[str, int], wanted: dict[str, int]) -> str:
-    unequal = [key for key in wanted if found.get(key) != wanted[key]]
-    return ", ".join(f"{key} {found.get(key)} instead of {wanted[key]}" for key in unequal)
 
 
 def _generate(root: Path, arguments: dict[str, int]) -> None:
@@ -101,48 +80,36 @@ def _generate(root: Path, arguments: dict[str, int]) -> None:
     if partial.exists():  # left by a run that was killed
         shutil.rmtree(partial)
     try:
-        total = sum(arguments[split] for split in SPLITS)
-        with Progress("demo data", total, "image") as progress:
-            for split_index, split in enumerate(SPLITS):
-                _write_split(partial, split_index, split, arguments, progress)
+        with Progress("demo data", sum(arguments[split] for split in SPLITS), "image") as progress:
+            for split in SPLITS:
+                _write_split(partial, split, arguments, progress)
         partial.rename(root)  # an empty folder in its place is replaced
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_split(root: Path, split_index: int, split: str, arguments: dict[str, int], progress: Progress) -> None:
-    folder = root / "images" / split
+def _write_split(root: Path, split: str, arguments: dict[str, int], progress: Progress) -> None:
+    folder, place = root / "images" / split, SPLITS.index(split)
     folder.mkdir(parents=True)
     images, annotations = [], []
     questions: list[Question] = []
     for index in range(arguments[split]):
         # A generator for every image: it stays the same image however many there are.
-        rng = np.random.default_rng([arguments["seed"], split_index, index])
+        rng = np.random.default_rng([arguments["seed"], place, index])
         scene = describe_scene(rng, arguments["size"])
-        image_id = 100_000 * (1 + split_index) + index
-        file_name = f"{image_id:06d}.png"
-        draw_scene(scene).save(folder / file_name, compress_level=1)
-        images.append(
-            {"id": image_id, "file_name": file_name, "width": scene["size"], "height": scene["size"], "scene": scene}
-        )
-        for number, caption in enumerate(write_captions(scene, rng, CAPTIONS_PER_IMAGE)):
+        image_id = 100_000 * (1 + place) + index
+        entry = {"id": image_id, "file_name": f"{image_id:06d}.png", "width": scene["size"], "height": scene["size"]}
+        images.append({**entry, "scene": scene})
+        draw_scene(scene).save(folder / entry["file_name"], compress_level=1)
+        for number, caption in enumerate(write_captions(scene, rng)):
             annotations.append({"id": 10 * image_id + number, "image_id": image_id, "caption": caption})
-        # A stream of their own: pictures and captions do not depend on what is asked.
-        questions += questions_of(scene, image_id, generator("questions", arguments["seed"], split_index, index))
+        # Questions have their own stream: pictures and captions do not depend on them.
+        rng = generator("questions", arguments["seed"], place, index)
+        questions += [write_question(candidate, image_id, rng) for candidate in choose_questions(scene, rng)]
         progress.update()
-    content = {
-        "info": {"description": f"Demo scenes, {split} split", "arguments": arguments},
-        "licenses": [],
-        "images": images,
-        "annotations": annotations,
-    }
-    path = _annotation_path(root, split)
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content))
-    path = root / "questions" / f"{split}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    write_questions(path, questions)
-
-
-def _annotation_path(root: Path, split: str) -> Path:
-    return root / "annotations" / f"captions_{split}.json"
+    info = {"description": f"Demo scenes, {split} split", "arguments": arguments}
+    content = {"info": info, "licenses": [], "images": images, "annotations": annotations}
+    for folder in (root / "annotations", root / "questions"):
+        folder.mkdir(exist_ok=True)
+    (root / f"annotations/captions_{split}.json").write_text(json.dumps(content))
+    write_questions(root / "questions" / f"{split}.jsonl", questions)

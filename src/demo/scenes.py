@@ -1,7 +1,6 @@
 """Scenes of the demo data: a JSON description of one to three objects on a background, and its picture.
 
-`describe_scene` draws the lots. `draw_scene` needs nothing but the description, so a scene can be drawn again,
-and questions about a picture can be answered from the description alone:
+`describe_scene` draws at random. The description is enough to draw the scene again, and to answer questions about it:
 
     {"size": 96, "noise_seed": 8123,                        # width = height in pixels; seed of the background's grain
      "background": {"kind": "grass", "colour": "green", "rgb": [86, 152, 62]},
@@ -12,12 +11,13 @@ and questions about a picture can be answered from the description alone:
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 COLOURS = {
     "red": (215, 40, 40),
@@ -52,12 +52,9 @@ _OVERSAMPLING = 2  # objects are drawn this many times larger and averaged down,
 
 
 def _polar(radii: list[float], start: float = -90) -> list[tuple[float, float]]:
-    """Corner points at equal angles, clockwise from `start` degrees (-90 is up)."""
-    points = []
-    for k, radius in enumerate(radii):
-        angle = math.radians(start + 360 * k / len(radii))
-        points.append((radius * math.cos(angle), radius * math.sin(angle)))
-    return points
+    """Place corner points at equal angles, clockwise from `start` degrees (-90 is up)."""
+    angles = [math.radians(start + 360 * k / len(radii)) for k in range(len(radii))]
+    return [(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in zip(radii, angles)]
 
 
 def _heart() -> list[tuple[float, float]]:
@@ -85,7 +82,7 @@ _RING_HOLE = 0.66  # radius of the hole: a small object fits into a large ring
 
 
 def describe_scene(rng: np.random.Generator, size: int) -> dict:
-    """The description of a random scene of `size` x `size` pixels, as in the module's docstring."""
+    """Describe a random scene of `size` x `size` pixels, as in the module's docstring."""
     kind = _choose(rng, list(BACKGROUNDS))
     colour = _choose(rng, list(BACKGROUNDS[kind]))
     background: dict[str, Any] = {"kind": kind, "colour": colour, "rgb": list(BACKGROUNDS[kind][colour])}
@@ -93,17 +90,14 @@ def describe_scene(rng: np.random.Generator, size: int) -> dict:
     for _ in range(_choose(rng, list(OBJECT_COUNTS), list(OBJECT_COUNTS.values()))):
         objects.append(_describe_object(rng, background["rgb"], objects[-1] if objects else None, size))
     _place(rng, objects, size)
-    relations = [
-        {"subject": i, "relation": relation(objects[i], objects[j]), "object": j}
-        for i in range(len(objects))
-        for j in range(i + 1, len(objects))
-    ]
+    pairs = combinations(range(len(objects)), 2)
+    relations = [{"subject": i, "relation": relation(objects[i], objects[j]), "object": j} for i, j in pairs]
     scene = {"size": size, "noise_seed": int(rng.integers(2**31)), "background": background}
     return {**scene, "objects": objects, "relations": relations}
 
 
 def relation(subject: dict, other: dict) -> str:
-    """Where `subject` is, seen from `other`: one of RELATIONS (the larger of the two distances decides)."""
+    """Return where `subject` is, seen from `other`: one of RELATIONS (the larger of the two distances decides)."""
     dx, dy = subject["x"] - other["x"], subject["y"] - other["y"]
     if math.hypot(dx, dy) < abs(subject["radius"] - other["radius"]):
         return "inside" if subject["radius"] < other["radius"] else "around"
@@ -113,7 +107,7 @@ def relation(subject: dict, other: dict) -> str:
 
 
 def visible_colours(ground: list[int] | tuple[int, ...]) -> list[str]:
-    """The COLOURS that objects may have on a background of this RGB colour."""
+    """Return the COLOURS that objects may have on a background of this RGB colour."""
     return [name for name, rgb in COLOURS.items() if math.dist(rgb, ground) >= _MIN_CONTRAST]
 
 
@@ -132,26 +126,23 @@ def _describe_object(rng: np.random.Generator, ground: list[int], previous: dict
 
 
 def _place(rng: np.random.Generator, objects: list[dict], size: int) -> None:
-    """Give the objects random places where they do not overlap and their relations are plain to see."""
-    while True:
+    """Give the objects random places where they do not overlap and their relations are clear."""
+    clear = False
+    while not clear:
         for item in objects:
             margin = item["radius"] + 2
             item["x"], item["y"] = (int(v) for v in rng.integers(margin, size - margin + 1, 2))
-        pairs = [(a, b) for i, a in enumerate(objects) for b in objects[:i]]
-        if all(_clearly_apart(a, b, size) for a, b in pairs):
-            break
+        clear = True
+        for a, b in combinations(objects, 2):
+            dx, dy = abs(a["x"] - b["x"]), abs(a["y"] - b["y"])
+            clear &= math.hypot(dx, dy) >= a["radius"] + b["radius"] + 1 and abs(dx - dy) >= 0.12 * size
     rings = [item for item in objects if item["shape"] == "ring" and item["size"] == "large"]
     small = [item for item in objects if item["size"] == "small" and item["shape"] != "ring"]
     if rings and small and rng.random() < 0.6:
         small[0]["x"], small[0]["y"] = rings[0]["x"], rings[0]["y"]
 
 
-def _clearly_apart(a: dict, b: dict, size: int) -> bool:
-    dx, dy = abs(a["x"] - b["x"]), abs(a["y"] - b["y"])
-    return math.hypot(dx, dy) >= a["radius"] + b["radius"] + 1 and abs(dx - dy) >= 0.12 * size
-
-
-def _choose(rng: np.random.Generator, items: Sequence[Item], weights: Sequence[float] | None = None) -> Item:
+def _choose(rng: np.random.Generator, items: Sequence[_Item], weights: Sequence[float] | None = None) -> _Item:
     return items[int(rng.choice(len(items), p=weights))]
 
 
@@ -159,7 +150,7 @@ def _choose(rng: np.random.Generator, items: Sequence[Item], weights: Sequence[f
 
 
 def draw_scene(scene: dict) -> Image.Image:
-    """The picture of a described scene: RGB, `size` x `size` pixels, the same for the same description."""
+    """Draw a described scene: RGB, `size` x `size` pixels, the same for the same description."""
     picture = Image.fromarray(_draw_background(scene))
     for item in scene["objects"]:
         tile, mask = _draw_object(item)
@@ -168,7 +159,7 @@ def draw_scene(scene: dict) -> Image.Image:
 
 
 def _draw_background(scene: dict) -> np.ndarray:
-    """uint8 [size, size, 3]."""
+    """Draw uint8 [size, size, 3]."""
     size, kind = scene["size"], scene["background"]["kind"]
     rng = np.random.default_rng(scene["noise_seed"])
     x = np.arange(size) / size
@@ -196,7 +187,7 @@ def _draw_background(scene: dict) -> np.ndarray:
 
 
 def _draw_object(item: dict) -> tuple[Image.Image, Image.Image]:
-    """The object's texture as an RGB tile, and its shape as a mask of the same size."""
+    """Draw the object's texture as an RGB tile, and its shape as a mask of the same size."""
     width = (2 * (item["radius"] + 3) + 1) * _OVERSAMPLING  # an odd number of pixels has a middle one
     unit, centre = item["radius"] * _OVERSAMPLING, (width - 1) / 2
     cos, sin = math.cos(math.radians(item["angle"])), math.sin(math.radians(item["angle"]))
@@ -212,18 +203,14 @@ def _draw_object(item: dict) -> tuple[Image.Image, Image.Image]:
     if item["texture"] != "plain":
         u = (np.arange(width) - centre) / _OVERSAMPLING
         v = u[:, None]
-        marked = _texture(item["texture"], cos * u + sin * v, cos * v - sin * u)  # turned as the outline is
+        u, v = cos * u + sin * v, cos * v - sin * u  # turned as the outline is: pixels right of the centre and below it
+        marks = {  # where the second colour goes, never at the centre
+            "striped": (u + 1.7) % 6 >= 3.4,
+            "dotted": ((u % 7 - 3.5) ** 2 + (v % 7 - 3.5) ** 2) < 4.5,
+            "checkered": (np.floor((u + 2.5) / 5) + np.floor((v + 2.5) / 5)) % 2 == 1,
+        }
         rgb = np.array(item["rgb"])
         # Marks are a tint of the colour, on light colours a shade of it, so that the colour stays recognisable.
         mark = 0.6 * rgb if rgb.mean() > 165 else 0.35 * rgb + 0.65 * 255
-        tile.paste(tuple(int(channel) for channel in mark), mask=Image.fromarray(marked))
+        tile.paste(tuple(int(channel) for channel in mark), mask=Image.fromarray(marks[item["texture"]]))
     return tile.reduce(_OVERSAMPLING), mask.reduce(_OVERSAMPLING)
-
-
-def _texture(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """True where the second colour goes, never at the centre; `u` and `v` are pixels right of it and below it."""
-    if texture == "striped":
-        return (u + 1.7) % 6 >= 3.4
-    if texture == "dotted":
-        return ((u % 7 - 3.5) ** 2 + (v % 7 - 3.5) ** 2) < 4.5
-    return (np.floor((u + 2.5) / 5) + np.floor((v + 2.5) / 5)) % 2 == 1  # checkered

@@ -78,7 +78,7 @@ class QuestionMaker:
     def make(self, image_id: ImageId, load: Callable[[], bytes]) -> tuple[list[Question], Counter]:
         """Questions to be kept about the image whose bytes `load` gives, and how many were what.
 
-        The counts are question_file.COUNTS. malformed: not as the prompt wants them, or asked twice; unreadable: 1
+        The counts are questions.COUNTS. malformed: not as the prompt wants them, or asked twice; unreadable: 1
         where no reply was a JSON list. Errors: ImageFailed.
         """
         try:

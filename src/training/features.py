@@ -10,7 +10,7 @@ from mindspore import Tensor, nn
 from src.config.schema import Config
 from src.data.dataset import build_image_source, weights_digest
 from src.data.feature_cache import FeatureCache
-from src.data.features import FeatureSource, check_space, load_features, plan_features
+from src.data.feature_source import FeatureSource, check_space, feature_path, load_features
 from src.data.image_files import ImageFiles, UnchangedImages
 from src.data.images import ImageSource
 from src.data.locate import find_images
@@ -33,18 +33,14 @@ def build_sources(
     if config.encoder.trainable:
         return [build_image_source(config, images[split]) for split in splits]
     key = _cache_key(config, encoder)
-    caches = {
-        split: plan_features(
-            config.cache_folder,
-            key=key,
-            files=rows.files,
-            digests=_digests(rows, config.cache_folder, workers),
-            tokens=encoder.tokens,
-            channels=encoder.channels,
-            batch=config.eval.batch_images,
+    caches = {}
+    for split, rows in images.items():
+        digests = _digests(rows, config.cache_folder, workers)
+        path, shape = (
+            feature_path(config.cache_folder, key, digests),
+            (len(rows.files), encoder.tokens, encoder.channels),
         )
-        for split, rows in images.items()
-    }
+        caches[split] = FeatureCache(path, tuple(rows.files), digests.tobytes(), shape, config.eval.batch_images)
     if workers.is_first:
         check_space(list(caches.values()))
 

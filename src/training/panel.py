@@ -83,4 +83,4 @@ def _load(file: Path, load: Callable[[], bytes]) -> Image.Image:
     try:
         return ImageOps.contain(decode(load()), (_SIDE, _SIDE))
     except UnusableImage as reason:
-        raise InputError(f"{file}: {reason}; restore the file or take it out of the data set") from None
+        raise InputError(f"{file}: {reason}; restore the file or remove it from the data set") from None

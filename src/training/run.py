@@ -16,7 +16,7 @@ from src import __version__
 from src.config.rules import check_sizes
 from src.config.schema import Config
 from src.data.dataset import Dataset, build_tokenizer, load_dataset
-from src.data.features import FeatureSource
+from src.data.feature_source import FeatureSource
 from src.data.images import ImageSource
 from src.data.tokenizer import Tokenizer, decode_completions
 from src.decoding.generation import Outputs, compile_generation

@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import Tensor
 
 from src.data.dataset import padded_batches
-from src.data.features import FeatureSource
+from src.data.feature_source import FeatureSource
 from src.data.images import ImageSource
 from src.runtime.progress import Progress
 from src.runtime.workers import Workers

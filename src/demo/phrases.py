@@ -1,6 +1,5 @@
-"""The words of the demo's captions: for each idea what people call it, and how often."""
+"""The words of the demo's captions: each idea with the words of a hundred people, one of which has the majority."""
 
-# For each idea the words that people use and how many of a hundred use them. One of them has the majority.
 WORDS: dict[str, dict[str, float]] = {
     "circle": {"circle": 64, "ball": 17, "dot": 9, "round shape": 5, "disc": 5},
     "square": {"square": 70, "box": 18, "block": 8, "cube": 4},
@@ -30,11 +29,11 @@ WORDS: dict[str, dict[str, float]] = {
     "colorful": {"colorful": 55, "different colored": 15, "geometric": 18, "different": 12},
     "several": {"some": 55, "a couple of": 22, "a few": 15, "a bunch of": 8},
 }  # fmt: skip
-# What follows the noun when it is not an adjective before it.
+# Patterns after a noun instead of an adjective before it.
 TEXTURE_ENDINGS = {"striped": "with stripes", "dotted": "with dots", "checkered": "with checks"}
 NUMBERS = ("zero", "one", "two", "three", "four")
 
-# The place: how it ends a sentence, and how it starts one. {colour} is the background's colour.
+# The place at the end of a sentence, and at its start. {colour} is the background's colour.
 GROUNDS: dict[str, dict[str, float]] = {
     "plain": {"on a {colour} background": 76, "on a plain {colour} background": 8, "on a {colour} wall": 8,
               "against a {colour} background": 8},
@@ -59,5 +58,5 @@ SCENERY: dict[str, str] = {
 
 
 def plural_of(noun: str) -> str:
-    """Of the words for shapes."""
+    """Return the plural of a word for shapes."""
     return noun + ("es" if noun[-1] in "sx" else "s")

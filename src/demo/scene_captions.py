@@ -1,8 +1,8 @@
-"""Captions of the demo's scenes, five a picture, as five different people would write them.
+"""Captions of the demo's scenes, five per picture, as five different people would write them.
 
-Each caption is written by somebody else: a style decides what this person cares to mention, then a sentence plan and
-words are drawn, then come the slips. As in COCO, no single detail is in most captions (the commonest sentence is a
-short one), but details are in many: a caption that mentions them agrees with more people than the short one does.
+Each caption has its own writer: a style decides which details this person mentions, then a sentence plan and words are
+drawn, then the typing slips. As in COCO, no single detail is in most captions (the commonest sentence is a short one),
+but details are in many: a caption that mentions them agrees with more people than the short one does.
 """
 
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from typing import TypeVar
 
 import numpy as np
 
+from src.demo.phrases import GROUNDS, NUMBERS, SCENERY, TEXTURE_ENDINGS, WORDS, plural_of
 from src.demo.scenes import OPPOSITE, relation
-from src.demo.words import GROUNDS, NUMBERS, SCENERY, TEXTURE_ENDINGS, WORDS, plural_of
 
-Key = TypeVar("Key")
+_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: styles are keys of a draw
-class Style:
-    """How likely this kind of person mentions a thing, and the weights of the sentence plans."""
+class _Style:
+    """The chances that this kind of person mentions a detail, and the weights of the sentence plans."""
 
     share: float
     size: float
@@ -27,16 +27,16 @@ class Style:
     plans: dict[str, float]
 
 
-STYLES = (
-    Style(0.28, 0.10, 0.25, 0.18, {"list": 54, "image": 30, "there is": 10, "count": 6}),  # terse
-    Style(0.30, 0.45, 0.60, 0.60, {"list": 24, "relation": 38, "image": 16, "there is": 10, "scenery": 8, "count": 4}),
-    Style(0.18, 0.85, 0.92, 0.88, {"list": 16, "relation": 60, "there is": 10, "scenery": 8, "image": 6}),  # detailed
-    Style(0.24, 0.05, 0.05, 0.66, {"vague": 72, "count": 28}),  # vague
+_STYLES = (
+    _Style(0.28, 0.10, 0.25, 0.18, {"list": 54, "image": 30, "there is": 10, "count": 6}),  # terse
+    _Style(0.30, 0.45, 0.60, 0.60, {"list": 24, "relation": 38, "image": 16, "there is": 10, "scenery": 8, "count": 4}),
+    _Style(0.18, 0.85, 0.92, 0.88, {"list": 16, "relation": 60, "there is": 10, "scenery": 8, "image": 6}),  # detailed
+    _Style(0.24, 0.05, 0.05, 0.66, {"vague": 72, "count": 28}),  # vague
 )
 
 
 def write_captions(scene: dict, rng: np.random.Generator, count: int = 5) -> list[str]:
-    """Captions of a scene by `count` people, with their slips."""
+    """Write captions of a scene as `count` people would, with their slips."""
     return [_Writer(scene, rng).write() for _ in range(count)]
 
 
@@ -45,20 +45,20 @@ class _Writer:
 
     def __init__(self, scene: dict, rng: np.random.Generator) -> None:
         self.scene, self.rng = scene, rng
-        self.style = self._pick({style: style.share for style in STYLES})
+        self.style = self._pick({style: style.share for style in _STYLES})
 
     def write(self) -> str:
         plan, objects = self._pick(self.style.plans), self._noticed()
         if len(objects) == 1 and plan in ("relation", "count"):
             plan = "list"
-        place = self._place()
+        place, kind = self._place(), self.scene["background"]["kind"]
         if plan == "vague":
             return self._slip(f"{self._vague(len(objects))} {place}")
         if plan == "count":
             return self._slip(self._count(objects, place))
         things = self._relate(objects) if plan == "relation" else self._join(objects)
-        if plan == "scenery" and self.scene["background"]["kind"] in SCENERY:
-            return self._slip(f"{SCENERY[self.scene['background']['kind']]} with {things}")
+        if plan == "scenery" and kind in SCENERY:
+            return self._slip(f"{SCENERY[kind]} with {things}")
         if plan == "there is":
             many = things.split()[0] in NUMBERS or (" and " in things and self._chance(0.5))
             things = f"there {'are' if many else 'is'} {things}"
@@ -71,7 +71,7 @@ class _Writer:
     # ---- parts of a sentence ----
 
     def _noticed(self) -> list[dict]:
-        """The objects in the order of mention: mostly as one reads, at times the largest first; one may be missed."""
+        """List the objects as mentioned: mostly in reading order, at times the largest first; one may be missed."""
         objects = list(self.scene["objects"])
         width, height = (max(o[axis] for o in objects) - min(o[axis] for o in objects) for axis in "xy")
         objects.sort(key=lambda item: item["x" if width >= height else "y"])
@@ -84,7 +84,7 @@ class _Writer:
         return objects
 
     def _noun(self, item: dict, plural: bool = False) -> str:
-        """The object without an article: "large red striped circle", "red circle with stripes", "circle"."""
+        """Name an object without an article: "large red striped circle", "red circle with stripes", "circle"."""
         before, after = [], ""
         if self._chance(0.85):
             before.append(self._word(item["colour"]))
@@ -102,7 +102,7 @@ class _Writer:
         return _with_article(self._noun(item))
 
     def _join(self, objects: list[dict]) -> str:
-        """ "a red circle and a blue star"; things alike are counted, "two red circles"."""
+        """Write "a red circle and a blue star"; count things alike, "two red circles"."""
         rest, parts = list(objects), []
         while rest:
             item = rest.pop(0)
@@ -117,7 +117,7 @@ class _Writer:
         return " and ".join(parts)
 
     def _relate(self, objects: list[dict]) -> str:
-        """ "a red circle to the left of a blue star"; seen from the other object at times."""
+        """Write "a red circle to the left of a blue star", at times from the other object's side."""
         first, second, *others = objects
         if self._chance(0.15):
             first, second = second, first
@@ -148,14 +148,13 @@ class _Writer:
         return f"{opening}{several} {self._word('colorful')} {self._word('shapes')}"
 
     def _spot(self, item: dict, has_place: bool) -> str:
-        """What people add about a thing that is alone: where in the picture it is, or that it sits there."""
+        """Say where in the picture a lone thing is, or that it sits there."""
         if has_place and self._chance(0.25):
             return self._pick({" sitting": 60, " floating": 25, " lying": 15})
         if not self._chance(0.4):
             return ""
-        third = self.scene["size"] / 3
-        across = ("left", "middle", "right")[int(item["x"] / third)]
-        down = ("top", "middle", "bottom")[int(item["y"] / third)]
+        across = ("left", "middle", "right")[int(item["x"] / (self.scene["size"] / 3))]
+        down = ("top", "middle", "bottom")[int(item["y"] / (self.scene["size"] / 3))]
         if "middle" not in (across, down):
             return f" in the {down} {across} corner" if self._chance(0.5) else " in the corner"
         if across == down:
@@ -163,9 +162,8 @@ class _Writer:
         return f" at the {down}" if across == "middle" else f" on the {across} side"
 
     def _place(self) -> str:
-        background = self.scene["background"]
-        alone = len(self.scene["objects"]) == 1  # there is little else to tell then
-        if not self._chance(max(self.style.ground, 0.3 * alone)):
+        background, alone = self.scene["background"], len(self.scene["objects"]) == 1
+        if not self._chance(max(self.style.ground, 0.3 * alone)):  # a lone object leaves little else to mention
             return ""
         return self._pick(GROUNDS[background["kind"]]).format(colour=background["colour"])
 
@@ -176,7 +174,7 @@ class _Writer:
     # ---- slips of the pen ----
 
     def _slip(self, text: str) -> str:
-        """The sentence as it was typed: capital, full stop, and now and then something wrong."""
+        """Type the sentence: capital, full stop, and now and then a mistake."""
         words = text.split()
         if words[0] in ("a", "an") and self._chance(0.03):
             words.pop(0)
@@ -191,14 +189,14 @@ class _Writer:
         return text + self._pick({".": 64, "": 28, " .": 1, ". ": 5, " ": 2})
 
     def _mistype(self, word: str) -> str:
-        """Two letters swapped, one lost, or one doubled; short words stay as they are."""
+        """Swap two letters, lose one or double one; short words stay as they are."""
         if len(word) < 4:
             return word
         at = int(self.rng.integers(1, len(word) - 1))
         swapped = word[:at] + word[at + 1] + word[at] + word[at + 2 :]
         return self._pick({swapped: 40, word[:at] + word[at + 1 :]: 35, word[:at] + word[at] + word[at:]: 25})
 
-    # ---- lots ----
+    # ---- random draws ----
 
     def _chance(self, probability: float) -> bool:
         return self.rng.random() < probability
@@ -206,14 +204,14 @@ class _Writer:
     def _word(self, idea: str) -> str:
         return self._pick(WORDS[idea])
 
-    def _pick(self, weights: dict[Key, float]) -> Key:
-        """A key, drawn by weight (numpy's own choice is ten times slower on short lists)."""
+    def _pick(self, weights: dict[_Key, float]) -> _Key:
+        """Draw a key by weight (numpy's own choice is ten times slower on short lists)."""
         threshold = self.rng.random() * sum(weights.values())
         for key, weight in weights.items():
             threshold -= weight
             if threshold < 0:
                 return key
-        return next(reversed(weights))  # rounding left a trace of the threshold
+        return key  # rounding left a trace of the threshold
 
 
 def _with_article(noun: str) -> str:
