@@ -123,7 +123,7 @@ def _count_ngrams(
     for n, table in enumerate(tables):
         starts = np.flatnonzero(left > n)
         keys, inverse = np.unique(ids[starts] * _WORDS + word_ids[starts + n], return_inverse=True)
-        place = np.searchsorted(table, keys)
+        place = np.asarray(np.searchsorted(table, keys))
         new = table[place] != keys
         place[new] = np.arange(len(table) - 1, len(table) - 1 + new.sum())
         ids[starts] = place[inverse]

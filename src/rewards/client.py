@@ -1,14 +1,13 @@
-"""The one place from which servers are asked: any OpenAI-compatible one, as it wants to be asked.
+"""The one client of OpenAI-compatible servers. It adapts to the parameters that a server accepts.
 
-Servers differ in the parameters that they take. One that refuses a parameter names it: it is left out or renamed from
-then on, for every request of this client.
+A server that rejects a parameter names it: the client omits or renames it from then on.
 """
 
 import json
 import os
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
 
@@ -17,57 +16,75 @@ from openai.types import Completion
 
 from src.config.schema import CapRLConfig
 from src.rewards.proxy import masked, proxy_for
-from src.rewards.reply import Reply, read_reply, shortened
+from src.rewards.reply import NoOption, Reply, read_letter, read_reply, shortened
 from src.runtime.errors import InputError
 from src.runtime.progress import say
 
-# What a request may end in: an error of the client, or a reply of another shape than the interface has.
+# How a request may fail: with an error of the client, or a reply of another shape than the interface defines.
 FAILURES = (OpenAIError, AttributeError, IndexError, TypeError, ValueError)
 THINKS = (
     "if the model thinks first, raise caprl.max_tokens, or turn its thinking off, as "
     """caprl.extra_body='{"chat_template_kwargs": {"enable_thinking": false}}'"""
 )
 _UNKNOWN = r"unsupported|n.t support|unknown|unrecogni[sz]ed|unexpected|forbidden|not (?:permitted|allowed)|deprecated"
-# What the message of a refusal holds, by the parameter that is then left out (None) or renamed. A max_tokens that is
-# refused for its size is not renamed.
-_REFUSALS = {
+# For each parameter, what a rejection says, and the new name (None: the parameter is omitted). A max_tokens that is
+# rejected for its size is not renamed.
+_REJECTIONS = {
     "max_tokens": (rf"(?is)(?=.*max_tokens).*(?:{_UNKNOWN})", "max_completion_tokens"),
     "temperature": ("(?i)temperature", None),
 }
 
 
 class Client:
-    """Requests with the timeout and retries of `caprl`; threads may share it. Asks nothing yet.
+    """Sends requests with the timeout and retries of `caprl`; threads may share it.
 
-    Errors: InputError where a variable of the environment is in the way.
+    Errors: InputError if an environment variable makes requests impossible.
     """
 
     def __init__(self, config: CapRLConfig) -> None:
         self.config = config
         self._proxy = proxy_for(config.base_url)
         self._extra = json.loads(config.extra_body) if config.extra_body else None
-        self._refused: frozenset[str] = frozenset()
+        self._rejected: frozenset[str] = frozenset()
         self._lock = Lock()
         key = (os.environ.get("OPENAI_API_KEY") or "").strip()
         if not (key.isascii() and key.isprintable()):
-            raise InputError("OPENAI_API_KEY holds characters that no key has: copy it again")
+            raise InputError("OPENAI_API_KEY holds characters that no key contains; copy it again")
         proxy, certificates = self._proxy.url if self._proxy else None, _certificates(config.base_url)
         try:
             self._client = OpenAI(
                 base_url=config.base_url,
-                api_key=key or "none",  # a local server wants none, the client does
+                api_key=key or "none",  # local servers need none, but the client requires one
                 timeout=config.timeout,
                 max_retries=config.retries,
                 http_client=DefaultHttpxClient(trust_env=False, proxy=proxy, verify=certificates),
             )
-        except Exception as error:  # URLs are refused by many kinds of errors
+        except Exception as error:  # bad URLs raise many kinds of errors
             raise InputError(f"caprl.base_url={masked(config.base_url)}: {self.explain(error)}") from None
 
-    def chat(self, content: str | list, *, temperature: float = 0.0, more_tokens: int = 0) -> Reply:
-        """The reply to one message. Raises one of FAILURES.
+    def check(self, ask: Callable[[], object], fix: str) -> None:
+        """Ask a first question. Errors: InputError if the request fails, or the reply names no option."""
+        server = f"caprl.base_url={masked(self.config.base_url)}: model {self.config.model}"
+        try:
+            ask()
+        except NoOption as error:
+            raise InputError(f"{server} {error}; {THINKS}; otherwise choose another caprl.model") from None
+        except FAILURES as error:
+            raise InputError(f"{server} does not answer ({self.explain(error)}); {fix}") from None
 
-        content: text, or the interface's list of parts; more_tokens: how far the reply may go beyond caprl.max_tokens.
+    def choose(self, content: str | list, options: Sequence[str]) -> int:
+        """The index of the option whose letter the model replies. Raises NoOption, or one of FAILURES.
+
+        content: of the message that asks: text, or the interface's list of parts.
         """
+        reply = self.chat(content)
+        place = read_letter(reply.text or "", options)
+        if place is None:
+            raise NoOption(f"names no option: it replied {reply.shown}")
+        return place
+
+    def chat(self, content: str | list, *, temperature: float = 0.0, more_tokens: int = 0) -> Reply:
+        """The reply to one message, of up to caprl.max_tokens + more_tokens. Raises one of FAILURES."""
         most = self.config.max_tokens + more_tokens
         messages = [{"role": "user", "content": content}]
         create = self._client.chat.completions.create
@@ -75,60 +92,48 @@ class Client:
         return read_reply(reply.choices[0], most)
 
     def echo(self, text: str) -> Completion:
-        """The text itself with its log-probs, and one token more. Raises one of FAILURES."""
+        """The text itself with its log-probs, and one more token. Raises one of FAILURES."""
         create = self._client.completions.create
         return self._send(create, prompt=text, echo=True, logprobs=1, max_tokens=1, temperature=0.0)
 
     def explain(self, error: Exception) -> str:
-        """An error in one line, and the proxy that the server is asked through, if any."""
+        """An error in one line, with the proxy in use, if any."""
         text = f"{type(error).__name__}: {shortened(str(error), 200)}"
         if isinstance(error, APIConnectionError) and error.__cause__ is not None:
             text += f" ({shortened(str(error.__cause__))})"
         if isinstance(error, NotFoundError):
-            text += "; most servers want a caprl.base_url that ends with /v1"
-        if self._proxy:
-            text += f"; it is asked through {self._proxy}: a host in no_proxy is asked directly"
-        return text
+            text += "; most servers need a caprl.base_url that ends with /v1"
+        return text + (f"; sent through {self._proxy}: add the host to no_proxy to bypass it" if self._proxy else "")
 
     def _send(self, create: Callable[..., Any], **parameters: Any) -> Any:
-        """What `create` gives, with the parameters that the server takes: each is changed at most once."""
-        refused = self._refused
+        """Send a request, and repeat it without the parameters that the server rejects; each changes at most once."""
+        rejected = self._rejected
         while True:
-            names = {name: _REFUSALS[name][1] if name in refused else name for name in parameters}
-            taken = {new: parameters[name] for name, new in names.items() if new}
+            names = {name: _REJECTIONS[name][1] if name in rejected else name for name in parameters}
+            accepted = {new: parameters[name] for name, new in names.items() if new}
             try:
-                reply = create(model=self.config.model, extra_body=self._extra, **taken)
+                reply = create(model=self.config.model, extra_body=self._extra, **accepted)
+                break
             except APIStatusError as error:
-                more = _refused_by(error) & parameters.keys() - refused
-                if not more:
+                text = error.response.text if error.status_code < 500 else ""
+                named = {name for name, (pattern, _) in _REJECTIONS.items() if re.search(pattern, text)}
+                if not named & parameters.keys() - rejected:
                     raise
-                refused |= more
-                continue
-            self._remember(refused)
-            return reply
-
-    def _remember(self, refused: frozenset[str]) -> None:
+                rejected |= named & parameters.keys()
         with self._lock:
-            if "temperature" in refused - self._refused:
-                say("the server refuses our temperature and takes its own default: its replies may vary")
-            self._refused |= refused
-
-
-def _refused_by(error: APIStatusError) -> set[str]:
-    """The parameters that a refusal is about, as far as _REFUSALS knows them."""
-    if not 400 <= error.status_code < 500:
-        return set()
-    return {name for name, (pattern, _) in _REFUSALS.items() if re.search(pattern, error.response.text)}
+            if "temperature" in rejected - self._rejected:
+                say("the server rejects the temperature and uses its own default, so replies may vary")
+            self._rejected |= rejected
+        return reply
 
 
 def _certificates(url: str) -> ssl.SSLContext | bool:
     """What a server's certificate is checked against. Errors: InputError naming the variable."""
-    names = ("SSL_CERT_FILE", "SSL_CERT_DIR")
-    file, folder = (os.environ.get(name) or None for name in names)
-    if not url.lower().startswith("https:") or not (file or folder):
+    given = {name: os.environ[name] for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if os.environ.get(name)}
+    if not url.lower().startswith("https:") or not given:
         return True
     try:
-        return ssl.create_default_context(cafile=file, capath=folder)
+        return ssl.create_default_context(cafile=given.get("SSL_CERT_FILE"), capath=given.get("SSL_CERT_DIR"))
     except OSError as error:
-        given = " ".join(f"{name}={value}" for name, value in zip(names, (file, folder)) if value)
-        raise InputError(f"{given}: certificates cannot be read ({error}); correct or unset it") from None
+        variables = " ".join(f"{name}={value}" for name, value in given.items())
+        raise InputError(f"{variables}: certificates cannot be read ({error}); correct or unset it") from None

@@ -1,54 +1,46 @@
 """An answering model behind any OpenAI-compatible server: vLLM, llama.cpp's, llama-cpp-python's, OpenAI's own.
 
-It is asked for the letter of an option through chat completions, the one interface that all of them give with the
-model's own chat template; or for the likelihood of every option (src/rewards/likelihood.py).
+caprl.read=letter asks for the letter of an option through chat completions, the one interface that they all offer with
+the model's own chat template. caprl.read=likelihood chooses the option with the largest sum of the log-probs of its
+tokens after the question, for models too small to answer with a letter. The log-probs come from completions that echo
+their prompt: vLLM and llama-cpp-python's server support them; llama.cpp's own server and OpenAI do not.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from string import ascii_uppercase
 
 from src.config.schema import CapRLConfig
 from src.data.questions import CANNOT, Presentation
-from src.rewards.client import FAILURES, THINKS, Client
-from src.rewards.likelihood import check_log_probs, most_likely
-from src.rewards.proxy import masked
-from src.rewards.reply import NoOption, read_letter
-from src.runtime.errors import InputError
+from src.rewards.client import FAILURES, Client
+from src.rewards.reply import NoOption, lettered
 from src.runtime.progress import Progress, say
 
 _PROBE = Presentation("a red ball on green grass", "what color is the ball", ("green", "red", CANNOT))
+_COUNTING = ("1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11,", "12, 13, 14, 15")  # every language model continues like this
+_SURE = -1.5  # nats per token; a model that counts has about -0.1, log-probs of other tokens are below -3
 
 
 class ServerAnswerer:
-    """Asks `concurrency` presentations at a time, with the client's timeout and retries for each request.
+    """Sends `concurrency` presentations at a time.
 
-    Errors: InputError where a first question fails.
+    Errors: InputError if a first question fails, or the server's log-probs do not belong to their tokens.
     """
 
     def __init__(self, config: CapRLConfig) -> None:
         self.config = config
         self.client = Client(config)
-        self._row_of_failures = 0
-        server = f"caprl.base_url={masked(config.base_url)}: model {config.model}"
-        try:
-            self._request(_PROBE)
-            if config.read == "likelihood":
-                check_log_probs(self.client)
-        except NoOption as error:
-            raise InputError(f"{server} {error}; {THINKS}; else name another caprl.model") from None
-        except FAILURES as error:
-            raise InputError(
-                f"{server} does not answer ({self.client.explain(error)}); "
-                "start the server, or correct caprl.base_url, caprl.model, caprl.read or OPENAI_API_KEY"
-            ) from None
+        self._failures_in_a_row = 0
+        fix = "start the server, or correct caprl.base_url, caprl.model, caprl.read or OPENAI_API_KEY"
+        self.client.check(lambda: self._request(_PROBE), fix)
+        if config.read == "likelihood":
+            self.client.check(self._check_log_probs, fix)
 
     def answer(self, presentations: Sequence[Presentation]) -> list[int | None]:
-        """The index of the option chosen in each; None for a request that failed, or a reply that names no option.
+        """The index of the option chosen in each; None if the request failed, or the reply names no option.
 
-        After 2 * concurrency failed requests in a row the server is down, and the rest is given up.
+        After 2 * concurrency failed requests in a row, the server counts as down, and the rest is not sent.
         """
-        self._row_of_failures = 0
+        self._failures_in_a_row = 0
         errors: list[str] = []
         with ThreadPoolExecutor(self.config.concurrency) as pool:
             replies = pool.map(lambda presentation: self._ask(presentation, errors), presentations)
@@ -58,36 +50,54 @@ class ServerAnswerer:
         return answers
 
     def _ask(self, presentation: Presentation, errors: list[str]) -> int | None:
-        if self._row_of_failures >= 2 * self.config.concurrency:
+        if self._failures_in_a_row >= 2 * self.config.concurrency:
             return None
+        answer = None
         try:
             answer = self._request(presentation)
-        except NoOption as error:  # the server lives
+        except NoOption as error:  # the server is alive
             errors.append(f"the model {error}")
-            answer = None
         except FAILURES as error:
-            self._row_of_failures += 1
+            self._failures_in_a_row += 1
             errors.append(self.client.explain(error))
             return None
-        self._row_of_failures = 0
+        self._failures_in_a_row = 0
         return answer
 
     def _request(self, presentation: Presentation) -> int:
-        if self.config.read == "likelihood":
-            return most_likely(self.client, presentation)
-        return choose(self.client, prompt(presentation), presentation.options)
+        if self.config.read == "letter":
+            return self.client.choose(prompt(presentation), presentation.options)
+        # "Cannot be answered" is hardly ever likely: an uninformative caption scores at chance level.
+        question = f"Caption of an image: {presentation.caption}\nQuestion: {presentation.question}\nAnswer:"
+        scores = [sum(logprobs) for logprobs in self._continuations(question, presentation.options)]
+        return max(range(len(scores)), key=scores.__getitem__)
 
+    def _check_log_probs(self) -> None:
+        """ValueError if log-probs belong to other tokens than those that they stand with.
 
-def choose(client: Client, content: str | list, options: Sequence[str]) -> int:
-    """The index of the option whose letter the model replies. Raises NoOption, or one of FAILURES.
+        llama-cpp-python shifts them by one if a prompt does not begin with the model's first token.
+        """
+        (logprobs,) = self._continuations(_COUNTING[0], _COUNTING[1:])
+        if sum(logprobs) < _SURE * len(logprobs):
+            raise ValueError("log-probs belong to other tokens; let caprl.template begin with the model's first token")
 
-    content: of the message that asks: text, or the interface's list of parts.
-    """
-    reply = client.chat(content)
-    place = read_letter(reply.text or "", options)
-    if place is None:
-        raise NoOption(f"names no option: it replied {reply.shown}")
-    return place
+    def _continuations(self, text: str, options: Sequence[str]) -> list[list[float]]:
+        """Log-probs of the tokens of each option after `text`."""
+        prefix = self.config.template.replace("{prompt}", text)
+        begun, _ = self._echo(prefix)
+        found = []
+        for option in options:
+            tokens, logprobs = self._echo(prefix + ("" if prefix[-1].isspace() else " ") + option)
+            if tokens <= begun:
+                raise ValueError(f"{option!r} has no tokens of its own")
+            found.append(logprobs[begun - tokens :])  # from the end: servers may omit the first token
+        return found
+
+    def _echo(self, text: str) -> tuple[int, list[float]]:
+        """The number of tokens of a text on the server, and their log-probs; that of the first may be missing."""
+        reply = self.client.echo(text)
+        logprobs = reply.choices[0].logprobs.token_logprobs
+        return reply.usage.prompt_tokens, logprobs[: len(logprobs) - reply.usage.completion_tokens]
 
 
 def prompt(presentation: Presentation) -> str:
@@ -97,8 +107,3 @@ def prompt(presentation: Presentation) -> str:
         f"Question about the image: {presentation.question}\n{lettered(presentation.options)}\n\n"
         "Answer from the caption alone. Reply with the letter of the right option, and nothing else."
     )
-
-
-def lettered(options: Sequence[str]) -> str:
-    """The options in lines of their own, behind A., B., C. ..."""
-    return "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options))
