@@ -1,8 +1,8 @@
-"""How fast each phase of training is on this machine, against what the machine could do.
+"""Measure the speed of each phase of training, and compare it with what this machine could reach.
 
 python -m src.bench [images=8 group=5 vocab=30522 length=20 layers=1 width=512 encoder=resnet50 trainable=true ...]
 Other keys: beams, documents, rewarded, scored, repeats (src/bench/sizes.py), and every key of the configuration.
-Prints a table, and last one JSON line.
+Prints a table, then one JSON line.
 """
 
 import json
@@ -21,7 +21,7 @@ from src.runtime.text_tables import markdown_table
 
 
 def main() -> None:
-    """Run every set of phases in a process of its own, one after the other, and print what they measured."""
+    """Run every set of phases in its own process, one after the other, and print the results."""
     arguments = sys.argv[1:]
     if arguments in (["-h"], ["--help"]):
         print(__doc__)
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def measure(what: str, arguments: Sequence[str], environment: Mapping[str, str] = {}) -> dict[str, Any]:
-    """What `src.bench.measure` prints for a set of phases; its failure ends the program with its status."""
+    """Run `src.bench.measure` for a set of phases; if it fails, exit with its status."""
     print(f"measuring: {what}", file=sys.stderr)
     command = [sys.executable, "-m", "src.bench.measure", what, *arguments]
     done = subprocess.run(
@@ -61,7 +61,7 @@ def measure(what: str, arguments: Sequence[str], environment: Mapping[str, str] 
 
 
 def table(result: Mapping[str, Any]) -> list[str]:
-    """The table for people."""
+    """The lines of the report."""
     rows = []
     for name, phase in result["phases"].items():
         floor = "" if phase["of_floor"] is None else f"{phase['of_floor']:.1%}"
@@ -72,7 +72,7 @@ def table(result: Mapping[str, Any]) -> list[str]:
         ", ".join(f"{key} {value}" for key, value in result["sizes"].items()),
         f"ceilings: {ceilings['matmul_gflops']:.0f} GFLOP/s in matrix products, {ceilings['bandwidth_gbs']:.1f} GB/s",
         "",
-        *markdown_table(["phase", "seconds", "captions/s", "floor / seconds", "first call took longer by, s"], rows),
+        *markdown_table(["phase", "seconds", "captions/s", "floor / seconds", "extra time of the first call, s"], rows),
         "",
         f"compiling sampler and update: {compile_s['cold']:.1f} s, from the cache {compile_s['cached']:.1f} s; "
         f"peak memory {result['peak_memory_mb']:,.0f} MB",

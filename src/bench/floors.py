@@ -1,8 +1,8 @@
-"""The least work of each phase: operations that its matrix products need, bytes that must move at least once.
+"""The least work of each phase: the operations of its matrix products, and the bytes that must move at least once.
 
 Letters: B images, G group size, K beams, R rows, T tokens, N image tokens, C channels, D width, V vocabulary.
-An operation is a multiplication or an addition. What an implementation adds (softmax, sampling, logits written and read
-again) is not in a floor: the share of the floor says what is left to gain.
+An operation is a multiplication or an addition. Floors exclude what an implementation adds (softmax, sampling, logits
+written and read again), so the share of the floor shows what is left to gain.
 """
 
 from unittest.mock import patch
@@ -10,6 +10,7 @@ from unittest.mock import patch
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from src.bench.host import CAPTION_WORDS, CAPTIONS_PER_IMAGE, GROUP
 from src.bench.sizes import Sizes
 from src.bench.timing import Work
 from src.config.schema import Config
@@ -19,7 +20,7 @@ def floors(config: Config, sizes: Sizes, encoder: nn.Cell) -> dict[str, Work]:
     """The least work of every phase on the device."""
     decoder, rl, evaluation = config.decoder, config.rl, config.eval
     d, n = decoder.width, encoder.tokens
-    layer = 6 * d * d + 2 * d * decoder.feed_forward  # weights of one layer that every token meets
+    layer = 6 * d * d + 2 * d * decoder.feed_forward  # weights of one layer that apply to every token
     token_weights = decoder.layers * layer + sizes.vocab * d
     image_weights = encoder.channels * d + decoder.layers * 2 * d * d
 
@@ -62,10 +63,16 @@ def floors(config: Config, sizes: Sizes, encoder: nn.Cell) -> dict[str, Work]:
     }
 
 
-def convolutions(encoder: nn.Cell, image_size: int) -> tuple[float, int]:
-    """Operations of one image's convolutions, counted where they happen, and the number of their weights.
+def reward_floor(sizes: Sizes) -> Work:
+    """The least work of the reward: bytes of the words, and of the ground truths' n-grams of n = 1 to 4."""
+    words = sizes.rewarded * CAPTION_WORDS
+    return Work(0.0, 8 * words + 12 * (sizes.rewarded / GROUP * CAPTIONS_PER_IMAGE * 4 * CAPTION_WORDS))
 
-    MindSpore must be in PyNative mode, where Python runs the encoder.
+
+def convolutions(encoder: nn.Cell, image_size: int) -> tuple[float, int]:
+    """Operations of one image's convolutions, counted as they run, and the number of their weights.
+
+    MindSpore must be in PyNative mode.
     """
     counts = []
     function, method = ops.conv2d, nn.Conv2d.construct

@@ -1,91 +1,50 @@
-"""One process of the benchmark: measures a set of phases and prints them, as one JSON line after the libraries' own.
+"""Measure a set of phases in one process, and print one JSON line, after the output of the libraries.
 
 python -m src.bench.measure features|pixels|host|compile [key=value ...]
-The encoder needs other CPU instructions than the rest (src.runtime.environment), and a process has one choice.
+The encoder needs other CPU instructions than the rest (src.runtime.environment), and a process has only one choice.
 """
 
 import json
 import resource
 import sys
-import time
 from collections.abc import Iterable
 from typing import Any
-from unittest.mock import patch
 
-from src.bench.sizes import Sizes, parse
-from src.bench.timing import Work, timed
-from src.config.schema import Config
+from src.bench.sizes import parse
+from src.bench.timing import timed
 from src.runtime.environment import prepare_environment, run_program
 
 
 def main() -> None:
-    """Measure the set named by the first argument."""
+    """Measure the set that the first argument names."""
     what, *arguments = sys.argv[1:]
     config, sizes = parse(arguments)
     prepare_environment(convolutions=what == "pixels")
-    result = {"features": features, "pixels": pixels, "host": host, "compile": compilation}[what](config, sizes)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps(result | {"peak_memory_mb": peak}))
-
-
-def features(config: Config, sizes: Sizes) -> dict[str, Any]:
-    """The machine's ceilings, and the phases that start from features."""
-    from src.bench.ceilings import measure_ceilings
-    from src.bench.phases import feature_phases
-    from src.runtime.device import setup_device
-
-    setup_device(config)
-    return {"ceilings": measure_ceilings(sizes.repeats), "phases": times(feature_phases(config, sizes), sizes.repeats)}
-
-
-def pixels(config: Config, sizes: Sizes) -> dict[str, Any]:
-    """The phases that run the encoder, and the floors of all."""
     import mindspore as ms
 
-    from src.bench.floors import floors
-    from src.bench.phases import pixel_phases
+    from src.bench.floors import floors, reward_floor
+    from src.bench.host import host_phases
+    from src.bench.phases import compile_seconds, feature_phases, measure_ceilings, pixel_phases
     from src.models.encoders.build import build_encoder
     from src.runtime.device import setup_device
 
     setup_device(config)
-    result = {"phases": times(pixel_phases(config, sizes), sizes.repeats)}
-    ms.set_context(mode=ms.PYNATIVE_MODE)  # floors are counted where Python runs the encoder
-    kind, variant, size = config.encoder.kind, config.encoder.variant, config.data.image_size
-    return result | {
-        "floors": floors(config, sizes, build_encoder(kind, variant=variant, checkpoint=None, image_size=size))
-    }
-
-
-def host(config: Config, sizes: Sizes) -> dict[str, Any]:
-    """Reward and evaluation metrics."""
-    from src.bench.host import CAPTION_WORDS, CAPTIONS_PER_IMAGE, GROUP, host_phases
-
-    words = sizes.rewarded * CAPTION_WORDS
-    postings = sizes.rewarded / GROUP * CAPTIONS_PER_IMAGE * 4 * CAPTION_WORDS  # n-grams of n = 1 to 4
-    floor = Work(0.0, 8 * words + 12 * postings)
-    return {"phases": times(host_phases(sizes), sizes.repeats), "floors": {"reward": floor}}
-
-
-def compilation(config: Config, sizes: Sizes) -> dict[str, Any]:
-    """compile_s: compiling sampler and update in this environment, without what else a first call does."""
-    from mindspore import nn
-
-    from src.bench.phases import feature_phases
-    from src.runtime.device import setup_device
-
-    setup_device(config)
-    compile_cell, seconds = nn.Cell.compile, []
-
-    def compile_timed(cell: nn.Cell, *inputs: Any, **options: Any) -> None:
-        started = time.perf_counter()
-        compile_cell(cell, *inputs, **options)
-        seconds.append(time.perf_counter() - started)
-
-    with patch.object(nn.Cell, "compile", compile_timed):
-        for phase in feature_phases(config, sizes):
-            if phase.name in ("sample", "update_features"):
-                phase.call()
-    return {"compile_s": sum(seconds)}
+    result: dict[str, Any]
+    if what == "features":
+        result = {"ceilings": measure_ceilings(sizes.repeats)}
+        result["phases"] = times(feature_phases(config, sizes), sizes.repeats)
+    elif what == "pixels":
+        result = {"phases": times(pixel_phases(config, sizes), sizes.repeats)}
+        ms.set_context(mode=ms.PYNATIVE_MODE)  # floors are counted while Python runs the encoder
+        kind, variant, size = config.encoder.kind, config.encoder.variant, config.data.image_size
+        encoder = build_encoder(kind, variant=variant, checkpoint=None, image_size=size)
+        result["floors"] = floors(config, sizes, encoder)
+    elif what == "host":
+        result = {"phases": times(host_phases(sizes), sizes.repeats), "floors": {"reward": reward_floor(sizes)}}
+    else:
+        result = {"compile_s": compile_seconds(feature_phases(config, sizes))}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps(result | {"peak_memory_mb": peak}))
 
 
 def times(phases: Iterable, repeats: int) -> dict[str, dict[str, float]]:

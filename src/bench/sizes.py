@@ -1,4 +1,4 @@
-"""What a benchmark measures: its sizes, and the configuration that they stand for."""
+"""The sizes of a benchmark, and the configuration that they set."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,15 +12,10 @@ from src.runtime.errors import InputError
 from src.runtime.files import ROOT
 
 BASE = ROOT / "configs/coco/grpo.yaml"
-# Short names of what a user varies, and the configuration's keys that they set.
+_IMAGES = ("rl.rollout_images", "rl.sample_images", "rl.update_images", "ce.batch_images", "eval.batch_images")
+# Short names, and the keys of the configuration that they set.
 SHORT = {
-    "images": (
-        "rl.rollout_images",
-        "rl.sample_images",
-        "rl.update_images",
-        "ce.batch_images",
-        "eval.batch_images",
-    ),
+    "images": _IMAGES,
     "group": ("rl.group_size", "ce.captions_per_image"),
     "length": ("rl.tokens", "ce.tokens", "eval.tokens"),
     "layers": ("decoder.layers",),
@@ -29,13 +24,13 @@ SHORT = {
     "trainable": ("encoder.trainable",),
     "beams": ("eval.beams",),
 }
-# Defaults of short names, where the configuration's own are not the benchmark's.
+# Defaults of short names that differ from the configuration.
 DEFAULTS = {"images": "8", "group": "5", "length": "20", "encoder": "resnet50", "trainable": "true", "beams": "3"}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What no configuration holds. documents: training images of the reward; rewarded: captions per call of it;
+    """Sizes outside the configuration. documents: training images of the reward; rewarded: captions per call of it;
     scored: captions of the evaluation metrics; repeats: measurements after the warm-up."""
 
     vocab: int = 30522
@@ -54,7 +49,7 @@ def parse(arguments: list[str]) -> tuple[Config, Sizes]:
     for argument in current_keys(arguments):
         key, separator, value = argument.partition("=")
         if not separator:
-            raise InputError(f"'{argument}' is not of the form key=value")
+            raise InputError(f"'{argument}' must have the form key=value")
         given[key] = value
     sizes = {}
     overrides = ["encoder.checkpoint=null"]
@@ -69,12 +64,13 @@ def parse(arguments: list[str]) -> tuple[Config, Sizes]:
 
 
 def _count(key: str, value: str) -> int:
-    if not value.isdecimal() or int(value) < (10 if key == "vocab" else 1):
-        raise InputError(f"{key}={value} must be a whole number, at least {10 if key == 'vocab' else 1}")
+    least = 10 if key == "vocab" else 1
+    if not value.isdecimal() or int(value) < least:
+        raise InputError(f"{key}={value} must be a whole number of at least {least}")
     return int(value)
 
 
 def short_values(config: Config) -> dict[str, Any]:
-    """The short names with the values that they have in a configuration."""
+    """The values of the short names in a configuration."""
     flat = flatten(dataclasses.asdict(config))
     return {name: flat[keys[0]] for name, keys in SHORT.items()}

@@ -1,9 +1,9 @@
-"""The CapRL reward (arXiv:2509.22647): a caption is worth what can be answered from it without seeing the image.
+"""The CapRL reward (arXiv:2509.22647): how well questions are answered from a caption, without seeing the image.
 
     R(caption) = mean over N presentations of [the answering model chose the right option]
 
-Each presentation is a question of the caption's image, drawn with replacement, with its options in an order of its own
-and CANNOT as the last. A presentation that got no answer is left out of the mean.
+Each presentation is a question about the caption's image, drawn with replacement, with its options shuffled and CANNOT
+as the last. The mean excludes presentations that got no answer.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +21,9 @@ CACHE_SIZE = 200_000  # answers kept: about 100 MB
 
 
 class CapRL:
-    """questions: of each training image; presentations: N. seed, rollout and row key the draws.
+    """questions: of each training image; presentations: N. Seed, rollout and row key the draws.
 
-    failures: float32 [2], how many presentations of the last call got no answer, and how many there were.
+    failures: float32 [2], the presentations of the last call that got no answer, and all of them.
     """
 
     def __init__(
@@ -37,8 +37,7 @@ class CapRL:
         self._cache: dict[Presentation, int] = {}
 
     def __call__(self, completions: Completions) -> np.ndarray:
-        """Rewards float64 [M], 0 to 1; NaN where no presentation of a caption got an answer, or its image has no
-        question."""
+        """Rewards float64 [M], 0 to 1; NaN if no presentation got an answer, or the image has no question."""
         drawn = [
             pair
             for row, image, caption in zip(completions.rows, completions.image_rows, completions.captions)
@@ -64,7 +63,7 @@ class CapRL:
         return [present(question, caption, rng.permutation(len(question.options))) for question in chosen]
 
     def _answer(self, presentations: list[Presentation]) -> list[int | None]:
-        """Answers in order; each different presentation is asked once, and again only where it got no answer."""
+        """Answers in order; each distinct presentation is sent once, and retried only if unanswered."""
         unknown = list(dict.fromkeys(p for p in presentations if p not in self._cache))
         new = dict(zip(unknown, self.answerer.answer(unknown), strict=True)) if unknown else {}
         answers = [self._cache.get(p, new.get(p)) for p in presentations]
@@ -75,22 +74,16 @@ class CapRL:
 
 
 def build_caprl(config: Config, image_ids: Sequence[ImageId], answerer: Callable[[], Answerer]) -> CapRL:
-    """The reward for training images, as `caprl` says.
+    """The reward for training images.
 
-    answerer: builds the answering model, which may take minutes: after the questions were read.
-    Errors: InputError naming the file, or of the answering model.
+    answerer: builds the answering model, which may take minutes, so it is called after the questions are read.
+    Errors: InputError naming the file, or from the answering model.
     """
     path = questions_file(config, "train")
     of_image = with_known_ids(load_questions(path), image_ids, path)
     questions = [of_image.get(image_id, []) for image_id in image_ids]
     if not any(questions):
-        raise InputError(f"{path}: no question is about a training image; image_id must be the annotations'")
-    without = questions.count([])
-    if without:
-        print(f"caprl: {without:,} of {len(questions):,} training images have no question, and no reward by caprl")
-    return CapRL(
-        questions,
-        answerer(),
-        presentations=config.caprl.presentations,
-        seed=config.seed,
-    )
+        raise InputError(f"{path}: no question is about a training image; use the image ids of the annotations")
+    if without := questions.count([]):
+        print(f"caprl: {without:,} of {len(questions):,} training images have no question, so they get no caprl reward")
+    return CapRL(questions, answerer(), presentations=config.caprl.presentations, seed=config.seed)

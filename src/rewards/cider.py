@@ -146,9 +146,9 @@ def _norm(counts: csr_array, idf: np.ndarray) -> np.ndarray:
 
 
 def corpus_cider(captions: Mapping[ImageId, str], ground_truths: Mapping[ImageId, Sequence[str]]) -> float:
-    """pycocoevalcap's CIDEr of a split, for validation during training: one caption for each image.
+    """pycocoevalcap's CIDEr of one caption for each image, for validation during training.
 
-    Both are words separated by blanks. English captions come as the tokenizer decodes them: with word pieces the score
+    Words are separated by blanks. English captions come as the tokenizer decodes them: with word pieces the score
     differs a little from eval.py's, which runs the PTB tokenizer (in Java) on the captions too.
     """
     truths = {image_id: list(ground_truths[image_id]) for image_id in captions}

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: an event file for every start of it, beside metrics.jsonl."""
+"""TensorBoard's view of a run: one event file for every start of it, beside metrics.jsonl."""
 
 import time
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from tensorboardX.summary import text
 
 
 class EventFile:
-    """Written at once, as metrics.jsonl is: SummaryWriter's queue would lose its last seconds where a run is killed."""
+    """Written immediately: SummaryWriter's queue would lose the last seconds of a run that is killed."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         """first_step: readers drop what earlier files of the folder hold from this step on."""
@@ -19,17 +19,14 @@ class EventFile:
         self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One point, float32, of the curve of each name."""
+        """Add a point, float32, to the curve of each name."""
         self._write_summary(step, [Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
 
-    def write_pictures(self, step: int, pictures: Mapping[str, bytes]) -> None:
-        """One picture, a JPEG file, of the series of each name."""
+    def write_captions(self, step: int, pictures: Mapping[str, bytes], texts: Mapping[str, str]) -> None:
+        """Add a picture, a JPEG file, or a text to the series of each name."""
         images = {name: Summary.Image(encoded_image_string=jpeg) for name, jpeg in pictures.items()}
-        self._write_summary(step, [Summary.Value(tag=name, image=image) for name, image in images.items()])
-
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """One text of the series of each name, in TensorBoard's plugin of that kind."""
-        self._write_summary(step, [value for name, line in texts.items() for value in text(name, line).value])
+        values = [Summary.Value(tag=name, image=image) for name, image in images.items()]
+        self._write_summary(step, values + [value for name, line in texts.items() for value in text(name, line).value])
 
     def _write_summary(self, step: int, values: list[Summary.Value]) -> None:
         self._write(Event(step=step, summary=Summary(value=values)))

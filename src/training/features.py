@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, computed before training and evaluation; or its images, where it is trained."""
+"""Compute the features of a frozen encoder before training and evaluation; a trained encoder reads images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,14 +25,19 @@ from src.training.encode_apart import encode_apart
 def build_sources(
     config: Config, records: Mapping[str, Sequence[Record]], splits: Sequence[str], encoder: nn.Cell, workers: Workers
 ) -> list[ImageSource | FeatureSource]:
-    """What the captioner takes as inputs, for each of `splits`: images for a trainable encoder, else cached features.
+    """The inputs of the captioner for each of `splits`: images for a trainable encoder, otherwise cached features.
 
-    records: of every split whose features will be cached sooner or later. The disk must have room for all of them.
+    records: of every split whose features will be cached eventually. The disk must have room for all of them.
     """
     images = {split: find_images(config, [record.file for record in rows]) for split, rows in records.items()}
     if config.encoder.trainable:
         return [build_image_source(config, images[split]) for split in splits]
-    key = _cache_key(config, encoder)
+    settings = (config.encoder.kind, config.encoder.variant, config.encoder.scale)
+    key = {
+        "weights": weights_digest(encoder),
+        "reader": str(READER),
+        "preprocessing": repr((*settings, config.data.image_size, config.data.resize_after_normalize)),
+    }
     caches = {
         split: plan_features(
             config.cache_folder,
@@ -66,15 +71,6 @@ def encode_here(config: Config, cache: FeatureCache, encoder: nn.Cell, rank: int
 
 
 def _digests(images: ImageFiles | ShardImages, memory: Path, workers: Workers) -> np.ndarray:
-    """The digests [n, 32] that the first worker finds, on all: other nodes may see a change of a shared folder late."""
+    """The digests [n, 32] of the first worker, on all: other nodes may see changes of a shared folder late."""
     own = images.digests(memory) if workers.is_first else np.zeros((len(images.files), 32), np.uint8)
     return workers.sum(own).astype(np.uint8)
-
-
-def _cache_key(config: Config, encoder: nn.Cell) -> dict[str, str]:
-    settings = (config.encoder.kind, config.encoder.variant, config.encoder.scale)
-    return {
-        "weights": weights_digest(encoder),
-        "reader": str(READER),
-        "preprocessing": repr((*settings, config.data.image_size, config.data.resize_after_normalize)),
-    }

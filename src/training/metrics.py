@@ -12,21 +12,21 @@ from src.training.panel import Panel
 
 
 class MetricsWriter:
-    """Appends to metrics.jsonl and to the event files beside it, which show the captions of `panel`'s images too.
+    """Appends to metrics.jsonl and to the event files beside it, which also show the captions of `panel`'s images.
 
-    What they hold of steps from `first_step` on is dropped: it will be written again.
+    Entries of steps from `first_step` on are dropped, because the run repeats these steps.
     """
 
     def __init__(self, folder: Path, stage: str, first_step: int, panel: Panel) -> None:
         from src.training.events import EventFile  # takes a second, which readers of metrics.jsonl need not wait
 
-        self.path = folder / "metrics.jsonl"
+        path = folder / "metrics.jsonl"
         self.stage = stage
         self.panel = panel
-        kept = [line for line in read_lines(self.path) if line["step"] < first_step]
-        with whole_file(self.path) as partial:
+        kept = [line for line in read_lines(path) if line["step"] < first_step]
+        with whole_file(path) as partial:
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
         self.events = EventFile(folder, first_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -37,13 +37,12 @@ class MetricsWriter:
         self.events.write_scalars(step, scalars)
 
     def write_captions(self, step: int, captions: Sequence[str]) -> None:
-        """Show what the panel's images are captioned. captions: of all validation images."""
-        self.events.write_pictures(step, self.panel.draw(captions))
-        self.events.write_texts(step, self.panel.texts(captions))
+        """Show the captions of the panel's images. captions: of all validation images."""
+        self.events.write_captions(step, *self.panel.draw(captions))
 
 
 def open_metrics(config: Config, records: Sequence[Record], first_step: int) -> MetricsWriter:
-    """Those of a run, which goes on from before `first_step`. records: of the validation split.
+    """Open the metrics of a run that resumes at `first_step`. records: of the validation split.
 
     Errors: InputError naming an image file that the panel cannot show.
     """
@@ -52,15 +51,12 @@ def open_metrics(config: Config, records: Sequence[Record], first_step: int) -> 
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl; one cut off by a crash is left out, with all behind it."""
-    lines = []
-    if path.exists():
-        for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                break
-            if not isinstance(line, dict) or "step" not in line:
-                break
-            lines.append(line)
+    """The lines of a metrics.jsonl up to the first one that a crash cut off."""
+    lines: list[dict] = []
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
+        try:
+            line = json.loads(text)
+            lines.append(line | {"step": line["step"]})
+        except (json.JSONDecodeError, KeyError, TypeError):
+            break
     return lines
