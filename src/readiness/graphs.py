@@ -1,4 +1,4 @@
-"""The device zones of a stage as cells with inputs of the configured sizes, and the graphs compiled of them.
+"""Build the device zones of a stage with inputs of the configured sizes, and compile their graphs.
 
 Letters: B images, G group size, M = B*G rows, T tokens, V vocabulary.
 """
@@ -55,7 +55,7 @@ def zones(config: Config, vocab: int) -> Iterator[Zone]:
 
 @dataclass(frozen=True)
 class Node:
-    """One operator of a compiled graph: its name, which nodes it reads, and the types and shapes of its outputs."""
+    """One operator of a compiled graph: its name, the nodes it reads, and the types and shapes of its outputs."""
 
     operator: str
     reads: tuple[int, ...]
@@ -67,14 +67,11 @@ _TENSOR = re.compile(r"Tensor\[(\w+)\]>?, \(([-\d, ]*)\)")
 
 
 def compile_graph(zone: Zone, folder: Path) -> dict[int, Node]:
-    """The operators of a zone's graph by number, in their order, after MindSpore has optimised it.
-
-    folder: where MindSpore writes graphs (MS_DEV_SAVE_GRAPHS_PATH).
-    """
+    """The operators of a zone's optimised graph by number, in order. folder: MS_DEV_SAVE_GRAPHS_PATH."""
     before = set(folder.rglob("*_validate_*.ir"))
     try:
         zone.cell.compile(*map(Tensor, zone.inputs))
-    except (RuntimeError, TypeError) as error:  # operators that Ascend alone has; the graph was written before
+    except (RuntimeError, TypeError) as error:  # operators that only Ascend has; the graph was already written
         if not re.search(r"[Uu]nsupported op|[Uu]nsupported operator", str(error)):
             raise
     new = set(folder.rglob("*_validate_*.ir")) - before
@@ -84,20 +81,11 @@ def compile_graph(zone: Zone, folder: Path) -> dict[int, Node]:
 def read_graph(text: str) -> dict[int, Node]:
     """Parse MindSpore's text form of a graph: a line for each operator, the next one with its types."""
     nodes = {}
-    lines = text.splitlines()
-    for line, types in pairwise(lines):
-        match = _NODE.match(line)
-        if match:
+    for line, types in pairwise(text.splitlines()):
+        if match := _NODE.match(line):
             number, operator, rest = match.groups()
-            arguments = rest.partition(" cnode_attrs")[0]
-            outputs = types.rpartition("->")[2]
-            nodes[int(number)] = Node(
-                operator,
-                tuple(map(int, re.findall(r"%(\d+)", arguments))),
-                tuple((kind, _shape(dims)) for kind, dims in _TENSOR.findall(outputs)),
-            )
+            reads = re.findall(r"%(\d+)", rest.partition(" cnode_attrs")[0])
+            outputs = _TENSOR.findall(types.rpartition("->")[2])
+            shapes = ((kind, tuple(map(int, re.findall(r"-?\d+", dims)))) for kind, dims in outputs)
+            nodes[int(number)] = Node(operator, tuple(map(int, reads)), tuple(shapes))
     return nodes
-
-
-def _shape(dims: str) -> tuple[int, ...]:
-    return tuple(int(dim) for dim in dims.replace(" ", "").split(",") if dim)

@@ -1,4 +1,4 @@
-"""Device memory of a zone by arithmetic: parameters, and what lives at once while its graph runs."""
+"""Estimate the device memory of a zone: its parameters, and the outputs that live at once while its graph runs."""
 
 from math import prod
 
@@ -11,17 +11,17 @@ _VIEWS = {"Reshape", "Depend", "TupleGetItem", "MakeTuple", "Load", "ExpandDims"
 
 
 def parameter_bytes(cell: nn.Cell) -> int:
-    """Of all parameters of a cell: weights, and gradients' sums and moments where it updates."""
+    """Bytes of all parameters of a cell, including sums of gradients and moments."""
     return sum(prod(parameter.shape) * _SIZES.get(str(parameter.dtype), 4) for parameter in cell.get_parameters())
 
 
 def peak_bytes(graph: dict[int, Node]) -> int:
-    """The most that outputs of operators take at once, each from its operator to the last that reads it.
+    """The largest size of all outputs that live at once, each from its operator to its last reader.
 
-    Views (reshaped, in tuples) live as long as what they show. Workspaces of kernels and fragmentation are not counted.
+    A tensor lives as long as its views. Workspaces of kernels and fragmentation are not counted.
     """
     last = {number: number for number in graph}
-    for number, node in reversed(graph.items()):  # a view hands its end on to what it shows
+    for number, node in reversed(graph.items()):  # a view extends the life of what it shows
         for read in node.reads:
             end = last[number] if node.operator in _VIEWS else number
             if read in last:

@@ -1,4 +1,4 @@
-"""What a compiled graph asks of a device: operators without Ascend kernel, dynamic shapes, host reads, wide types."""
+"""Find operators without an Ascend kernel, dynamic shapes, host reads and wide types in a compiled graph."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -10,11 +10,11 @@ from mindspore.ops.operations import _grad_ops, _inner_ops
 
 from src.readiness.graphs import Node
 
-# What gives a graph its order and its tuples; no kernel runs for it.
+# These only order a graph and form tuples; they need no kernel.
 STRUCTURE = {"Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateState"}
 
-# Operators without documentation, and the name that registers them for Ascend in MindSpore 2.9's libraries: aclnnX and
-# XAscend are kernels in lib/plugin/libmindspore_ops_ascend.so, czX adapters to CANN's own operators in
+# Undocumented operators, and the name that registers them for Ascend in MindSpore 2.9's libraries: aclnnX and XAscend
+# are kernels in lib/plugin/libmindspore_ops_ascend.so, czX adapters to CANN's own operators in
 # lib/plugin/ascend/libmindspore_ascend_res_manager.so.
 REGISTERED = {
     "BiasAddGrad": "czBiasAddGrad",
@@ -39,11 +39,8 @@ WIDE = ("Float64", "Int64", "Complex64", "Complex128")
 
 
 def violations(graph: Mapping[int, Node]) -> list[str]:
-    """One line for each kind of thing in a graph that an Ascend device cannot do, or does slowly."""
-    found: dict[str, None] = {}
-    for node in graph.values():
-        found |= dict.fromkeys(_of_node(node))
-    return list(found)
+    """One line for each kind of problem: what an Ascend device cannot do, or does slowly."""
+    return list(dict.fromkeys(line for node in graph.values() for line in _of_node(node)))
 
 
 def _of_node(node: Node) -> Iterator[str]:
@@ -55,7 +52,7 @@ def _of_node(node: Node) -> Iterator[str]:
         if platforms is None:
             yield f"{name} has no documented platforms"
         elif "Ascend" not in platforms:
-            yield f"{name} is documented for {platforms} alone"
+            yield f"{name} is documented only for {platforms}"
     for kind, shape in node.outputs:
         if any(dim < 0 for dim in shape):
             yield f"{name} has an output of dynamic shape {shape}"
@@ -64,7 +61,7 @@ def _of_node(node: Node) -> Iterator[str]:
 
 
 def documented_platforms(operator: str) -> str | None:
-    """The line "Supported Platforms" of an operator's documentation, or of the function that it refers to."""
+    """The line "Supported Platforms" in the documentation of an operator, or of the function it refers to."""
     function = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", operator).lower()
     classes = [getattr(module, operator, None) for module in (ops, operations, auto_generate, _grad_ops, _inner_ops)]
     functions = [getattr(module, function, None) for module in (ops, gen_ops_def, auto_generate)]

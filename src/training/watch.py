@@ -62,10 +62,8 @@ class Watch:
         self._persists("eval.tokens", truncated == 1, self._validations, lambda: endless)
         # With one image, CIDEr is always 0 (src/training/notices.py).
         zero = score == 0 and images > 1 and "eval.tokens" not in self._warned
-        text = (
-            "validation CIDEr was 0.0 {} times in a row: no caption shares an informative word with its ground truths;"
-        )
-        text += " check the captions in data.annotations, and raise ce.epochs or ce.optimizer.lr"
+        text = "validation CIDEr was 0.0 {} times in a row: no caption shares an informative word with its ground "
+        text += "truths; check the captions in data.annotations, and raise ce.epochs or ce.optimizer.lr"
         self._persists("CIDEr", zero, self._validations, lambda: text.format(self._streaks["CIDEr"]))
 
     def rollout(self, rollout: Rollout, truncated: float) -> None:
