@@ -319,14 +319,14 @@ def test_what_a_run_starts_from_is_found_or_named(tmp_path):
         missing = configured(tmp_path, "init_checkpoint=absent/best", stage=stage)
         with pytest.raises(InputError, match="init_checkpoint=absent/best: no such checkpoint"):
             init_checkpoint(missing, file, [])
-    with pytest.raises(InputError, match="is no whole exported checkpoint"):
+    with pytest.raises(InputError, match="is not a complete exported checkpoint"):
         init_checkpoint(configured(tmp_path, f"init_checkpoint={tmp_path}"), file, [])
     own = opened(configured(tmp_path)) / "checkpoints/best"
     own.touch()
     for extra in ([], ["fresh=true"]):  # which would delete it
         with pytest.raises(InputError, match="is in the folder of the new run; pass name=NEW"):
             init_checkpoint(configured(tmp_path, f"init_checkpoint={own}", *extra), file, [])
-    with pytest.raises(InputError, match=r"is the folder of a run; give .*/checkpoints/best"):
+    with pytest.raises(InputError, match=r"is a run folder; pass .*/checkpoints/best"):
         init_checkpoint(configured(tmp_path, f"init_checkpoint={tmp_path}/mine", "name=other"), file, [])
     exported = tmp_path / "exported"
     exported.mkdir()
