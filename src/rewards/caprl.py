@@ -39,25 +39,21 @@ class CapRL:
     def __call__(self, completions: Completions) -> np.ndarray:
         """Rewards float64 [M], 0 to 1; NaN if no presentation got an answer, or the image has no question."""
         drawn = [
-            pair
+            self._draw(completions.rollout, int(row), self.questions[image], caption)
             for row, image, caption in zip(completions.rows, completions.image_rows, completions.captions)
-            if self.questions[image]
-            for pair in self._draw(completions.rollout, int(row), self.questions[image], caption)
         ]
-        answers = self._answer([presentation for presentation, _ in drawn])
+        answers = self._answer([presentation for pairs in drawn for presentation, _ in pairs])
         self.failures = np.array([answers.count(None), len(answers)], np.float32)
-        right = np.full((len(completions.rows), self.presentations), np.nan)  # [M, N]
-        right[[bool(self.questions[image]) for image in completions.image_rows]] = np.reshape(
-            [np.nan if answer is None else float(answer == truth) for answer, (_, truth) in zip(answers, drawn)],
-            (-1, self.presentations),
-        )
-        count = (~np.isnan(right)).sum(1)
-        return np.divide(np.nansum(right, 1), count, out=np.full(len(right), np.nan), where=count > 0)
+        given = iter(answers)
+        right = [[answer == truth for _, truth in pairs if (answer := next(given)) is not None] for pairs in drawn]
+        return np.array([np.mean(each) if each else np.nan for each in right], np.float64)
 
     def _draw(
         self, rollout: int, row: int, questions: Sequence[Question], caption: str
     ) -> list[tuple[Presentation, int]]:
-        """N presentations, each with the index of its right option."""
+        """N presentations, each with the index of its right option; none without questions."""
+        if not questions:
+            return []
         rng = generator("presentations", self.seed, rollout, row)
         chosen = [questions[place] for place in rng.integers(len(questions), size=self.presentations)]
         return [present(question, caption, rng.permutation(len(question.options))) for question in chosen]

@@ -42,42 +42,33 @@ class _Order(NamedTuple):
 class CiderD:
     """CIDEr-D of completions against the ground truths of their images.
 
-    documents: the tokenised captions of every training image. One image is one document: document frequencies
-        and the number of images come from here. ValueError if there is none.
-    ground_truths: the tokenised captions of the images to reward, in the order that `image_rows` counts;
-        None takes the documents. ValueError for an image without any.
-    eos: add an EOS token to every caption of both, and to the completions that ended. It counts like a word.
+    ground_truths: the tokenised captions of every image. One image is one document: document frequencies and the
+        number of images come from here. ValueError if there is no image, or one has no caption.
+    eos: add an EOS token to every ground truth, and to the completions that ended. It counts like a word.
     """
 
-    def __init__(
-        self, documents: Sequence[Sequence[str]], ground_truths: Sequence[Sequence[str]] | None = None, *, eos: bool
-    ) -> None:
-        if not documents:
+    def __init__(self, ground_truths: Sequence[Sequence[str]], *, eos: bool) -> None:
+        if not ground_truths:
             raise ValueError("document frequencies need the captions of at least one image")
-        rewarded = documents if ground_truths is None else ground_truths
-        for row, captions in enumerate(rewarded):
+        for row, captions in enumerate(ground_truths):
             if isinstance(captions, str) or not captions:
                 raise ValueError(f"image row {row}: ground truths must be a list of at least one caption")
-        images = documents if ground_truths is None else [*documents, *ground_truths]
-        sizes = np.array([len(captions) for captions in images], np.int64)
-        image = np.repeat(np.arange(len(images)), sizes)  # [captions]
         self._eos = eos
-        self._truths = sizes[len(images) - len(rewarded) :]  # of each image to reward
+        self._truths = np.array([len(captions) for captions in ground_truths], np.int64)  # of each image
         self._first = np.cumsum(self._truths) - self._truths
         self._vocabulary: dict[str, int] = {}
-        flat = [[*caption.split(), _EOS] if eos else caption.split() for captions in images for caption in captions]
-        kept = slice(len(flat) - self._truths.sum(), None)
-        self._lengths = _lengths(flat)[kept]  # [ground truths]
+        truths = [caption.split() for captions in ground_truths for caption in captions]
+        flat = [[*words, _EOS] for words in truths] if eos else truths
+        self._lengths = _lengths(flat)  # [ground truths]
         self._orders = []
+        image = np.repeat(np.arange(len(ground_truths)), self._truths)  # [ground truths]
         for counts, table in _count_ngrams(flat, self._vocabulary, [_END] * _MAX_N):
             caption, ngram = counts.nonzero()
-            of_document = image[caption] < len(documents)
-            places = (image[caption[of_document]], ngram[of_document])
-            documents_of = csr_array((np.ones(len(places[0]), bool), places), (len(documents), counts.shape[1]))
-            frequency = documents_of.sum(0, np.int64)  # an n-gram counts once per image
-            idf = np.log(len(documents)) - np.log(np.maximum(frequency, 1))
-            truths = counts[kept]
-            self._orders.append(_Order(np.append(table, _END), idf, truths, _norm(truths, idf)))
+            shape = (len(ground_truths), counts.shape[1])
+            held = csr_array((np.ones(len(caption), bool), (image[caption], ngram)), shape)
+            frequency = held.sum(0, np.int64)  # an n-gram counts once per image
+            idf = np.log(len(ground_truths)) - np.log(np.maximum(frequency, 1))
+            self._orders.append(_Order(np.append(table, _END), idf, counts, _norm(counts, idf)))
 
     def __call__(self, image_rows: np.ndarray, completions: Sequence[Sequence[str]], ended: np.ndarray) -> np.ndarray:
         """Reward [M] float64 of each completion, on pycocoevalcap's scale: 10 for its only ground truth.

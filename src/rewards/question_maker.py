@@ -173,12 +173,11 @@ def read_list(reply: str | None) -> list | None:
 
 def clean_question(entry: Any, image_id: ImageId) -> Question | None:
     """An entry of a reply as a question, with blanks collapsed; None if it is not what the prompt asks for."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("options"), list):
+    try:
+        texts = (entry["question"], entry["answer"], *entry["options"])
+        asked, answer, *options = (" ".join(text.split()) for text in texts)
+    except (AttributeError, KeyError, TypeError):
         return None
-    texts = [entry.get("question"), entry.get("answer"), *entry["options"]]
-    if not all(isinstance(text, str) for text in texts):
-        return None
-    asked, answer, *options = (" ".join(text.split()) for text in texts)
     if len(options) != OPTIONS or UNSEEN in options or any(map(_LETTERED.match, options)):
         return None
     if not all(map(is_utf8, (asked, *options))):  # half of a surrogate pair cannot be sent

@@ -15,7 +15,7 @@ IMAGES = 8
 _WIDTH, _SIDE = 350, 168  # pixels of a picture and of the image at its left: TensorBoard's cards show them unscaled
 _GAP = 8  # pixels between image and caption
 _LINES = 8  # of a caption
-_NO_CHARACTER = "\uffff"
+_SIGNS = set("©«°±´·»‘’“”…‹›⁄™")  # what Pillow's own font has beyond ASCII
 _ELSEWHERE = "(its caption is listed under TEXT)"
 _FONT_SIZE, _SPACING = 15, 5  # pixels
 
@@ -23,7 +23,7 @@ _FONT_SIZE, _SPACING = 15, 5  # pixels
 class Panel:
     """IMAGES of `records`, spread evenly over them.
 
-    Pillow's own font has only a few characters, and no Chinese ones: captions with others are shown as texts.
+    Captions with characters that Pillow's own font lacks, such as Chinese, are shown as texts.
     """
 
     def __init__(self, records: Sequence[Record], images: ImageFiles | ShardImages) -> None:
@@ -45,14 +45,9 @@ class Panel:
         captions: of all records.
         """
         shown = {name: captions[row] for name, row in self._names.items()}
-        texts = {name: text for name, text in shown.items() if self._lacks(text)}
+        texts = {name: text for name, text in shown.items() if not "".join(set(text) - _SIGNS).isascii()}
         drawn = (shown | dict.fromkeys(texts, _ELSEWHERE)).items()
         return {name: self._picture(image, text) for (name, text), image in zip(drawn, self._images)}, texts
-
-    def _lacks(self, text: str) -> bool:
-        """Whether the font lacks a character of a text."""
-        glyphs = [bytes(self._font.getmask(character)) for character in set(text) if not character.isascii()]
-        return bytes(self._font.getmask(_NO_CHARACTER)) in glyphs
 
     def _picture(self, image: Image.Image, caption: str) -> bytes:
         picture = Image.new("RGB", (_WIDTH, _SIDE), "white")

@@ -77,8 +77,9 @@ def claim_run_folder(config: Config, init: Path | None) -> None:
             raise InputError(f"{folder} holds a run with other values of {', '.join(differing)}; {_way_out(config)}")
         if init is None and "init" in state:
             print(f"{folder} started from init_checkpoint={held.get('init_checkpoint')} and keeps it")
-    if state:
-        check_init(config, init, state)
+    if state and init is not None and state.get("init", "") != file_digest(init):
+        started = f"{folder} started from other weights than {init} holds now"
+        raise InputError(f"{started}; restore that file, or {_way_out(config)}")
     if is_complete(folder) and "data" in state:
         from src.data.locate import read_records
 
@@ -113,13 +114,6 @@ def saved_state(folder: Path) -> dict[str, Any] | None:
                 return state
             readable += 1
     return None if readable == len(paths) else {}
-
-
-def check_init(config: Config, init: Path | None, state: dict[str, Any]) -> None:
-    """InputError if the run with this state started from other weights than `init` holds."""
-    if init is not None and state.get("init", "") != file_digest(init):
-        started = f"{config.run_folder} started from other weights than {init} holds now"
-        raise InputError(f"{started}; restore that file, or {_way_out(config)}")
 
 
 def data_state(records: Mapping[str, Sequence["Record"]]) -> dict[str, dict[str, Any]]:
