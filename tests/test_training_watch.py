@@ -61,7 +61,7 @@ def test_three_flat_rollouts_in_a_row_are_named_once():
             "rewards.caprl=1 rewards.cider=0",
             [np.nan, np.nan],
             False,
-            "none of their images has a question.*caprl.questions",
+            "no image has a question.*caprl.questions",
         ),
         ("rewards.caprl=1 rewards.cider=0", [0, 0], False, "no question is answered correctly; check caprl.questions"),
     ],

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from src.bench.sizes import parse, short_values
+from src.bench.sizes import SHORT, parse
 from src.bench.timing import Work
+from src.config.rules import flatten
 from src.runtime.environment import end_with_parent, for_modules, run_program
 from src.runtime.text_tables import markdown_table
 
@@ -33,8 +34,9 @@ def main() -> None:
         compile_s = {state: measure("compile", arguments, cache)["compile_s"] for state in ("cold", "cached")}
     ceilings = parts["features"]["ceilings"]
     works = parts["pixels"]["floors"] | parts["host"]["floors"]
+    flat = flatten(asdict(config))
     result = {
-        "sizes": short_values(config) | asdict(sizes),
+        "sizes": {name: flat[keys[0]] for name, keys in SHORT.items()} | asdict(sizes),
         "ceilings": ceilings,
         "phases": {
             name: values
@@ -62,11 +64,11 @@ def measure(what: str, arguments: Sequence[str], environment: Mapping[str, str] 
 
 def table(result: Mapping[str, Any]) -> list[str]:
     """The lines of the report."""
-    rows = []
-    for name, phase in result["phases"].items():
-        floor = "" if phase["of_floor"] is None else f"{phase['of_floor']:.1%}"
-        numbers = [f"{phase['seconds']:.4f}", f"{phase['captions_per_s']:,.1f}", floor, f"{phase['compile_s']:.1f}"]
-        rows.append([name, *numbers])
+    numbers = {"seconds": ".4f", "captions_per_s": ",.1f", "of_floor": ".1%", "compile_s": ".1f"}
+    rows = [
+        [name, *("" if phase[key] is None else format(phase[key], form) for key, form in numbers.items())]
+        for name, phase in result["phases"].items()
+    ]
     ceilings, compile_s = result["ceilings"], result["compile_s"]
     return [
         ", ".join(f"{key} {value}" for key, value in result["sizes"].items()),

@@ -1,12 +1,9 @@
 """The sizes of a benchmark, and the configuration that they set."""
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from src.config.kinds import KINDS
 from src.config.load import current_keys, load_config
-from src.config.rules import flatten
 from src.config.schema import Config
 from src.runtime.errors import InputError
 from src.runtime.files import ROOT
@@ -57,20 +54,10 @@ def parse(arguments: list[str]) -> tuple[Config, Sizes]:
         overrides.append(f"encoder.variant={KINDS[given['encoder']][0]}")
     for key, value in given.items():
         if key in Sizes.__dataclass_fields__:
-            sizes[key] = _count(key, value)
+            least = 10 if key == "vocab" else 1
+            if not value.isdecimal() or int(value) < least:
+                raise InputError(f"{key}={value} must be a whole number of at least {least}")
+            sizes[key] = int(value)
         else:
             overrides += [f"{long}={value}" for long in SHORT.get(key, (key,))]
     return load_config(BASE, overrides), Sizes(**sizes)
-
-
-def _count(key: str, value: str) -> int:
-    least = 10 if key == "vocab" else 1
-    if not value.isdecimal() or int(value) < least:
-        raise InputError(f"{key}={value} must be a whole number of at least {least}")
-    return int(value)
-
-
-def short_values(config: Config) -> dict[str, Any]:
-    """The values of the short names in a configuration."""
-    flat = flatten(dataclasses.asdict(config))
-    return {name: flat[keys[0]] for name, keys in SHORT.items()}

@@ -1,10 +1,10 @@
-"""What an exported folder is made of, and the pixels that its graph is tried on.
+"""The facts of an exported folder for servers, and the pixels that its graph is tested with.
 
 Letters: B images, H image side.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +12,16 @@ import mindspore as ms
 import numpy as np
 
 from src import __version__
-from src.config.load import write_whole_config
 from src.config.schema import Config
 from src.data.dataset import build_image_source, padded_batches, preprocessing
 from src.data.locate import evaluated_split, find_images, read_records
 from src.data.tokenizer import Tokenizer
-from src.models.checkpoint import read_state
-from src.models.folder import CONFIG, MODEL, TOKENIZER
-from src.models.policy import Policy
 from src.runtime.files import file_digest
 from src.runtime.rng import uniforms
-from src.training.checkpoint import save_checkpoint
-
-
-def write_checkpoint_folder(
-    folder: Path, config: Config, checkpoint: Path, policy: Policy, tokenizer: Tokenizer
-) -> None:
-    """Make `folder` with weights, every key of the configuration, and vocabulary: what eval.py needs.
-
-    The checkpoint's state goes with the weights, with the versions that wrote them here.
-    """
-    folder.mkdir()
-    state = read_state(checkpoint) | {"version": __version__, "mindspore": ms.__version__}
-    save_checkpoint(folder / MODEL, policy, state)
-    write_whole_config(replace(config, device="auto", device_id=None), folder / CONFIG)  # it is for other machines
-    tokenizer.save(folder / TOKENIZER)
 
 
 def server_facts(config: Config, tokenizer: Tokenizer, graph: Path, batch: int) -> dict[str, Any]:
-    """What a server must know that has neither this project nor its configuration (docs/export.md)."""
+    """The facts that a server needs without this project and its configuration (docs/export.md)."""
     side, tokens = config.data.image_size, config.eval.tokens
     steps = ["normalize", "resize"] if config.data.resize_after_normalize else ["resize", "normalize"]
     return {
@@ -66,9 +47,9 @@ def server_facts(config: Config, tokenizer: Tokenizer, graph: Path, batch: int) 
 
 
 def compared_pixels(config: Config, images: int, batch: int) -> tuple[str, Iterable[np.ndarray]]:
-    """What the graph is tried on, in words, and its batches float32 [B, 3, H, H], the last filled up.
+    """The images to test the graph with, in words, and as batches float32 [B, 3, H, H], the last filled up.
 
-    The first `images` of the split that is evaluated; where there is no folder `data.root`, noise.
+    They are the first `images` of the evaluated split, or noise if the folder `data.root` does not exist.
     """
     if Path(config.data.root).is_dir():
         split = evaluated_split(config, None)

@@ -32,9 +32,7 @@ def main() -> None:
         raise InputError(f"--vocab {arguments.vocab} must be at least 10")
     overrides = [*arguments.overrides, "encoder.checkpoint=null"]
     config = load_config(arguments.config, overrides)
-    if (
-        config.precision == "bfloat16"
-    ):  # CPUs cannot compile it; the graphs of float16 contain the same operators and more
+    if config.precision == "bfloat16":  # not on CPUs; the graphs of float16 contain the same operators and more
         overrides.append("precision=float16")
         config = load_config(arguments.config, overrides)
     prepare_environment(convolutions=True)
@@ -48,8 +46,7 @@ def main() -> None:
         }
         from src.models import kernels
         from src.readiness.compare import compare_on_cpu, record_zone
-        from src.readiness.graphs import compile_graph, zones
-        from src.readiness.memory import parameter_bytes, peak_bytes
+        from src.readiness.graphs import compile_graph, parameter_bytes, peak_bytes, zones
         from src.readiness.operators import STRUCTURE, violations
         from src.runtime.device import setup_device
 
@@ -79,9 +76,8 @@ def main() -> None:
     print(f"estimated device memory: {gigabytes:.1f} GB, {fits} (without workspaces of kernels)")
     if gigabytes >= max(DEVICE_GB):
         problems.append("memory: reduce the batches, or increase micro_batches")
-    for line in problems:
-        print(f"blocking: {line}")
     if problems:
+        print(*(f"blocking: {line}" for line in problems), sep="\n")
         sys.exit(1)
     print(f"{arguments.config}: ready for Ascend")
 

@@ -45,18 +45,6 @@ def record_zone(zone: "Zone", folder: Path) -> None:
     np.savez(folder / f"{zone.name}.npz", **before, **_run(zone))
 
 
-def compare_zone(recorded: Mapping[str, np.ndarray], zone: "Zone") -> Iterator[tuple[str, float]]:
-    """Repeat a recorded zone on this process's device; yields the kinds of TOLERANCES with their differences."""
-    from mindspore import Tensor
-
-    for parameter in zone.cell.get_parameters():
-        parameter.set_data(Tensor(recorded[f"before.{parameter.name}"]))
-    expected = _run(zone)
-    names = [name for name in expected if name.startswith("output.")]
-    yield from output_differences(zone.name, [recorded[name] for name in names], [expected[name] for name in names])
-    yield from change_differences(recorded, expected)
-
-
 def output_differences(
     zone: str, got: Sequence[np.ndarray], expected: Sequence[np.ndarray]
 ) -> Iterator[tuple[str, float]]:
@@ -101,18 +89,15 @@ def change_differences(
             name = key.removeprefix("after.")
             after = expected[key].astype(np.float64)
             error, change = after - recorded[key], after - recorded[f"before.{name}"]
-            total = squares.setdefault(_kind(name, expected[key].dtype), np.zeros(2))
+            kind = (
+                "moments" if ".adam_" in name else "gradient sums" if "sum." in name else "weights"
+            )  # MindFormers' names
+            kind = "step counter" if np.issubdtype(expected[key].dtype, np.integer) else kind
+            total = squares.setdefault(kind, np.zeros(2))
             total += np.vdot(error, error), np.vdot(change, change)
     for kind, (error, change) in squares.items():
         if error or change:
             yield kind, float(np.sqrt(error / max(change, 1e-60)))
-
-
-def _kind(name: str, dtype: np.dtype) -> str:
-    """The vector that a parameter belongs to. MindFormers' AdamW calls its moments adam_m and adam_v."""
-    if np.issubdtype(dtype, np.integer):
-        return "step counter"
-    return "moments" if ".adam_" in name else "gradient sums" if "sum." in name else "weights"
 
 
 def _run(zone: "Zone") -> dict[str, np.ndarray]:
@@ -143,6 +128,8 @@ def main() -> None:
     folder, device, vocab, config_file, *overrides = sys.argv[1:]
     config = load_config(given_file(config_file), [*overrides, "device=CPU", "device_id=null"])
     prepare_environment(convolutions=True)
+    from mindspore import Tensor
+
     from src.readiness.graphs import zones
     from src.runtime.device import setup_device
 
@@ -150,7 +137,12 @@ def main() -> None:
     rows, exceeded = [], []
     for zone in zones(config, int(vocab)):
         recorded = dict(np.load(Path(folder, f"{zone.name}.npz"), allow_pickle=False))
-        for what, difference in compare_zone(recorded, zone):
+        for parameter in zone.cell.get_parameters():
+            parameter.set_data(Tensor(recorded[f"before.{parameter.name}"]))
+        expected = _run(zone)
+        outputs = [(recorded[name], value) for name, value in expected.items() if name.startswith("output.")]
+        differences = output_differences(zone.name, *zip(*outputs))
+        for what, difference in (*differences, *change_differences(recorded, expected)):
             rows.append([zone.name, what, f"{difference:.1e}", *(f"{limit:g}" for limit in TOLERANCES[what])])
             limit = TOLERANCES[what][device != "CPU"]
             if not difference <= limit:  # NaN too

@@ -1,4 +1,4 @@
-"""Build the device zones of a stage with inputs of the configured sizes, and compile their graphs.
+"""Build the device zones of a stage, compile their graphs, and estimate their memory.
 
 Letters: B images, G group size, M = B*G rows, T tokens, V vocabulary.
 """
@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from src.config.schema import Config
 from src.training.optim import build_optimizer, learning_rates
@@ -64,6 +65,8 @@ class Node:
 
 _NODE = re.compile(r"^\s+%(\d+)\(.*?\) = (?:PrimFunc_)?(\w+|%\d+)\((.*)$")
 _TENSOR = re.compile(r"Tensor\[(\w+)\]>?, \(([-\d, ]*)\)")
+_SIZES = {"Float64": 8, "Int64": 8, "Float16": 2, "BFloat16": 2, "Bool": 1, "Int8": 1, "UInt8": 1}  # bytes; others 4
+_VIEWS = {"Reshape", "Depend", "TupleGetItem", "MakeTuple", "Load", "ExpandDims", "Squeeze", "UpdateState"}
 
 
 def compile_graph(zone: Zone, folder: Path) -> dict[int, Node]:
@@ -89,3 +92,30 @@ def read_graph(text: str) -> dict[int, Node]:
             shapes = ((kind, tuple(map(int, re.findall(r"-?\d+", dims)))) for kind, dims in outputs)
             nodes[int(number)] = Node(operator, tuple(map(int, reads)), tuple(shapes))
     return nodes
+
+
+def parameter_bytes(cell: nn.Cell) -> int:
+    """Bytes of all parameters of a cell, including sums of gradients and moments."""
+    return sum(prod(parameter.shape) * _SIZES.get(str(parameter.dtype), 4) for parameter in cell.get_parameters())
+
+
+def peak_bytes(graph: dict[int, Node]) -> int:
+    """The largest size of all outputs that live at once, each from its operator to its last reader.
+
+    A tensor lives as long as its views. Workspaces of kernels and fragmentation are not counted.
+    """
+    last = {number: number for number in graph}
+    for number, node in reversed(graph.items()):  # a view extends the life of what it shows
+        for read in node.reads:
+            end = last[number] if node.operator in _VIEWS else number
+            if read in last:
+                last[read] = max(last[read], end)
+    alive = peak = 0
+    ends: dict[int, int] = {}
+    for number, node in graph.items():
+        size = 0 if node.operator in _VIEWS else sum(prod(shape) * _SIZES.get(kind, 4) for kind, shape in node.outputs)
+        alive += size
+        peak = max(peak, alive)
+        ends[last[number]] = ends.get(last[number], 0) + size
+        alive -= ends.pop(number, 0)
+    return peak

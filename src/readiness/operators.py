@@ -1,7 +1,7 @@
 """Find operators without an Ascend kernel, dynamic shapes, host reads and wide types in a compiled graph."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from mindspore import ops
 from mindspore.ops import auto_generate, operations
@@ -40,24 +40,23 @@ WIDE = ("Float64", "Int64", "Complex64", "Complex128")
 
 def violations(graph: Mapping[int, Node]) -> list[str]:
     """One line for each kind of problem: what an Ascend device cannot do, or does slowly."""
-    return list(dict.fromkeys(line for node in graph.values() for line in _of_node(node)))
-
-
-def _of_node(node: Node) -> Iterator[str]:
-    name = node.operator
-    if name in HOST:
-        yield f"{name} waits for the device"
-    elif name not in STRUCTURE and name not in REGISTERED:
-        platforms = documented_platforms(name)
-        if platforms is None:
-            yield f"{name} has no documented platforms"
-        elif "Ascend" not in platforms:
-            yield f"{name} is documented only for {platforms}"
-    for kind, shape in node.outputs:
-        if any(dim < 0 for dim in shape):
-            yield f"{name} has an output of dynamic shape {shape}"
-        if kind in WIDE and name not in STRUCTURE:
-            yield f"{name} has an output of type {kind}"
+    found: dict[str, None] = {}
+    for node in graph.values():
+        name = node.operator
+        if name in HOST:
+            found[f"{name} waits for the device"] = None
+        elif name not in STRUCTURE and name not in REGISTERED:
+            platforms = documented_platforms(name)
+            if platforms is None:
+                found[f"{name} has no documented platforms"] = None
+            elif "Ascend" not in platforms:
+                found[f"{name} is documented only for {platforms}"] = None
+        for kind, shape in node.outputs:
+            if min(shape, default=0) < 0:
+                found[f"{name} has an output of dynamic shape {shape}"] = None
+            if kind in WIDE and name not in STRUCTURE:
+                found[f"{name} has an output of type {kind}"] = None
+    return list(found)
 
 
 def documented_platforms(operator: str) -> str | None:
@@ -70,8 +69,7 @@ def documented_platforms(operator: str) -> str | None:
 
 def _platforms(documented: object) -> str | None:
     text = getattr(documented, "__doc__", None) or ""
-    match = re.search(r"Supported Platforms:\s*\n\s*(.*)", text)
-    if match:
-        return match.group(1).replace("`", "").strip()
+    if match := re.search(r"Supported Platforms:\s*\n\s*(.*)", text):
+        return match[1].replace("`", "").strip()
     match = re.search(r"[Rr]efer to :func:`mindspore\.(?:ops\.)?(\w+)`", text)
-    return _platforms(getattr(ops, match.group(1), None)) if match else None
+    return _platforms(getattr(ops, match[1], None)) if match else None

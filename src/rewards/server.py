@@ -50,19 +50,18 @@ class ServerAnswerer:
         return answers
 
     def _ask(self, presentation: Presentation, errors: list[str]) -> int | None:
-        if self._failures_in_a_row >= 2 * self.config.concurrency:
-            return None
-        answer = None
-        try:
-            answer = self._request(presentation)
-        except NoOption as error:  # the server is alive
-            errors.append(f"the model {error}")
-        except FAILURES as error:
-            self._failures_in_a_row += 1
-            errors.append(self.client.explain(error))
-            return None
-        self._failures_in_a_row = 0
-        return answer
+        if self._failures_in_a_row < 2 * self.config.concurrency:
+            try:
+                answer = self._request(presentation)
+                self._failures_in_a_row = 0
+                return answer
+            except NoOption as error:  # the server is alive
+                self._failures_in_a_row = 0
+                errors.append(f"the model {error}")
+            except FAILURES as error:
+                self._failures_in_a_row += 1
+                errors.append(self.client.explain(error))
+        return None
 
     def _request(self, presentation: Presentation) -> int:
         if self.config.read == "letter":

@@ -9,7 +9,6 @@ import signal
 from collections.abc import Mapping
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 
@@ -49,34 +48,35 @@ def encode_apart(config: Config, cache: FeatureCache, weights: Mapping[str, np.n
         raise RunStopped(f"the process that computes features {how}")
 
 
-def _run(answer: Connection, parent: int, *arguments: Any) -> None:
+def _run(
+    answer: Connection, parent: int, config: Config, cache: FeatureCache, weights: Mapping[str, np.ndarray], *share: int
+) -> None:
     leave_workers()
     os.setpgid(0, 0)  # keeps the terminal's Ctrl-C away, on which MindData would end the process
     end_with_parent()
 
+    def encode() -> None:
+        prepare_environment(convolutions=True)
+        from mindspore import Tensor
+
+        from src.models.encoders.build import build_encoder
+        from src.runtime.device import setup_device
+        from src.training.features import encode_here
+
+        setup_device(config)
+        settings, side = config.encoder, config.data.image_size
+        encoder = build_encoder(settings.kind, variant=settings.variant, checkpoint=None, image_size=side)
+        for name, parameter in encoder.parameters_and_names():
+            parameter.set_data(Tensor(weights[name]))
+        encode_here(config, cache, encoder.set_train(False), *share)
+
     def main() -> None:
         if os.getppid() == parent:  # else it ended before the line above
             try:
-                _encode(*arguments)
+                encode()
             except Terminated:
                 pass  # the parent says why
             except (ProgramError, OSError) as error:
                 answer.send(error)
 
     run_program(main)
-
-
-def _encode(config: Config, cache: FeatureCache, weights: Mapping[str, np.ndarray], rank: int, size: int) -> None:
-    prepare_environment(convolutions=True)
-    from mindspore import Tensor
-
-    from src.models.encoders.build import build_encoder
-    from src.runtime.device import setup_device
-    from src.training.features import encode_here
-
-    setup_device(config)
-    settings, side = config.encoder, config.data.image_size
-    encoder = build_encoder(settings.kind, variant=settings.variant, checkpoint=None, image_size=side)
-    for name, parameter in encoder.parameters_and_names():
-        parameter.set_data(Tensor(weights[name]))
-    encode_here(config, cache, encoder.set_train(False), rank, size)

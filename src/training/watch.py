@@ -89,7 +89,7 @@ class Watch:
         groups = samples.reshape(*rewards.shape, -1)  # [B, G, T]
         zero = not np.nan_to_num(rewards).any()
         if np.isnan(rewards).all():
-            why = "none of their images has a question; add questions about training images to caprl.questions"
+            why = "no image has a question; add questions about training images to caprl.questions"
         elif rl.top_k == 1:
             why = "rl.top_k=1 makes all samples of an image equal; set rl.top_k=0"
         elif rewards.shape[1] > 1 and (groups == groups[:, :1]).all():
