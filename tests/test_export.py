@@ -137,7 +137,7 @@ def other_vocabulary(folder):
     [
         (without_tokenizer, ["no tokenizer.json", "copy it again"]),
         (truncated, ["model.safetensors is damaged"]),
-        (other_vocabulary, ["model.safetensors", "another vocabulary"]),
+        (other_vocabulary, ["model.safetensors", "the vocabulary does not match"]),
     ],
 )
 def test_a_damaged_folder_is_one_line_and_status_2(exported, tmp_path, damage, words):

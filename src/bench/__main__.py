@@ -3,29 +3,39 @@
 python -m src.bench [images=8 group=5 vocab=30522 length=20 layers=1 width=512 encoder=resnet50 trainable=true ...]
 Other keys: beams, documents, rewarded, scored, repeats (src/bench/sizes.py), and every key of the configuration.
 Prints a table, then one JSON line.
+
+Each of SETS is measured in its own process, which prints one JSON line after the output of the libraries: python -m
+src.bench SET [key=value ...]. The encoder needs other CPU instructions than the rest (src.runtime.environment), and a
+process has only one choice.
 """
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from src.bench.sizes import SHORT, parse
-from src.bench.timing import Work
+from src.bench.timing import Work, timed
 from src.config.rules import flatten
-from src.runtime.environment import end_with_parent, for_modules, run_program
+from src.runtime.environment import end_with_parent, for_modules, prepare_environment, run_program
 from src.runtime.text_tables import markdown_table
+
+SETS = ("features", "pixels", "host", "compile")
 
 
 def main() -> None:
-    """Run every set of phases in its own process, one after the other, and print the results."""
+    """Run every set of phases, one after the other, and print the results."""
     arguments = sys.argv[1:]
     if arguments in (["-h"], ["--help"]):
         print(__doc__)
+        return
+    if arguments and arguments[0] in SETS:
+        measure_here(*arguments)
         return
     config, sizes = parse(arguments)
     parts = {what: measure(what, arguments) for what in ("features", "pixels", "host")}
@@ -51,15 +61,52 @@ def main() -> None:
 
 
 def measure(what: str, arguments: Sequence[str], environment: Mapping[str, str] = {}) -> dict[str, Any]:
-    """Run `src.bench.measure` for a set of phases; if it fails, exit with its status."""
+    """Measure a set of phases in another process; if it fails, exit with its status."""
     print(f"measuring: {what}", file=sys.stderr)
-    command = [sys.executable, "-m", "src.bench.measure", what, *arguments]
+    command = [sys.executable, "-m", "src.bench", what, *arguments]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent, **for_modules(os.environ | environment)
     )
     if done.returncode != 0:
         sys.exit(done.returncode if done.returncode > 0 else 128 - done.returncode)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_here(what: str, *arguments: str) -> None:
+    """Measure a set of phases in this process, and print the results as JSON."""
+    config, sizes = parse(arguments)
+    prepare_environment(convolutions=what == "pixels")
+    import mindspore as ms
+
+    from src.bench.floors import floors, reward_floor
+    from src.bench.host import host_phases
+    from src.bench.phases import compile_seconds, feature_phases, measure_ceilings, pixel_phases
+    from src.models.encoders.build import build_encoder
+    from src.runtime.device import setup_device
+
+    setup_device(config)
+    result: dict[str, Any]
+    if what == "features":
+        result = {"ceilings": measure_ceilings(sizes.repeats)}
+        result["phases"] = times(feature_phases(config, sizes), sizes.repeats)
+    elif what == "pixels":
+        result = {"phases": times(pixel_phases(config, sizes), sizes.repeats)}
+        ms.set_context(mode=ms.PYNATIVE_MODE)  # floors are counted while Python runs the encoder
+        kind, variant, size = config.encoder.kind, config.encoder.variant, config.data.image_size
+        encoder = build_encoder(kind, variant=variant, checkpoint=None, image_size=size)
+        result["floors"] = floors(config, sizes, encoder)
+    elif what == "host":
+        result = {"phases": times(host_phases(sizes), sizes.repeats), "floors": {"reward": reward_floor(sizes)}}
+    else:
+        result = {"compile_s": compile_seconds(feature_phases(config, sizes))}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps(result | {"peak_memory_mb": peak}))
+
+
+def times(phases: Iterable, repeats: int) -> dict[str, dict[str, float]]:
+    """Seconds, captions/s and compile seconds of each phase."""
+    timings = {phase.name: (timed(phase.call, repeats), phase.captions) for phase in phases}
+    return {name: it._asdict() | {"captions_per_s": captions / it.seconds} for name, (it, captions) in timings.items()}
 
 
 def table(result: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """The sizes of a benchmark, and the configuration that they set."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from src.config.kinds import KINDS
@@ -37,7 +38,7 @@ class Sizes:
     repeats: int = 5
 
 
-def parse(arguments: list[str]) -> tuple[Config, Sizes]:
+def parse(arguments: Sequence[str]) -> tuple[Config, Sizes]:
     """`key=value` arguments: short names, fields of Sizes, or dotted keys of the configuration.
 
     Errors: InputError naming the argument.

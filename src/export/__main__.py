@@ -41,8 +41,7 @@ def main() -> None:
     import mindspore as ms
 
     from src.decoding.sampler import GreedyDecoder
-    from src.export.contents import compared_pixels, server_facts
-    from src.export.mindir import compare, load_mindir, write_mindir
+    from src.export.mindir import compare, compared_pixels, load_mindir, server_facts, write_mindir
     from src.models.build import load_policy
     from src.models.checkpoint import read_state
     from src.runtime.device import setup_device
