@@ -12,7 +12,8 @@ from tiny import tiny_data
 from src.data.image_files import ImageFiles
 from src.data.records import Record
 from src.runtime.errors import InputError
-from src.training.metrics import MetricsWriter, read_lines
+from src.training.events import MetricsWriter
+from src.training.metrics import read_lines
 from src.training.panel import IMAGES, Panel
 
 FILES = sorted((tiny_data() / "images/val").iterdir())  # 16

@@ -135,7 +135,7 @@ def other_vocabulary(folder):
 @pytest.mark.parametrize(
     "damage, words",
     [
-        (without_tokenizer, ["no tokenizer.json", "copy it again"]),
+        (without_tokenizer, ["tokenizer.json is missing", "copy it again"]),
         (truncated, ["model.safetensors is damaged"]),
         (other_vocabulary, ["model.safetensors", "the vocabulary does not match"]),
     ],

@@ -80,7 +80,7 @@ def measure_here(what: str, *arguments: str) -> None:
 
     from src.bench.floors import floors, reward_floor
     from src.bench.host import host_phases
-    from src.bench.phases import compile_seconds, feature_phases, measure_ceilings, pixel_phases
+    from src.bench.phases import compile_seconds, device_phases, measure_ceilings
     from src.models.encoders.build import build_encoder
     from src.runtime.device import setup_device
 
@@ -88,9 +88,9 @@ def measure_here(what: str, *arguments: str) -> None:
     result: dict[str, Any]
     if what == "features":
         result = {"ceilings": measure_ceilings(sizes.repeats)}
-        result["phases"] = times(feature_phases(config, sizes), sizes.repeats)
+        result["phases"] = times(device_phases(config, sizes, cached=True), sizes.repeats)
     elif what == "pixels":
-        result = {"phases": times(pixel_phases(config, sizes), sizes.repeats)}
+        result = {"phases": times(device_phases(config, sizes, cached=False), sizes.repeats)}
         ms.set_context(mode=ms.PYNATIVE_MODE)  # floors are counted while Python runs the encoder
         kind, variant, size = config.encoder.kind, config.encoder.variant, config.data.image_size
         encoder = build_encoder(kind, variant=variant, checkpoint=None, image_size=size)
@@ -98,7 +98,7 @@ def measure_here(what: str, *arguments: str) -> None:
     elif what == "host":
         result = {"phases": times(host_phases(sizes), sizes.repeats), "floors": {"reward": reward_floor(sizes)}}
     else:
-        result = {"compile_s": compile_seconds(feature_phases(config, sizes))}
+        result = {"compile_s": compile_seconds(device_phases(config, sizes, cached=True))}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(result | {"peak_memory_mb": peak}))
 

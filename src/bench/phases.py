@@ -15,18 +15,10 @@ from src.bench.sizes import Sizes
 from src.bench.timing import timed
 from src.config.schema import CEConfig, Config, RLConfig
 from src.models.policy import Policy
+from src.training import zones
 from src.training.optim import build_optimizer
 from src.training.step import Update, build_loss_scale, build_step
-from src.training.zones import (
-    Zone,
-    ce_loss_zone,
-    decoder_zones,
-    encoder_zone,
-    reference_zone,
-    rl_loss_zone,
-    sampler_zone,
-    synthetic_policy,
-)
+from src.training.zones import Zone
 
 _RATES = np.full(1000, 1e-5, np.float32)  # learning rates for more updates than a phase is repeated
 _SIDE = 2048  # of matrices large enough that arithmetic limits their product
@@ -41,31 +33,27 @@ class Phase(NamedTuple):
     call: Callable[[], object]
 
 
-def pixel_phases(config: Config, sizes: Sizes) -> Iterator[Phase]:
-    """Phases that run the encoder: encode, rollout (encode and sample), update (with the encoder, if trainable)."""
-    policy = synthetic_policy(config, sizes.vocab, cached=False, ends=False)
-    for parameter in policy.encoder.get_parameters():
-        parameter.requires_grad = parameter.requires_grad and config.encoder.trainable
-    rl = config.rl
-    yield _phase("encode", rl.sample_images, encoder_zone(config, policy, rl.sample_images))
-    yield _phase("rollout", rl.sample_images * rl.group_size, sampler_zone(config, policy))
-    loss = rl_loss_zone(config, policy, rl.update_images)
-    yield Phase("update", rl.update_images * rl.group_size, _update(config, policy, loss, rl))
+def device_phases(config: Config, sizes: Sizes, *, cached: bool) -> Iterator[Phase]:
+    """Phases that run the encoder on B images: encode, rollout (encode and sample), update (with it, if trainable).
 
-
-def feature_phases(config: Config, sizes: Sizes) -> Iterator[Phase]:
-    """Phases that start from features [B, N, C]: sample, update, reference, greedy, beam, CE step."""
-    policy = synthetic_policy(config, sizes.vocab, cached=True, ends=False)
+    cached: instead, those that start from features [B, N, C]: sample, update, reference, greedy, beam, CE step.
+    """
     rl, ce = config.rl, config.ce
-    sampled = rl.sample_images * rl.group_size
-    yield _phase("sample", sampled, sampler_zone(config, policy))
-    loss = rl_loss_zone(config, policy, rl.update_images)
-    yield Phase("update_features", rl.update_images * rl.group_size, _update(config, policy, loss, rl))
-    yield _phase("reference", sampled, reference_zone(config, policy))
-    for name, zone in zip(("greedy", "beam"), decoder_zones(config, policy)):
-        yield _phase(name, config.eval.batch_images, zone)
-    loss = ce_loss_zone(config, policy, ce.batch_images)
-    yield Phase("ce_step", ce.batch_images * ce.captions_per_image, _update(config, policy, loss, ce))
+    sampled, updated = rl.sample_images * rl.group_size, rl.update_images * rl.group_size
+    policy = zones.synthetic_policy(config, sizes.vocab, cached=cached, ends=False)
+    if not cached:
+        for parameter in policy.encoder.get_parameters():
+            parameter.requires_grad = parameter.requires_grad and config.encoder.trainable
+        yield _phase("encode", rl.sample_images, zones.encoder_zone(config, policy, rl.sample_images))
+    yield _phase("sample" if cached else "rollout", sampled, zones.sampler_zone(config, policy))
+    loss = zones.rl_loss_zone(config, policy, rl.update_images)
+    yield Phase("update_features" if cached else "update", updated, _update(config, policy, loss, rl))
+    if cached:
+        yield _phase("reference", sampled, zones.reference_zone(config, policy))
+        for name, zone in zip(("greedy", "beam"), zones.decoder_zones(config, policy)):
+            yield _phase(name, config.eval.batch_images, zone)
+        loss = zones.ce_loss_zone(config, policy, ce.batch_images)
+        yield Phase("ce_step", ce.batch_images * ce.captions_per_image, _update(config, policy, loss, ce))
 
 
 def _phase(name: str, captions: int, zone: Zone) -> Phase:

@@ -59,12 +59,7 @@ def write_mindir(path: Path, decoder: GreedyDecoder, shape: tuple[int, int, int,
 def load_mindir(path: Path) -> Callable[[np.ndarray], Outputs]:
     """Load a file of `write_mindir` as a function of pixels float32 [B, 3, H, H]."""
     graph = nn.GraphCell(ms.load(str(path)))
-
-    def caption(pixels: np.ndarray) -> Outputs:
-        ids, lengths = graph(Tensor(pixels))
-        return ids.asnumpy(), lengths.asnumpy()
-
-    return caption
+    return lambda pixels: tuple(output.asnumpy() for output in graph(Tensor(pixels)))
 
 
 def compare(

@@ -89,9 +89,7 @@ def change_differences(
             name = key.removeprefix("after.")
             after = expected[key].astype(np.float64)
             error, change = after - recorded[key], after - recorded[f"before.{name}"]
-            kind = (
-                "moments" if ".adam_" in name else "gradient sums" if "sum." in name else "weights"
-            )  # MindFormers' names
+            kind = "moments" if ".adam_" in name else "gradient sums" if "sum." in name else "weights"
             kind = "step counter" if np.issubdtype(expected[key].dtype, np.integer) else kind
             total = squares.setdefault(kind, np.zeros(2))
             total += np.vdot(error, error), np.vdot(change, change)

@@ -14,33 +14,25 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.config.schema import Config
+from src.training import zones as cells
 from src.training.optim import build_optimizer, learning_rates
 from src.training.step import GradientSum, SummedUpdate, TrainStep, Update, build_loss_scale
-from src.training.zones import (
-    Zone,
-    ce_loss_zone,
-    decoder_zones,
-    encoder_zone,
-    reference_zone,
-    rl_loss_zone,
-    sampler_zone,
-    synthetic_policy,
-)
+from src.training.zones import Zone
 
 
 def zones(config: Config, vocab: int) -> Iterator[Zone]:
     """Every zone of one worker: encoder, sampler, reference, loss with update, and the decoders of validation."""
     cached = not config.encoder.trainable
-    policy = synthetic_policy(config, vocab, cached=cached)
+    policy = cells.synthetic_policy(config, vocab, cached=cached)
     if cached:
-        yield encoder_zone(config, policy, config.eval.batch_images)
-    yield from decoder_zones(config, policy)
+        yield cells.encoder_zone(config, policy, config.eval.batch_images)
+    yield from cells.decoder_zones(config, policy)
     if config.stage == "ce":
-        loss = ce_loss_zone(config, policy, config.ce.batch_images // config.ce.micro_batches)
+        loss = cells.ce_loss_zone(config, policy, config.ce.batch_images // config.ce.micro_batches)
     else:
-        yield sampler_zone(config, policy)
-        yield reference_zone(config, policy)
-        loss = rl_loss_zone(config, policy, config.rl.update_images // config.rl.micro_batches)
+        yield cells.sampler_zone(config, policy)
+        yield cells.reference_zone(config, policy)
+        loss = cells.rl_loss_zone(config, policy, config.rl.update_images // config.rl.micro_batches)
     section = config.ce if config.stage == "ce" else config.rl
     settings = section.optimizer
     optimizer = build_optimizer(policy.trained_parameters(), settings, learning_rates(settings, 1000))

@@ -7,6 +7,7 @@ as the last. The mean excludes presentations that got no answer.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,21 +21,19 @@ from src.runtime.rng import generator
 CACHE_SIZE = 200_000  # answers kept: about 100 MB
 
 
+@dataclass
 class CapRL:
     """questions: of each training image; presentations: N. Seed, rollout and row key the draws.
 
     failures: float32 [2], the presentations of the last call that got no answer, and all of them.
     """
 
-    def __init__(
-        self, questions: Sequence[Sequence[Question]], answerer: Answerer, *, presentations: int, seed: int
-    ) -> None:
-        self.questions = questions
-        self.answerer = answerer
-        self.presentations = presentations
-        self.seed = seed
-        self.failures = np.zeros(2, np.float32)
-        self._cache: dict[Presentation, int] = {}
+    questions: Sequence[Sequence[Question]]
+    answerer: Answerer
+    presentations: int
+    seed: int
+    failures: np.ndarray = field(default_factory=lambda: np.zeros(2, np.float32))
+    _cache: dict[Presentation, int] = field(default_factory=dict)
 
     def __call__(self, completions: Completions) -> np.ndarray:
         """Rewards float64 [M], 0 to 1; NaN if no presentation got an answer, or the image has no question."""
@@ -82,4 +81,4 @@ def build_caprl(config: Config, image_ids: Sequence[ImageId], answerer: Callable
         raise InputError(f"{path}: no question is about a training image; use the image ids of the annotations")
     if without := questions.count([]):
         print(f"caprl: {without:,} of {len(questions):,} training images have no question, so they get no caprl reward")
-    return CapRL(questions, answerer(), presentations=config.caprl.presentations, seed=config.seed)
+    return CapRL(questions, answerer(), config.caprl.presentations, config.seed)

@@ -24,8 +24,8 @@ from src.config.schema import CapRLConfig
 from src.data.image_url import image_url
 from src.data.questions import UNTYPED, Question, parse_question
 from src.data.record import ImageId, is_utf8
-from src.rewards.client import FAILURES, THINKS, Client
 from src.rewards.reply import NoOption, lettered
+from src.rewards.server import FAILURES, THINKS, Client
 from src.runtime.errors import InputError
 from src.runtime.progress import say
 
@@ -95,7 +95,7 @@ class QuestionMaker:
     def _write(self, url: str) -> list | None:
         """The entries that the model writes about an image; None if two replies are not a list.
 
-        Errors: ImageFailed if the last one was cut off, which a larger caprl.max_tokens would prevent.
+        Errors: ImageFailed if the second is cut off.
         """
         content = _parts(url, writing_prompt(self.questions))
         for temperature in _TEMPERATURES:
@@ -112,11 +112,7 @@ class QuestionMaker:
         return None
 
     def _accuracy(self, question: Question, url: str | None) -> float:
-        """The share of the rotations in which the right option is chosen.
-
-        A reply that names no option is not right: with the image it does not answer the question, without the image
-        it gives nothing away.
-        """
+        """The share of rotations in which the right option is chosen; a reply that names no option is not right."""
         right = 0
         for turn in range(OPTIONS):
             options = (*question.options[turn:], *question.options[:turn], UNSEEN)
@@ -138,17 +134,15 @@ class QuestionMaker:
 
 def writing_prompt(questions: int) -> str:
     """Asks for questions about an image."""
-    example = {
-        "question": "What is the dog carrying in its mouth?",
-        "options": ["a ball", "a shoe", "a stick", "a bone"],
-        "answer": "a stick",
-        "type": "object",
-    }
+    example = (
+        '{"question": "What is the dog carrying in its mouth?", "options": ["a ball", "a shoe", "a stick", "a bone"], '
+        '"answer": "a stick", "type": "object"}'
+    )
     return (
         f"Write {questions} multiple-choice questions about different things in this image. Each has one right answer, "
         "which is plain to see in the image; without the image, every option is as likely as the others. "
         f"Reply with a JSON list of {questions} objects like this one, and nothing else:\n"
-        f"[{json.dumps(example)}]\n"
+        f"[{example}]\n"
         f"`options` are {OPTIONS} different short texts without letters or numbers in front, `answer` is one of them "
         f"word for word, `type` is one of: {', '.join(TYPES)}."
     )
@@ -174,7 +168,7 @@ def read_list(reply: str | None) -> list | None:
 def clean_question(entry: Any, image_id: ImageId) -> Question | None:
     """An entry of a reply as a question, with blanks collapsed; None if it is not what the prompt asks for."""
     try:
-        texts = (entry["question"], entry["answer"], *entry["options"])
+        texts = [entry["question"], entry["answer"]] + entry["options"]  # which must be a list
         asked, answer, *options = (" ".join(text.split()) for text in texts)
     except (AttributeError, KeyError, TypeError):
         return None

@@ -85,8 +85,7 @@ def read_letter(reply: str, options: Sequence[str]) -> int | None:
     text, introduced = _plain(reply), False
     while match := _WRAPPERS.fullmatch(text) or _INTRODUCTION.match(text):
         introduced |= match.re is _INTRODUCTION
-        wrapped = match.re is _WRAPPERS
-        text = (match["a"] or match["b"] or match["c"] if wrapped else text[match.end() :]).strip()
+        text = (text[match.end() :] if match.re is _INTRODUCTION else match["a"] or match["b"] or match["c"]).strip()
     named = _LETTER.fullmatch(text)
     if named is None or (introduced and text[0].islower()):
         return None

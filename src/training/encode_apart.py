@@ -55,28 +55,26 @@ def _run(
     os.setpgid(0, 0)  # keeps the terminal's Ctrl-C away, on which MindData would end the process
     end_with_parent()
 
-    def encode() -> None:
-        prepare_environment(convolutions=True)
-        from mindspore import Tensor
-
-        from src.models.encoders.build import build_encoder
-        from src.runtime.device import setup_device
-        from src.training.features import encode_here
-
-        setup_device(config)
-        settings, side = config.encoder, config.data.image_size
-        encoder = build_encoder(settings.kind, variant=settings.variant, checkpoint=None, image_size=side)
-        for name, parameter in encoder.parameters_and_names():
-            parameter.set_data(Tensor(weights[name]))
-        encode_here(config, cache, encoder.set_train(False), *share)
-
     def main() -> None:
-        if os.getppid() == parent:  # else it ended before the line above
-            try:
-                encode()
-            except Terminated:
-                pass  # the parent says why
-            except (ProgramError, OSError) as error:
-                answer.send(error)
+        if os.getppid() != parent:  # it ended before the line above
+            return
+        try:
+            prepare_environment(convolutions=True)
+            from mindspore import Tensor
+
+            from src.models.encoders.build import build_encoder
+            from src.runtime.device import setup_device
+            from src.training.features import encode_here
+
+            setup_device(config)
+            settings, side = config.encoder, config.data.image_size
+            encoder = build_encoder(settings.kind, variant=settings.variant, checkpoint=None, image_size=side)
+            for name, parameter in encoder.parameters_and_names():
+                parameter.set_data(Tensor(weights[name]))
+            encode_here(config, cache, encoder.set_train(False), *share)
+        except Terminated:
+            pass  # the parent says why
+        except (ProgramError, OSError) as error:
+            answer.send(error)
 
     run_program(main)

@@ -1,7 +1,6 @@
 """Compute the features of a frozen encoder before training and evaluation; a trained encoder reads images."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -38,12 +37,18 @@ def build_sources(
         "reader": str(READER),
         "preprocessing": repr((*settings, config.data.image_size, config.data.resize_after_normalize)),
     }
+
+    def digests(rows: ImageFiles | ShardImages) -> np.ndarray:
+        """[n, 32], of the first worker: other nodes may see changes of a shared folder late."""
+        own = rows.digests(config.cache_folder) if workers.is_first else np.zeros((len(rows.files), 32), np.uint8)
+        return workers.sum(own).astype(np.uint8)
+
     caches = {
         split: plan_features(
             config.cache_folder,
             key=key,
             files=rows.files,
-            digests=_digests(rows, config.cache_folder, workers),
+            digests=digests(rows),
             tokens=encoder.tokens,
             channels=encoder.channels,
             batch=config.eval.batch_images,
@@ -68,9 +73,3 @@ def encode_here(config: Config, cache: FeatureCache, encoder: nn.Cell, rank: int
     digests = np.frombuffer(cache.digests, np.uint8).reshape(-1, 32)
     images = build_image_source(config, UnchangedImages(find_images(config, cache.files), digests))
     cache.fill(images.batches, lambda pixels: encoder(Tensor(pixels)).asnumpy(), rank, size)
-
-
-def _digests(images: ImageFiles | ShardImages, memory: Path, workers: Workers) -> np.ndarray:
-    """The digests [n, 32] of the first worker, on all: other nodes may see changes of a shared folder late."""
-    own = images.digests(memory) if workers.is_first else np.zeros((len(images.files), 32), np.uint8)
-    return workers.sum(own).astype(np.uint8)

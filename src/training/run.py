@@ -34,9 +34,9 @@ from src.runtime.progress import say, warn
 from src.runtime.workers import Workers
 from src.training.answerer import build_answerer
 from src.training.checkpoint import find_last, save_checkpoint
+from src.training.events import MetricsWriter, open_metrics
 from src.training.features import build_sources
 from src.training.graphs import graph_cache
-from src.training.metrics import MetricsWriter, open_metrics
 from src.training.notices import list_skipped, say_before_training
 from src.training.run_folder import COMPLETED, check_data, data_state, open_run_folder, saved_state
 from src.training.split_batches import SplitBatches

@@ -74,12 +74,11 @@ def claim_run_folder(config: Config, init: Path | None) -> None:
         if "data" in state and "data.root" in differing:  # data may move, because their digest is compared
             differing.remove("data.root")
         if differing:
-            raise InputError(f"{folder} holds a run with other values of {', '.join(differing)}; {_way_out(config)}")
+            raise _conflict(config, f"holds a run with other values of {', '.join(differing)};")
         if init is None and "init" in state:
             print(f"{folder} started from init_checkpoint={held.get('init_checkpoint')} and keeps it")
     if state and init is not None and state.get("init", "") != file_digest(init):
-        started = f"{folder} started from other weights than {init} holds now"
-        raise InputError(f"{started}; restore that file, or {_way_out(config)}")
+        raise _conflict(config, f"started from other weights than {init} holds now; restore that file, or")
     if is_complete(folder) and "data" in state:
         from src.data.locate import read_records
 
@@ -120,10 +119,8 @@ def data_state(records: Mapping[str, Sequence["Record"]]) -> dict[str, dict[str,
     """Counts and digests of the images and captions that training reads, in order, independent of their folder."""
     state = {}
     for split in ("train", "val"):
-        digest = hashlib.sha256()
-        for record in records[split]:
-            digest.update(json.dumps([record.image_id, *record.captions]).encode())
-        state[split] = {"images": len(records[split]), "sha256": digest.hexdigest()}
+        text = "".join(json.dumps([record.image_id, *record.captions]) for record in records[split])
+        state[split] = {"images": len(records[split]), "sha256": hashlib.sha256(text.encode()).hexdigest()}
     return state
 
 
@@ -134,10 +131,8 @@ def check_data(config: Config, records: Mapping[str, Sequence["Record"]], state:
         return
     images = [", ".join(f"{part['images']} {split}" for split, part in data.items()) for data in (held, now)]
     changed = "with other captions, ids or order than" if images[0] == images[1] else f"not the {images[1]} images that"
-    raise InputError(
-        f"{config.run_folder} was trained on {images[0]} images, {changed} data.root={config.data.root} holds now; "
-        f"restore them, or {_way_out(config)}"
-    )
+    text = f"was trained on {images[0]} images, {changed} data.root={config.data.root} holds now; restore them, or"
+    raise _conflict(config, text)
 
 
 def open_run_folder(config: Config) -> None:
@@ -160,10 +155,11 @@ def open_run_folder(config: Config) -> None:
         write_tree(tree, file)
 
 
-def _way_out(config: Config) -> str:
-    """The advice if a run cannot resume; following it affects no other stage of the same command."""
+def _conflict(config: Config, text: str) -> InputError:
+    """The error that a run cannot resume. Following its advice affects no other stage of the same command."""
     name = "output_root=NEW (for scripts/run_ce.sh, name=NEW)" if config.stage == "ce" else "name=NEW"
-    return f"pass {name}, or delete {config.run_folder} to start this stage over"
+    folder = config.run_folder
+    return InputError(f"{folder} {text} pass {name}, or delete {folder} to start this stage over")
 
 
 def _held(folder: Path) -> list[Path]:
