@@ -80,33 +80,32 @@ def measure_here(what: str, *arguments: str) -> None:
 
     from src.bench.floors import floors, reward_floor
     from src.bench.host import host_phases
-    from src.bench.phases import compile_seconds, device_phases, measure_ceilings
+    from src.bench.phases import Phase, compile_seconds, device_phases, measure_ceilings
     from src.models.encoders.build import build_encoder
     from src.runtime.device import setup_device
 
     setup_device(config)
-    result: dict[str, Any]
+    result: dict[str, Any] = {}
+    phases: Iterable[Phase] = ()
+    if what == "host":
+        phases, result["floors"] = host_phases(sizes), {"reward": reward_floor(sizes)}
+    elif what == "compile":
+        result["compile_s"] = compile_seconds(device_phases(config, sizes, cached=True))
+    else:
+        phases = device_phases(config, sizes, cached=what == "features")
     if what == "features":
-        result = {"ceilings": measure_ceilings(sizes.repeats)}
-        result["phases"] = times(device_phases(config, sizes, cached=True), sizes.repeats)
-    elif what == "pixels":
-        result = {"phases": times(device_phases(config, sizes, cached=False), sizes.repeats)}
+        result["ceilings"] = measure_ceilings(sizes.repeats)
+    timings = {phase.name: (timed(phase.call, sizes.repeats), phase.captions) for phase in phases}
+    result["phases"] = {
+        name: it._asdict() | {"captions_per_s": captions / it.seconds} for name, (it, captions) in timings.items()
+    }
+    if what == "pixels":
         ms.set_context(mode=ms.PYNATIVE_MODE)  # floors are counted while Python runs the encoder
         kind, variant, size = config.encoder.kind, config.encoder.variant, config.data.image_size
         encoder = build_encoder(kind, variant=variant, checkpoint=None, image_size=size)
         result["floors"] = floors(config, sizes, encoder)
-    elif what == "host":
-        result = {"phases": times(host_phases(sizes), sizes.repeats), "floors": {"reward": reward_floor(sizes)}}
-    else:
-        result = {"compile_s": compile_seconds(device_phases(config, sizes, cached=True))}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(result | {"peak_memory_mb": peak}))
-
-
-def times(phases: Iterable, repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds, captions/s and compile seconds of each phase."""
-    timings = {phase.name: (timed(phase.call, repeats), phase.captions) for phase in phases}
-    return {name: it._asdict() | {"captions_per_s": captions / it.seconds} for name, (it, captions) in timings.items()}
 
 
 def table(result: Mapping[str, Any]) -> list[str]:

@@ -46,16 +46,14 @@ def floors(config: Config, sizes: Sizes, encoder: nn.Cell) -> dict[str, Work]:
     encode = Work(images * conv_operations, 4 * conv_weights)
     trained = 3 if config.encoder.trainable else 1
     grid = 2 * rl.update_images * n * encoder.channels * d if config.encoder.trainable else 0.0
+    encoded, moved = rl.update_images * conv_operations, 4 * conv_weights * (10 if config.encoder.trainable else 1)
     ce_rows = config.ce.batch_images * config.ce.captions_per_image
     return {
         "encode": encode,
         "sample": sample,
         "rollout": Work(encode.operations + sample.operations, encode.bytes + sample.bytes),
         "reference": Work(sample.operations, 4 * (token_weights + image_weights + images * n * encoder.channels)),
-        "update": Work(
-            trained * rl.update_images * conv_operations + features.operations + grid,
-            (10 if config.encoder.trainable else 1) * 4 * conv_weights + features.bytes,
-        ),
+        "update": Work(trained * encoded + features.operations + grid, moved + features.bytes),
         "update_features": features,
         "ce_step": update(config.ce.batch_images, ce_rows, config.ce.tokens),
         "greedy": decoding(evaluation.batch_images, evaluation.batch_images, evaluation.tokens),

@@ -35,12 +35,11 @@ def host_phases(sizes: Sizes) -> Iterator[Phase]:
     rng = np.random.default_rng(0)
     truths = synthetic_captions(sizes.documents, rng)
     made: dict[str, CiderD] = {}
-    yield Phase(
-        "reward_setup", sizes.documents * CAPTIONS_PER_IMAGE, lambda: made.update(scorer=CiderD(truths, eos=False))
-    )
+    number = sizes.documents * CAPTIONS_PER_IMAGE
+    yield Phase("reward_setup", number, lambda: made.update(scorer=CiderD(truths, eos=False)))
     images = np.resize(rng.permutation(sizes.documents), -(-sizes.rewarded // GROUP))
     rows = np.repeat(images, GROUP)[: sizes.rewarded]
-    texts = [truths[row][number % CAPTIONS_PER_IMAGE] for number, row in enumerate(rng.permutation(rows))]
+    texts = [truths[row][place % CAPTIONS_PER_IMAGE] for place, row in enumerate(rng.permutation(rows))]
     captions = [text.split() for text in texts]
     ended = np.ones(len(rows), bool)
     yield Phase("reward", len(rows), lambda: made["scorer"](rows, captions, ended))

@@ -16,22 +16,11 @@ STRUCTURE = {"Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateSta
 # Undocumented operators, and the name that registers them for Ascend in MindSpore 2.9's libraries: aclnnX and XAscend
 # are kernels in lib/plugin/libmindspore_ops_ascend.so, czX adapters to CANN's own operators in
 # lib/plugin/ascend/libmindspore_ascend_res_manager.so.
-REGISTERED = {
-    "BiasAddGrad": "czBiasAddGrad",
-    "Conv2DBackpropFilter": "czConv2DBackpropFilter",
-    "Conv2DBackpropInput": "czConv2DBackpropInput",
-    "Divs": "aclnnDivs",
-    "EqScalar": "aclnnEqScalar",
-    "LayerNormGradExt": "aclnnLayerNormBackward",
-    "MatMulExt": "MatMulExtAscend",
-    "MaxPoolGrad": "czMaxPoolGrad",
-    "Muls": "aclnnMuls",
-    "ReluGrad": "ReluGradAscend",
-    "RemainderTensorScalar": "aclnnRemainderTensorScalar",
-    "RsqrtGrad": "czRsqrtGrad",
-    "SoftmaxBackward": "aclnnSoftmaxBackward",
-    "StridedSliceGrad": "czStridedSliceGrad",
-}
+_ACLNN = ("Divs", "EqScalar", "Muls", "RemainderTensorScalar", "SoftmaxBackward")
+_CZ = ("BiasAddGrad", "Conv2DBackpropFilter", "Conv2DBackpropInput", "MaxPoolGrad", "RsqrtGrad", "StridedSliceGrad")
+REGISTERED = {name: f"aclnn{name}" for name in _ACLNN} | {name: f"cz{name}" for name in _CZ}
+REGISTERED |= {"LayerNormGradExt": "aclnnLayerNormBackward", "MatMulExt": "MatMulExtAscend"}
+REGISTERED |= {"ReluGrad": "ReluGradAscend"}
 
 # A condition on a tensor, Python called from the graph, printing: each waits for the device.
 HOST = {"Switch", "SwitchLayer", "PyExecute", "PyInterpret", "Print", "TensorToScalar", "TensorToTuple", "TensorToList"}

@@ -19,8 +19,5 @@ def length(completions: Completions, config: LengthConfig) -> np.ndarray:
 
 def repetition(completions: Completions) -> np.ndarray:
     """[M], minus the share of a caption's trigrams that occurred in it before: distinct / all - 1; 0 without any."""
-    rewards = []
-    for words in completions.words:
-        trigrams = list(zip(words, words[1:], words[2:]))
-        rewards.append(len(set(trigrams)) / len(trigrams) - 1.0 if trigrams else 0.0)
-    return np.array(rewards)
+    trigrams = [list(zip(words, words[1:], words[2:])) for words in completions.words]
+    return np.array([len(set(each)) / len(each) - 1.0 if each else 0.0 for each in trigrams])

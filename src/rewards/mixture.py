@@ -103,8 +103,6 @@ def reward_signature(config: Config) -> str:
         weighted = "+".join(f"{weight:g}*{parts.get(name, name)}" for name, weight in active.items())
         reward = f"{config.advantage.combine}({weighted})"
     base = {"group": "group", "leave_one_out": "average", "greedy": "greedy"}[config.advantage.baseline]
-    signature = f"{reward}+{base}[nspi{config.rl.group_size}]"
-    if "cider" not in active:
-        return signature
     eos = "STANDARD" if cider.eos else "NO<EOS>"
-    return f"{eos}_{'wInit' if cider.document_frequency == 'train' else 'w/oInit'}+{signature}"
+    words = f"{eos}_{'wInit' if cider.document_frequency == 'train' else 'w/oInit'}+" if "cider" in active else ""
+    return f"{words}{reward}+{base}[nspi{config.rl.group_size}]"

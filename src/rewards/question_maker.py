@@ -89,7 +89,8 @@ class QuestionMaker:
             blind, seen = self._accuracy(question, None), self._accuracy(question, url)
             fate = "leaks" if blind >= BLIND else "unanswerable" if seen <= SEEN else "kept"
             counts[fate] += 1
-            kept += [question] if fate == "kept" else []
+            if fate == "kept":
+                kept.append(question)
         return kept, counts
 
     def _write(self, url: str) -> list | None:
@@ -159,10 +160,9 @@ def answering_prompt(question: str, options: Sequence[str]) -> str:
 def read_list(reply: str | None) -> list | None:
     """A reply as a JSON list, in a code fence or not; None for anything else."""
     match = re.fullmatch(r"(```(?:json)?\s*)?(\[.*\])(?(1)\s*```)", (reply or "").strip(), re.DOTALL)
-    try:
+    with suppress(ValueError, RecursionError):
         return json.loads(match[2]) if match else None
-    except (ValueError, RecursionError):
-        return None
+    return None
 
 
 def clean_question(entry: Any, image_id: ImageId) -> Question | None:
@@ -178,10 +178,9 @@ def clean_question(entry: Any, image_id: ImageId) -> Question | None:
         return None
     kind = entry["type"] if entry.get("type") in TYPES else UNTYPED
     fields = {"image_id": image_id, "question": asked, "options": options, "answer": answer, "type": kind}
-    try:
+    with suppress(InputError):
         return parse_question(fields, "a reply")
-    except InputError:
-        return None
+    return None
 
 
 def _parts(url: str | None, text: str) -> list[dict]:

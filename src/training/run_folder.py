@@ -96,10 +96,9 @@ def saved_state(folder: Path) -> dict[str, Any] | None:
     Empty if the checkpoints cannot be read. Errors: InputError.
     """
     if is_complete(folder):
-        try:
+        with contextlib.suppress(ValueError, TypeError):
             return json.loads((folder / COMPLETED).read_text(encoding="utf-8")) | {}
-        except (ValueError, TypeError):
-            raise InputError(f"{folder / COMPLETED} is damaged; delete this file to resume the run") from None
+        raise InputError(f"{folder / COMPLETED} is damaged; delete this file to resume the run")
     paths = [path for name in _CHECKPOINTS if (path := folder / "checkpoints" / name).is_file()]
     if not paths:
         return None
@@ -196,10 +195,8 @@ def _lock(folder: Path) -> None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
+    with contextlib.suppress(UnicodeDecodeError, yaml.YAMLError):
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError):
-        tree = None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} is damaged; delete this file to resume the run with this configuration")
-    return tree
+        if isinstance(tree, dict):
+            return tree
+    raise InputError(f"{path} is damaged; delete this file to resume the run with this configuration")
