@@ -44,16 +44,14 @@ def main() -> None:
         compile_s = {state: measure("compile", arguments, cache)["compile_s"] for state in ("cold", "cached")}
     ceilings = parts["features"]["ceilings"]
     works = parts["pixels"]["floors"] | parts["host"]["floors"]
+    phases = {name: phase for part in parts.values() for name, phase in part["phases"].items()}
+    for name, phase in phases.items():
+        phase["of_floor"] = Work(*works[name]).seconds(ceilings) / phase["seconds"] if name in works else None
     flat = flatten(asdict(config))
     result = {
         "sizes": {name: flat[keys[0]] for name, keys in SHORT.items()} | asdict(sizes),
         "ceilings": ceilings,
-        "phases": {
-            name: values
-            | {"of_floor": Work(*works[name]).seconds(ceilings) / values["seconds"] if name in works else None}
-            for part in parts.values()
-            for name, values in part["phases"].items()
-        },
+        "phases": phases,
         "compile_s": compile_s,
         "peak_memory_mb": max(part["peak_memory_mb"] for part in parts.values()),
     }
@@ -95,10 +93,10 @@ def measure_here(what: str, *arguments: str) -> None:
         phases = device_phases(config, sizes, cached=what == "features")
     if what == "features":
         result["ceilings"] = measure_ceilings(sizes.repeats)
-    timings = {phase.name: (timed(phase.call, sizes.repeats), phase.captions) for phase in phases}
-    result["phases"] = {
-        name: it._asdict() | {"captions_per_s": captions / it.seconds} for name, (it, captions) in timings.items()
-    }
+    result["phases"] = {}
+    for phase in phases:
+        timing = timed(phase.call, sizes.repeats)
+        result["phases"][phase.name] = timing | {"captions_per_s": phase.captions / timing["seconds"]}
     if what == "pixels":
         ms.set_context(mode=ms.PYNATIVE_MODE)  # floors are counted while Python runs the encoder
         kind, variant, size = config.encoder.kind, config.encoder.variant, config.data.image_size

@@ -24,12 +24,10 @@ def floors(config: Config, sizes: Sizes, encoder: nn.Cell) -> dict[str, Work]:
     token_weights = decoder.layers * layer + sizes.vocab * d
     image_weights = encoder.channels * d + decoder.layers * 2 * d * d
 
-    def tokens_work(tokens: int) -> float:  # of one row: products with weights, with its past, and with its image
-        attention = decoder.layers * (4 * d * tokens * (tokens + 1) / 2 + 4 * d * n * tokens)
-        return 2 * token_weights * tokens + attention
-
     def decoding(images: int, rows: int, tokens: int) -> Work:
-        operations = 2 * images * n * image_weights + rows * tokens_work(tokens)
+        # Of a row: products with weights, with its past, and with its image.
+        row = 2 * token_weights * tokens + decoder.layers * (4 * d * tokens * (tokens + 1) / 2 + 4 * d * n * tokens)
+        operations = 2 * images * n * image_weights + rows * row
         return Work(operations, 4 * (images * n * encoder.channels + image_weights + tokens * token_weights))
 
     def update(images: int, rows: int, tokens: int) -> Work:
@@ -39,7 +37,7 @@ def floors(config: Config, sizes: Sizes, encoder: nn.Cell) -> dict[str, Work]:
         operations = 3 * (decoding(images, rows, tokens).operations - projection) + 2 * projection
         return Work(operations, 4 * (10 * (token_weights + image_weights) + images * n * encoder.channels))
 
-    images = rl.sample_images
+    images, ce_rows = rl.sample_images, config.ce.batch_images * config.ce.captions_per_image
     conv_operations, conv_weights = convolutions(encoder, config.data.image_size)
     sample = decoding(images, images * rl.group_size, rl.tokens)
     features = update(rl.update_images, rl.update_images * rl.group_size, rl.tokens)
@@ -47,7 +45,6 @@ def floors(config: Config, sizes: Sizes, encoder: nn.Cell) -> dict[str, Work]:
     trained = 3 if config.encoder.trainable else 1
     grid = 2 * rl.update_images * n * encoder.channels * d if config.encoder.trainable else 0.0
     encoded, moved = rl.update_images * conv_operations, 4 * conv_weights * (10 if config.encoder.trainable else 1)
-    ce_rows = config.ce.batch_images * config.ce.captions_per_image
     return {
         "encode": encode,
         "sample": sample,

@@ -106,6 +106,6 @@ def measure_ceilings(repeats: int) -> dict[str, float]:
     side = Tensor(np.random.default_rng(0).standard_normal((_SIDE, _SIDE), np.float32))
     line = Tensor(np.ones(_BYTES // 4, np.float32))
     product, negation = _Product(), _Negation()
-    product_s = timed(lambda: product(side).asnumpy(), repeats).seconds
-    negation_s = timed(lambda: negation(line).asnumpy(), repeats).seconds
+    product_s = timed(lambda: product(side).asnumpy(), repeats)["seconds"]
+    negation_s = timed(lambda: negation(line).asnumpy(), repeats)["seconds"]
     return {"matmul_gflops": 2e-9 * _SIDE**3 / product_s, "bandwidth_gbs": 2e-9 * _BYTES / negation_s}

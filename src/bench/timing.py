@@ -6,13 +6,6 @@ from statistics import median
 from typing import NamedTuple
 
 
-class Timing(NamedTuple):
-    """seconds: median of the repeats; compile_s: how much longer the first call took."""
-
-    seconds: float
-    compile_s: float
-
-
 class Work(NamedTuple):
     """The operations and bytes that a phase needs at least."""
 
@@ -24,12 +17,15 @@ class Work(NamedTuple):
         return max(self.operations / ceilings["matmul_gflops"], self.bytes / ceilings["bandwidth_gbs"]) * 1e-9
 
 
-def timed(call: Callable[[], object], repeats: int) -> Timing:
-    """Time `call`, which must not return before its work is done."""
+def timed(call: Callable[[], object], repeats: int) -> dict[str, float]:
+    """Time `call`, which must not return before its work is done.
+
+    seconds: median of the repeats; compile_s: how much longer the first call took.
+    """
     times = []
     for _ in range(2 + repeats):
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
     seconds = median(times[2:])
-    return Timing(seconds, max(0.0, times[0] - seconds))
+    return {"seconds": seconds, "compile_s": max(0.0, times[0] - seconds)}

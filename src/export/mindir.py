@@ -80,7 +80,7 @@ def compare(
 
 def server_facts(config: Config, tokenizer: Tokenizer, graph: Path, batch: int) -> dict[str, Any]:
     """The facts that a server needs without this project and its configuration (docs/export.md)."""
-    side, tokens = config.data.image_size, config.eval.tokens
+    side, tokens, integers = config.data.image_size, config.eval.tokens, {"dtype": "int32"}
     steps = ["normalize", "resize"] if config.data.resize_after_normalize else ["resize", "normalize"]
     return {
         "version": __version__,
@@ -89,10 +89,7 @@ def server_facts(config: Config, tokenizer: Tokenizer, graph: Path, batch: int) 
             "file": graph.name,
             "sha256": file_digest(graph),
             "inputs": {"pixels": {"dtype": "float32", "shape": [batch, 3, side, side]}},
-            "outputs": {
-                "ids": {"dtype": "int32", "shape": [batch, tokens]},
-                "lengths": {"dtype": "int32", "shape": [batch]},
-            },
+            "outputs": {"ids": integers | {"shape": [batch, tokens]}, "lengths": integers | {"shape": [batch]}},
         },
         "tokens": {"pad": tokenizer.pad_id, "unk": tokenizer.unk_id, "bos": tokenizer.bos_id, "eos": tokenizer.eos_id},
         "preprocessing": {

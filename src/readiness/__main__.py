@@ -31,10 +31,10 @@ def main() -> None:
     if arguments.vocab is not None and arguments.vocab < 10:
         raise InputError(f"--vocab {arguments.vocab} must be at least 10")
     overrides = [*arguments.overrides, "encoder.checkpoint=null"]
-    config = load_config(arguments.config, overrides)
-    if config.precision == "bfloat16":  # not on CPUs; the graphs of float16 contain the same operators and more
+    # CPUs cannot compile bfloat16; the graphs of float16 contain the same operators and more.
+    if load_config(arguments.config, overrides).precision == "bfloat16":
         overrides.append("precision=float16")
-        config = load_config(arguments.config, overrides)
+    config = load_config(arguments.config, overrides)
     prepare_environment(convolutions=True)
     vocab = arguments.vocab or (30522 if config.tokenizer.kind == "wordpiece" else 10000)
     with tempfile.TemporaryDirectory(prefix="graphs-") as folder:

@@ -63,7 +63,7 @@ class CapRL:
         new = dict(zip(unknown, self.answerer.answer(unknown), strict=True)) if unknown else {}
         answers = [self._cache.get(p, new.get(p)) for p in presentations]
         self._cache |= {p: answer for p, answer in new.items() if answer is not None}
-        for oldest in list(self._cache)[: max(0, len(self._cache) - CACHE_SIZE)]:
+        for oldest in list(self._cache)[:-CACHE_SIZE]:
             del self._cache[oldest]
         return answers
 

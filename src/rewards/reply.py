@@ -21,8 +21,8 @@ _END = re.compile(
     re.IGNORECASE,
 )
 _PLAIN_CHANNELS = re.compile(r"\Aanalysis(?=[A-Z]).*assistantfinal", re.DOTALL)  # of gpt-oss, without special tokens
-# A special token that ends a reply, except those of _WRAPPERS.
-_LAST_TOKEN = re.compile(r"(?:<\|(?!end_of_(?:box|solution|answer)\|)\w+\|>|</s>)\Z")
+# Special tokens that end a reply, except those of _WRAPPERS.
+_LAST_TOKENS = re.compile(r"(?:(?:<\|(?!end_of_(?:box|solution|answer)\|)\w+\|>|</s>)\s*)+\Z")
 _MARKS = re.compile(r"__|[*`$\"'“”‘’\u200b]")  # of emphasis, code, formulas and quotations
 _WRAPPERS = re.compile(
     r"<(?P<tag>answer|solution)>(?P<a>.+)</(?P=tag)>"
@@ -68,12 +68,7 @@ def after_thinking(text: str) -> str | None:
     plain = _PLAIN_CHANNELS.match(text)
     ends = [plain.end()] if plain else [0, *(match.end() for match in _END.finditer(text))]
     said = text[ends[-1] :]
-    if _BEGIN.search(said):
-        return None
-    said = said.strip()
-    while token := _LAST_TOKEN.search(said):
-        said = said[: token.start()].rstrip()
-    return said or None
+    return None if _BEGIN.search(said) else _LAST_TOKENS.sub("", said).strip() or None
 
 
 def read_letter(reply: str, options: Sequence[str]) -> int | None:

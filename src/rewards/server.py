@@ -12,7 +12,7 @@ import json
 import os
 import re
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
@@ -194,8 +194,8 @@ class ServerAnswerer:
             return self.client.choose(prompt(presentation), presentation.options)
         # "Cannot be answered" is hardly ever likely: an uninformative caption scores at chance level.
         question = f"Caption of an image: {presentation.caption}\nQuestion: {presentation.question}\nAnswer:"
-        scores = [sum(logprobs) for logprobs in self._continuations(question, presentation.options)]
-        return max(range(len(scores)), key=scores.__getitem__)
+        scores = list(map(sum, self._continuations(question, presentation.options)))
+        return scores.index(max(scores))
 
     def _check_log_probs(self) -> None:
         """ValueError if log-probs belong to other tokens than those that they stand with.
@@ -206,17 +206,15 @@ class ServerAnswerer:
         if sum(logprobs) < _SURE * len(logprobs):
             raise ValueError("log-probs belong to other tokens; let caprl.template begin with the model's first token")
 
-    def _continuations(self, text: str, options: Sequence[str]) -> list[list[float]]:
+    def _continuations(self, text: str, options: Sequence[str]) -> Iterator[list[float]]:
         """Log-probs of the tokens of each option after `text`."""
         prefix = self.config.template.replace("{prompt}", text)
         begun, _ = self._echo(prefix)
-        found = []
         for option in options:
             tokens, logprobs = self._echo(prefix + ("" if prefix[-1].isspace() else " ") + option)
             if tokens <= begun:
                 raise ValueError(f"{option!r} has no tokens of its own")
-            found.append(logprobs[begun - tokens :])  # from the end: servers may omit the first token
-        return found
+            yield logprobs[begun - tokens :]  # from the end: servers may omit the first token
 
     def _echo(self, text: str) -> tuple[int, list[float]]:
         """The number of tokens of a text on the server, and their log-probs; that of the first may be missing."""

@@ -13,8 +13,7 @@ def list_skipped(folder: Path, dataset: Dataset) -> None:
     """Write skipped.txt and announce it if images or captions were left out."""
     if dataset.skipped:
         listing = folder / "skipped.txt"
-        lines = (f"{skipped.file}\t{skipped.reason}\n" for skipped in dataset.skipped)
-        listing.write_text("".join(lines), encoding="utf-8")
+        listing.write_text("".join(f"{it.file}\t{it.reason}\n" for it in dataset.skipped), encoding="utf-8")
         print(f"{len(dataset.skipped)} images or captions skipped, listed in {listing}")
 
 

@@ -45,11 +45,10 @@ class Watch:
                 self._once(key, f"{text}, so fragments are {use}; raise {key}")
         share = np.mean(np.concatenate(rows) == unknown)
         if share > _UNKNOWN:
-            fix = "lower tokenizer.min_count"
+            word_pieces = config.tokenizer.kind == "wordpiece"
+            fix = "set tokenizer.vocab to one of the captions' language" if word_pieces else "lower tokenizer.min_count"
             if config.init_checkpoint is not None:
                 fix = "start from a checkpoint trained on such captions, or without init_checkpoint"
-            elif config.tokenizer.kind == "wordpiece":
-                fix = "set tokenizer.vocab to one of the captions' language"
             self._once("vocabulary", f"the vocabulary lacks {share:.0%} of the words of the training captions; {fix}")
 
     def validation(self, score: float, truncated: float, images: int) -> None:
