@@ -22,8 +22,8 @@ from src.evaluation.gallery import thumbnails
 from src.models.encoders.build import build_encoder
 from src.runtime.errors import InputError
 from src.runtime.workers import Workers
-from src.training.features import build_sources
 from src.training.panel import Panel
+from src.training.sources import build_sources
 
 
 def settings(root, *more):

@@ -10,7 +10,7 @@ from tiny import ROOT, run
 
 from src.config.load import load_config
 from src.readiness.compare import change_differences, compare_on_cpu, output_differences, record_zone
-from src.readiness.graphs import Node, peak_bytes, read_graph, zones
+from src.readiness.compiled_graphs import Node, peak_bytes, read_graph, zones
 from src.readiness.operators import REGISTERED, documented_platforms, violations
 
 SMALL = ["eval.batch_images=2", "eval.tokens=3", "ce.batch_images=2", "ce.tokens=3", "rl.rollout_images=2"]

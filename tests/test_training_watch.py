@@ -8,14 +8,14 @@ import pytest
 
 from src.config.load import load_config
 from src.rl.rollout import Rollout
-from src.training.watch import Watch
+from src.training.watch import TrainingWatch
 
 
 def watching(*settings, stage="grpo"):
     """A watch of 20 rollouts or epochs, all validated, and the list of its warnings."""
     settings = ["ce.epochs=20", "rl.rollouts=20", "eval.every=1", "rewards.caprl=0", *settings]
     warnings = []
-    return Watch(load_config(f"configs/demo/{stage}.yaml", settings), warnings.append), warnings
+    return TrainingWatch(load_config(f"configs/demo/{stage}.yaml", settings), warnings.append), warnings
 
 
 def rollout(rewards, advantages=0.0, equal=False):
@@ -169,6 +169,6 @@ def test_weights_that_stay_as_they_are():
 
 
 def test_silent_workers_say_nothing():
-    watch = Watch(load_config("configs/demo/grpo.yaml"), None)
+    watch = TrainingWatch(load_config("configs/demo/grpo.yaml"), None)
     for _ in range(4):
         watch.rollout(FLAT, 1.0)

@@ -161,8 +161,8 @@ def look(
     from src.decoding.attention import Attention, attend_words
     from src.models.build import load_policy
     from src.runtime.workers import Workers
-    from src.training.features import build_sources
     from src.training.graphs import graph_cache
+    from src.training.sources import build_sources
 
     config, alone = system.config, Workers()
     policy, tokenizer = load_policy(config, system.checkpoint, cached=not config.encoder.trainable)

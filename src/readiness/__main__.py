@@ -39,14 +39,10 @@ def main() -> None:
     vocab = arguments.vocab or (30522 if config.tokenizer.kind == "wordpiece" else 10000)
     with tempfile.TemporaryDirectory(prefix="graphs-") as folder:
         # MindSpore reads these when imported. The graphs of all passes would take gigabytes, and twice the time.
-        os.environ |= {
-            "MS_DEV_SAVE_GRAPHS": "1",
-            "MS_DEV_SAVE_GRAPHS_PATH": folder,
-            "MS_DEV_DUMP_IR_PASSES": "validate",
-        }
+        os.environ.update(MS_DEV_SAVE_GRAPHS="1", MS_DEV_SAVE_GRAPHS_PATH=folder, MS_DEV_DUMP_IR_PASSES="validate")
         from src.models import kernels
         from src.readiness.compare import compare_on_cpu, record_zone
-        from src.readiness.graphs import compile_graph, parameter_bytes, peak_bytes, zones
+        from src.readiness.compiled_graphs import compile_graph, parameter_bytes, peak_bytes, zones
         from src.readiness.operators import STRUCTURE, violations
         from src.runtime.device import setup_device
 

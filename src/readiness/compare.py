@@ -21,7 +21,7 @@ from src.runtime.files import given_file
 from src.runtime.text_tables import markdown_table
 
 if TYPE_CHECKING:
-    from src.readiness.graphs import Zone
+    from src.readiness.compiled_graphs import Zone
 
 # The largest difference for products in float32; and for factors rounded to 11 bits, as HF32 on Ascend 910B, float16 on
 # 910 and TF32 on GPU do: at least three times the effect of rounding all weights to float16, measured on CPU with the
@@ -128,7 +128,7 @@ def main() -> None:
     prepare_environment(convolutions=True)
     from mindspore import Tensor
 
-    from src.readiness.graphs import zones
+    from src.readiness.compiled_graphs import zones
     from src.runtime.device import setup_device
 
     setup_device(config)

@@ -8,7 +8,7 @@ from mindspore.ops import auto_generate, operations
 from mindspore.ops.auto_generate import gen_ops_def
 from mindspore.ops.operations import _grad_ops, _inner_ops
 
-from src.readiness.graphs import Node
+from src.readiness.compiled_graphs import Node
 
 # These only order a graph and form tuples; they need no kernel.
 STRUCTURE = {"Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateState"}

@@ -64,7 +64,7 @@ def _run(
 
             from src.models.encoders.build import build_encoder
             from src.runtime.device import setup_device
-            from src.training.features import encode_here
+            from src.training.sources import encode_here
 
             setup_device(config)
             settings, side = config.encoder, config.data.image_size

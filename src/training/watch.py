@@ -17,7 +17,7 @@ _UNKNOWN = 0.2  # above this share of unknown words, captions lack most of their
 _NEARLY_ALL = 0.95  # share of samples cut off
 
 
-class Watch:
+class TrainingWatch:
     """warn: receives each warning; None for workers that are silent."""
 
     def __init__(self, config: Config, warn: Callable[[str], None] | None) -> None:
