@@ -119,7 +119,7 @@ def test_a_failed_write_leaves_the_file_before(tmp_path, monkeypatch):
         (lambda path: path.write_bytes(path.read_bytes()[:-5]), "damaged"),
         (lambda path: path.write_bytes(b"\x00" * 100), "damaged"),
         (flip_a_bit, "digest"),
-        (lambda path: save_file(load_file(path), path), "no checkpoint of this project"),
+        (lambda path: save_file(load_file(path), path), "was not written by this project"),
         (lambda path: save_checkpoint(path, Model(width=4), {}), r"model.weight has shape \(2, 4\)"),
         (lambda path: save_checkpoint(path, Other(), {}), "another model"),
     ],
