@@ -20,7 +20,7 @@ from tiny import TINY  # noqa: E402
 
 from src.config.load import load_config  # noqa: E402
 from src.models import kernels  # noqa: E402
-from src.readiness.graphs import compile_graph, zones  # noqa: E402
+from src.readiness.compiled_graphs import compile_graph, zones  # noqa: E402
 from src.runtime.device import setup_device  # noqa: E402
 
 config = load_config("configs/demo/grpo.yaml", [*TINY, *SETTINGS])

@@ -18,7 +18,7 @@ import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindspore import nn, ops  # noqa: E402
 
-from src.readiness.graphs import Zone, compile_graph  # noqa: E402
+from src.readiness.compiled_graphs import Zone, compile_graph  # noqa: E402
 from src.readiness.operators import violations  # noqa: E402
 
 

@@ -60,7 +60,7 @@ def test_parameters_that_a_server_refuses_are_learnt_once(refusals, status, lear
         made = answerer(server)
         assert made.answer(presentations(3)) == [1] * 3
         assert sent(server) == [learnt] * 3
-    assert capsys.readouterr().out.count("refuses our temperature") == ("temperature" in refusals)
+    assert capsys.readouterr().out.count("rejects the temperature") == ("temperature" in refusals)
 
 
 def test_threads_learn_together():

@@ -13,9 +13,9 @@ from src.data.locate import find_images
 from src.models.encoders.build import build_encoder
 from src.runtime.errors import InputError
 from src.runtime.workers import Workers
-from src.training import features as features_module
+from src.training import sources as sources_module
 from src.training.encode_apart import encode_apart
-from src.training.features import build_sources
+from src.training.sources import build_sources
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -25,7 +25,7 @@ def test_other_processes_fill_the_cache_with_this_encoders_features(tmp_path, mo
     config = replace(config, eval=replace(config.eval, batch_images=8))
     records = {"val": load_dataset(config).records["val"]}
     encoder = build_encoder("cnn", variant="cnn", checkpoint=None, image_size=64).set_train(False)
-    monkeypatch.setattr(features_module, "convolutions_are_slow", lambda: True)
+    monkeypatch.setattr(sources_module, "convolutions_are_slow", lambda: True)
     shares = []
 
     def encode_all(config, cache, weights, rank, size):
@@ -33,7 +33,7 @@ def test_other_processes_fill_the_cache_with_this_encoders_features(tmp_path, mo
             encode_apart(config, cache, weights, worker, workers)
             shares.append(np.count_nonzero(np.fromfile(cache.done, np.uint8)))
 
-    monkeypatch.setattr(features_module, "encode_apart", encode_all)
+    monkeypatch.setattr(sources_module, "encode_apart", encode_all)
     (source,) = build_sources(config, records, ["val"], encoder, Workers())
     assert shares == {1: [16], 2: [8, 16]}[workers]
     images = find_images(config, [record.file for record in records["val"]])

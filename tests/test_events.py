@@ -12,7 +12,8 @@ from tiny import tiny_data
 from src.data.image_files import ImageFiles
 from src.data.records import Record
 from src.runtime.errors import InputError
-from src.training.metrics import MetricsWriter, read_lines
+from src.training.events import MetricsWriter
+from src.training.metrics import read_lines
 from src.training.panel import IMAGES, Panel
 
 FILES = sorted((tiny_data() / "images/val").iterdir())  # 16
@@ -72,7 +73,7 @@ def test_a_panel_shows_some_images_with_their_captions():
     """Every second of 16, whole at the left, the caption in black on white at the right."""
     panel = panel_of(FILES)
     captions = [f"caption {row}" for row in range(16)]
-    pictures = {name: opened(data) for name, data in panel.draw(captions).items()}
+    pictures = {name: opened(data) for name, data in panel.draw(captions)[0].items()}
     assert IMAGES == 8 and list(pictures) == [f"captions/{100 + row}" for row in range(0, 16, 2)]
     images = np.array([Image.open(file).convert("RGB") for file in FILES], float)  # 64 x 64
     for row, picture in enumerate(pictures.values()):
@@ -80,18 +81,18 @@ def test_a_panel_shows_some_images_with_their_captions():
         assert picture.size == (350, 168) and abs(images - shown).mean((1, 2, 3)).argmin() == 2 * row
         text = np.asarray(picture)[:, 176:]
         assert text.min() < 40 and 0.9 < (text > 215).mean() < 1
-    again = panel.draw(["another", *captions[1:]])
-    changed = [name for name, data in panel.draw(captions).items() if data != again[name]]
+    again, _ = panel.draw(["another", *captions[1:]])
+    changed = [name for name, data in panel.draw(captions)[0].items() if data != again[name]]
     assert changed == ["captions/100"]
 
 
 def test_a_small_split_is_shown_whole():
-    assert list(panel_of(FILES[:3]).draw(["a", "b", "c"])) == ["captions/100", "captions/101", "captions/102"]
+    assert list(panel_of(FILES[:3]).draw(["a", "b", "c"])[0]) == ["captions/100", "captions/101", "captions/102"]
 
 
 @pytest.mark.parametrize("caption", ["word " * 100, "w" * 500, "", "été ∀ 猫"])
 def test_no_caption_is_too_long_or_strange(caption):
-    (picture,) = panel_of(FILES[:1]).draw([caption]).values()
+    (picture,) = panel_of(FILES[:1]).draw([caption])[0].values()
     assert opened(picture).size == (350, 168)
 
 
@@ -117,7 +118,7 @@ def test_lines_break_between_words():
 def test_large_photographs_and_transparent_pictures_are_shown(tmp_path):
     Image.new("RGB", (1200, 600), "red").save(tmp_path / "a.jpg")
     Image.new("RGBA", (20, 30), (0, 0, 255, 128)).save(tmp_path / "b.webp")
-    wide, small = map(opened, panel_of([tmp_path / "a.jpg", tmp_path / "b.webp"]).draw(["", ""]).values())
+    wide, small = map(opened, panel_of([tmp_path / "a.jpg", tmp_path / "b.webp"]).draw(["", ""])[0].values())
     assert is_white(wide, 84, 32) and not is_white(wide, 84, 52)  # 168 x 84
     assert is_white(small, 18, 84) and not is_white(small, 38, 84)  # 112 x 168
 

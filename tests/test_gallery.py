@@ -56,7 +56,7 @@ def test_samples_stand_behind_the_greedy_caption_best_first():
     truths = [["a dog runs"], ["a cat sits"]]
     groups = [["a cat", "a cat sits", "a dog runs", "a dog"], ["a dog", "two men", "a cat", "a cat sits"]]
     looks = [[np.full((1, 4), number) for number in range(4)]] * 2
-    rows = scored_groups(groups, CiderD(truths, truths, eos=False), looks, ENGLISH)
+    rows = scored_groups(groups, CiderD(truths, eos=False), looks, ENGLISH)
     assert [row.text for row in rows[0]] == ["a cat", "a dog runs", "a dog", "a cat sits"]
     assert [row.text for row in rows[1]] == ["a dog", "a cat sits", "a cat", "two men"]
     assert [row.looks[0, 0] for row in rows[0]] == [0, 2, 3, 1]  # each with its own attention

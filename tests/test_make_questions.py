@@ -181,7 +181,7 @@ def test_what_was_made_outlives_a_kill(folder, kill):
 @pytest.mark.parametrize(
     "more, words",
     [
-        ([], ["caprl.base_url=http://127.0.0.1:9/v1", "does not answer about an image", "start the server"]),
+        ([], ["caprl.base_url=http://127.0.0.1:9/v1", "does not answer", "start a vision-language model"]),
         (["caprl.questions=null"], ["caprl.questions=null", "caprl.questions=questions_{split}.jsonl"]),
         (["--questions", "0"], ["--questions 0"]),
     ],

@@ -22,8 +22,8 @@ from src.evaluation.gallery import thumbnails
 from src.models.encoders.build import build_encoder
 from src.runtime.errors import InputError
 from src.runtime.workers import Workers
-from src.training.features import build_sources
 from src.training.panel import Panel
+from src.training.sources import build_sources
 
 
 def settings(root, *more):
@@ -80,7 +80,7 @@ def test_the_images_of_a_report_are_those_of_the_files(written):
 def test_the_panel_of_a_run_shows_images_of_shards(written):
     records = read_records(settings(written))[0]["train"]
     sources = (images_of(written, "data.mindrecord=mindrecord"), images_of(written))
-    from_shards, from_files = (Panel(records, images).draw(["a caption"] * 64) for images in sources)
+    from_shards, from_files = (Panel(records, images).draw(["a caption"] * 64)[0] for images in sources)
     assert from_shards == from_files and len(from_files) == 8
 
 

@@ -12,7 +12,7 @@ from src.config.schema import CiderConfig, LengthConfig, RewardsConfig
 from src.data.tokenizer import build_word_tokenizer, decode_completions
 from src.rewards import length as shape
 from src.rewards.completions import Completions
-from src.rewards.mixture import CiderReward, Rewards, reward_signature
+from src.rewards.mixture import Rewards, build_cider, reward_signature
 from src.runtime.errors import InputError
 
 TRUTHS = [
@@ -38,7 +38,7 @@ def test_rewards_equal_pycocoevalcap_with_the_eos_as_a_word(eos):
     tokenizer = build_word_tokenizer([caption for truths in TRUTHS for caption in truths], 1)
     texts = ["a red circle", "a red circle|", "the blue square on sand", "a star and two stars", "a"]
     rows = np.array([0, 0, 1, 2, 2])
-    rewards = CiderReward(TRUTHS, CiderConfig(eos, "train"))(decoded(tokenizer, rows, texts))
+    rewards = build_cider(TRUTHS, CiderConfig(eos, "train"))(decoded(tokenizer, rows, texts))
     truths = [with_eos(captions) for captions in TRUTHS] if eos else TRUTHS
     captions = [text.rstrip("|") if text.endswith("|") or not eos else with_eos([text])[0] for text in texts]
     expected = pycocoevalcap_cider(truths, [(caption, truths[row]) for row, caption in zip(rows, captions)])
@@ -49,7 +49,7 @@ def test_rewards_equal_pycocoevalcap_with_the_eos_as_a_word(eos):
 def test_document_frequencies_of_the_batch_are_the_originals_defect():
     tokenizer = build_word_tokenizer([caption for truths in TRUTHS for caption in truths], 1)
     texts, rows = ["a blue square", "two stars"], np.array([1, 2])
-    rewards = CiderReward(TRUTHS, CiderConfig(False, "batch"))(decoded(tokenizer, rows, texts))
+    rewards = build_cider(TRUTHS, CiderConfig(False, "batch"))(decoded(tokenizer, rows, texts))
     expected = pycocoevalcap_cider(TRUTHS[1:], [(text, TRUTHS[row]) for row, text in zip(rows, texts)])
     np.testing.assert_allclose(rewards, expected, atol=1e-6)
 
@@ -84,7 +84,7 @@ def test_only_rewards_with_a_weight_are_computed_in_the_order_of_the_weights():
     given = completions(*texts)
     _, table = rewards(0, given.rows, given.image_rows, None, None)
     assert table.dtype == np.float32 and table.shape == (2, 3)
-    np.testing.assert_allclose(table[:, 0], CiderReward(TRUTHS, CiderConfig(True, "train"))(given), rtol=1e-6)
+    np.testing.assert_allclose(table[:, 0], build_cider(TRUTHS, CiderConfig(True, "train"))(given), rtol=1e-6)
     np.testing.assert_allclose(table[:, 1:], [[-1 / 4, 0], [-2 / 4, -1 / 2]])  # 5 and 4 words of at least 6
     # CIDEr would refuse an empty training split.
     alone = Rewards(grpo("rewards.cider=0", "rewards.repetition=1"), {}, decode, str.split, None)

@@ -121,7 +121,7 @@ def test_a_completed_run_is_not_run_again_and_another_configuration_is_refused(o
     assert again.returncode == 0 and "complete" in again.stdout
     other = run("train.py", "--config", "configs/demo/ce.yaml", *settings, "ce.epochs=4", "decoder.dropout=0.2")
     words = (
-        f"ce.epochs, decoder.dropout; give output_root=NEW (for scripts/run_ce.sh, name=NEW), or delete {root}/demo-ce"
+        f"ce.epochs, decoder.dropout; pass output_root=NEW (for scripts/run_ce.sh, name=NEW), or delete {root}/demo-ce"
     )
     assert other.returncode == 2 and words in other.stderr
 

@@ -90,22 +90,22 @@ def test_hosts_that_no_proxy_names_are_asked_directly(environment, name, entry, 
         ("socks5://p:1", "socksio"),
         ("socks5h://p:1", "socksio"),
         *[(f"{scheme}://p:1", "begins with http://, https://") for scheme in ("socks", "socks4", "ftp", "file")],
-        ("http://p:port", "no URL"),
-        ("http://p:99999", "no URL"),
-        ("http://[::1", "no URL"),
+        ("http://p:port", "not a proxy URL"),
+        ("http://p:99999", "not a proxy URL"),
+        ("http://[::1", "not a proxy URL"),
         ("://", "begins with"),
-        ("http://", "no URL of a proxy"),
-        ("http://a b:1", "no URL of a proxy"),
-        ("http://p\x01:1", "no URL of a proxy"),
-        ("http://user:secret@p:port", "no URL"),
-        ("http://user:secret/secret@p", "no URL"),
-        ("user:secret@:1", "no URL of a proxy"),
+        ("http://", "not a proxy URL"),
+        ("http://a b:1", "not a proxy URL"),
+        ("http://p\x01:1", "not a proxy URL"),
+        ("http://user:secret@p:port", "not a proxy URL"),
+        ("http://user:secret/secret@p", "not a proxy URL"),
+        ("user:secret@:1", "not a proxy URL"),
     ],
 )
 def test_what_is_no_proxy_is_one_line(environment, monkeypatch, value, words):
     monkeypatch.setattr("src.rewards.proxy.find_spec", lambda name: None)
     environment(all_proxy=value)
-    with pytest.raises(InputError, match=r"^all_proxy=.*; correct it, or add host to no_proxy to ask it") as error:
+    with pytest.raises(InputError, match=r"^all_proxy=.*; correct it, or add host to no_proxy$") as error:
         proxy_for("http://host/v1")
     assert words in str(error.value) and str(error.value).isprintable() and "secret" not in str(error.value)
 
@@ -132,7 +132,7 @@ def test_another_server_is_asked_through_the_proxy_which_the_message_names(envir
         assert answerer(proxy, base_url=away).answer(presentations(1)) == [1]
         assert [body["path"] for body in proxy.requests] == [f"{away}/chat/completions"]
         proxy.behave = lambda body, number: (503, {})
-        route = r"through the proxy http://\*\*\*@127\.0\.0\.1:\d+ of http_proxy: a host in no_proxy is asked directly"
+        route = r"through the proxy http://\*\*\*@127\.0\.0\.1:\d+ of http_proxy: add the host to no_proxy to bypass it"
         with pytest.raises(InputError, match=f"InternalServerError.*{route}"):
             answerer(proxy, base_url=away)
         environment(https_proxy=proxy.url)

@@ -273,8 +273,8 @@ def test_a_model_without_eyes_is_told_at_the_start():
 
     with fake_server(blind) as server, pytest.raises(InputError) as error:
         maker(server)
-    assert f"caprl.base_url={server.url}: model m does not answer about an image (BadRequestError" in str(error.value)
-    assert "start the server with a vision-language model" in str(error.value) and "\n" not in str(error.value)
+    assert f"caprl.base_url={server.url}: model m does not answer (BadRequestError" in str(error.value)
+    assert "start a vision-language model" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_model_that_names_no_option_is_told_at_the_start():

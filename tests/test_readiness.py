@@ -10,8 +10,7 @@ from tiny import ROOT, run
 
 from src.config.load import load_config
 from src.readiness.compare import change_differences, compare_on_cpu, output_differences, record_zone
-from src.readiness.graphs import Node, read_graph, zones
-from src.readiness.memory import peak_bytes
+from src.readiness.compiled_graphs import Node, peak_bytes, read_graph, zones
 from src.readiness.operators import REGISTERED, documented_platforms, violations
 
 SMALL = ["eval.batch_images=2", "eval.tokens=3", "ce.batch_images=2", "ce.tokens=3", "rl.rollout_images=2"]
@@ -22,7 +21,7 @@ def test_planted_violations_are_found():
     done = run("tests/planted_cells.py")
     assert done.returncode == 0, done.stderr
     random, dynamic, wide, condition = done.stdout.splitlines()
-    assert "Bernoulli is documented for GPU CPU alone" in random
+    assert "Bernoulli is documented only for GPU CPU" in random
     assert "NonZero has an output of dynamic shape (-1, 2)" in dynamic
     assert "Argmax has an output of type Int64" in wide
     assert "Switch waits for the device" in condition
@@ -143,7 +142,7 @@ def test_recorded_zones_are_repeated_and_errors_found(tmp_path, capfd):
         ("update", "weights"),
         ("update", "moments"),
     ]
-    found = [line.removeprefix("in the way: ").split(" differ")[0] for line in lines if line.startswith("in the way: ")]
+    found = [line.removeprefix("blocking: ").split(" differ")[0] for line in lines if line.startswith("blocking: ")]
     assert found == [f"{zone}: {what}" for zone, what in beyond[:-1]]  # rounded products may be 0.1 % off
 
 

@@ -83,7 +83,7 @@ def test_fresh_keeps_a_finished_run_of_another_stage(tmp_path):
     (tmp_path / "mine/config.yaml").write_text("stage: grpo\n")
     claim_run_folder(configured(tmp_path, "fresh=true"), None)
     (tmp_path / "mine/completed").write_text("{}")
-    with pytest.raises(InputError, match="finished run of stage grpo, which fresh=true keeps: give name=NEW"):
+    with pytest.raises(InputError, match="finished run of stage grpo, which fresh=true keeps; pass name=NEW"):
         claim_run_folder(configured(tmp_path, "fresh=true"), None)
 
 
@@ -111,7 +111,7 @@ def test_a_run_without_an_update_takes_whatever_it_is_given(tmp_path):
     assert not any(path.exists() for path in started) and not list((folder / "checkpoints").iterdir())
     assert saved_state(folder) is None and (folder / "notes.txt").exists()
     save(corrected, 1, init=file_digest(init))
-    assert "other values of rl.group_size, seed; give name=NEW, or delete" in refusal(first, init)
+    assert "other values of rl.group_size, seed; pass name=NEW, or delete" in refusal(first, init)
     opened(corrected, init)
     assert saved_state(folder)["step"] == 1
 
@@ -133,7 +133,7 @@ def test_advice_touches_no_other_stage(tmp_path):
     save_folder = opened(config)
     save(config, 3)
     line = refusal(configured(tmp_path, "ce.epochs=1"))
-    assert f"give output_root=NEW (for scripts/run_ce.sh, name=NEW), or delete {save_folder} to start this" in line
+    assert f"pass output_root=NEW (for scripts/run_ce.sh, name=NEW), or delete {save_folder} to start this" in line
 
 
 def test_a_key_that_an_older_config_lacks_counts_as_its_default(tmp_path):
@@ -168,7 +168,7 @@ def test_other_data_than_a_run_was_trained_on_are_refused(tmp_path):
     shuffled = records(4) | {"train": records(4)["train"][::-1]}  # the order keys which images are drawn when
     validated = records(4) | {"val": records(2, "a blue ball")["val"]}  # and `best` depends on these
     for other in (records(4, "a blue ball"), shuffled, validated):
-        with pytest.raises(InputError, match=r"4 train, 2 val images with other captions, ids or order than .*=/here"):
+        with pytest.raises(InputError, match=r"4 train, 2 val images, with other captions, ids or order than .*=/here"):
             check_data(config, other, state)
 
 
@@ -186,12 +186,12 @@ def test_a_complete_run_is_compared_with_the_data_that_are_there_now(tmp_path):
     captions = moved / "annotations/captions_train.json"
     captions.write_text(captions.read_text().replace("circle", "disk"))
     line = refusal(configured(tmp_path, *settings[1:], f"data.root={moved}"))
-    assert "64 train, 16 val images with other captions" in line
+    assert "64 train, 16 val images, with other captions" in line
     del state["data"]
     (folder / "completed").write_text(json.dumps(state))  # of an older version, which knew its data by their folder
     assert "other values of data.root;" in refusal(configured(tmp_path, *settings[1:], f"data.root={moved}"))
     (folder / "completed").write_text("{")
-    assert "completed is damaged: delete this file, and the run resumes" in refusal(config)
+    assert "completed is damaged; delete this file to resume the run" in refusal(config)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_complete_run_is_compared_with_the_data_that_are_there_now(tmp_path):
             "grpo",
             2,
             'case "$*" in *-Xmx2G*) echo no room >&2; exit 1;; esac',
-            ["no METEOR.* java does not start: no room", "validation split"],
+            ["skip METEOR.* java does not start: no room", "validation split"],
         ),
         ("ce", 2, "echo broken >&2; exit 1", "the evaluation needs Java: java does not start: broken"),
     ],
@@ -279,7 +279,7 @@ def test_a_damaged_configuration_of_a_run_is_named(tmp_path, text):
     opened(config)  # which has made no update
     (folder / "config.yaml").write_text(text)
     save(config, 3)
-    assert "mine/config.yaml is damaged: delete this file, and the run resumes" in refusal(config)
+    assert "mine/config.yaml is damaged; delete this file to resume the run" in refusal(config)
 
 
 @pytest.mark.parametrize("stage", ["ce", "grpo"])
@@ -295,7 +295,7 @@ def test_a_run_that_started_from_other_weights_is_refused(tmp_path, stage):
     opened(moved, tmp_path / "moved")
     (tmp_path / "moved").write_bytes(b"other")
     line = refusal(moved, tmp_path / "moved")
-    assert f"started from other weights than {tmp_path}/moved holds now; restore that file, or give" in line
+    assert f"started from other weights than {tmp_path}/moved holds now; restore that file, or pass" in line
 
 
 def test_ce_that_began_from_a_checkpoint_keeps_it(tmp_path, capsys):
@@ -306,7 +306,7 @@ def test_ce_that_began_from_a_checkpoint_keeps_it(tmp_path, capsys):
     opened(begun, init)
     save(begun, 3, init=file_digest(init))
     folder = opened(configured(tmp_path))
-    assert capsys.readouterr().out == f"{folder} started from init_checkpoint={init}, and keeps it\n"
+    assert capsys.readouterr().out == f"{folder} started from init_checkpoint={init} and keeps it\n"
     assert yaml.safe_load((folder / "config.yaml").read_text())["init_checkpoint"] == str(init)
     save(begun, 3)
     assert "started from other weights than" in refusal(begun, init)
@@ -324,7 +324,7 @@ def test_what_a_run_starts_from_is_found_or_named(tmp_path):
     own = opened(configured(tmp_path)) / "checkpoints/best"
     own.touch()
     for extra in ([], ["fresh=true"]):  # which would delete it
-        with pytest.raises(InputError, match="is in the folder of the new run; give name=NEW"):
+        with pytest.raises(InputError, match="is in the folder of the new run; pass name=NEW"):
             init_checkpoint(configured(tmp_path, f"init_checkpoint={own}", *extra), file, [])
     with pytest.raises(InputError, match=r"is a run folder; pass .*/checkpoints/best"):
         init_checkpoint(configured(tmp_path, f"init_checkpoint={tmp_path}/mine", "name=other"), file, [])

@@ -8,14 +8,14 @@ import pytest
 
 from src.config.load import load_config
 from src.rl.rollout import Rollout
-from src.training.watch import Watch
+from src.training.watch import TrainingWatch
 
 
 def watching(*settings, stage="grpo"):
     """A watch of 20 rollouts or epochs, all validated, and the list of its warnings."""
     settings = ["ce.epochs=20", "rl.rollouts=20", "eval.every=1", "rewards.caprl=0", *settings]
     warnings = []
-    return Watch(load_config(f"configs/demo/{stage}.yaml", settings), warnings.append), warnings
+    return TrainingWatch(load_config(f"configs/demo/{stage}.yaml", settings), warnings.append), warnings
 
 
 def rollout(rewards, advantages=0.0, equal=False):
@@ -46,7 +46,7 @@ def test_three_flat_rollouts_in_a_row_are_named_once():
     for _ in range(9):
         watch.rollout(FLAT, truncated=0.0)
     (line,) = warnings
-    assert line.startswith("3 rollouts in a row have taught nothing: rewards.cider rewards all samples")
+    assert line.startswith("3 rollouts in a row taught nothing: rewards.cider rewards all samples")
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ def test_three_flat_rollouts_in_a_row_are_named_once():
             "rewards.caprl=1 rewards.cider=0",
             [np.nan, np.nan],
             False,
-            "no image of them has a question.*caprl.questions",
+            "no image has a question.*caprl.questions",
         ),
-        ("rewards.caprl=1 rewards.cider=0", [0, 0], False, "no question is answered rightly; check caprl.questions"),
+        ("rewards.caprl=1 rewards.cider=0", [0, 0], False, "no question is answered correctly; check caprl.questions"),
     ],
 )
 def test_the_key_depends_on_the_cause(settings, rewards, equal, words):
@@ -105,8 +105,8 @@ def test_limits_that_cut_most_captions():
         watch.rollout(rollout([0, 0]), 1.0)
         watch.validation(0.0, 1.0, 9)
         eval_line, line = warnings
-        assert line.startswith(f"{key}=2 is shorter than 75% of the training captions, whose median is 3 tokens")
-        assert "eval.tokens=2 is shorter" in eval_line and line.endswith(f"raise {key}")
+        assert line.startswith(f"{key}=2 cuts 75% of the training captions, whose median is 3 tokens")
+        assert "eval.tokens=2 cuts" in eval_line and line.endswith(f"raise {key}")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_validations_that_all_score_nothing():
         watch.validation(0.0, 0.5, images=9)
     (line,) = warnings
     assert (
-        line.startswith("validation CIDEr is 0.0, 3 times in a row: no caption shares") and "data.annotations" in line
+        line.startswith("validation CIDEr was 0.0 3 times in a row: no caption shares") and "data.annotations" in line
     )
     watch, warnings = watching("ce.epochs=3", "eval.every=2", stage="ce")  # two validations
     watch.validation(0.0, 0.5, images=9)
@@ -165,10 +165,10 @@ def test_weights_that_stay_as_they_are():
     watch.finished("one", "other")
     assert warnings == []
     watch.finished("one", "one")
-    assert warnings == ["no weight has changed: raise ce.optimizer.lr, or set precision=float32"]
+    assert warnings == ["no weight changed: raise ce.optimizer.lr, or set precision=float32"]
 
 
 def test_silent_workers_say_nothing():
-    watch = Watch(load_config("configs/demo/grpo.yaml"), None)
+    watch = TrainingWatch(load_config("configs/demo/grpo.yaml"), None)
     for _ in range(4):
         watch.rollout(FLAT, 1.0)

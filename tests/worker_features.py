@@ -31,7 +31,7 @@ def main() -> None:
     from src.data.feature_cache import FeatureCache
     from src.models.encoders.build import build_encoder
     from src.runtime.device import setup_device
-    from src.training.features import build_sources
+    from src.training.sources import build_sources
 
     setup_device(config)
     calls = 0

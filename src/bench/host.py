@@ -1,4 +1,4 @@
-"""The phases on the host: the reward of synthetic captions, beside pycocoevalcap's, and the evaluation metrics."""
+"""The phases on the host: the reward of synthetic captions, also by pycocoevalcap, and the evaluation metrics."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ CAPTION_WORDS = 11  # on average
 
 
 def synthetic_captions(images: int, rng: np.random.Generator) -> list[list[str]]:
-    """Five captions per image, 8 to 14 words from 10,000 by Zipf's law; those of an image share most of their words."""
+    """Five captions per image with most words in common, 8 to 14 words from 10,000 by Zipf's law."""
     shares = 1 / np.arange(1, 10001)
     words = np.array([f"w{i}" for i in range(10000)])
     base = rng.choice(10000, (images, 1, 14), p=shares / shares.sum())
@@ -28,24 +28,21 @@ def synthetic_captions(images: int, rng: np.random.Generator) -> list[list[str]]
 
 
 def host_phases(sizes: Sizes) -> Iterator[Phase]:
-    """reward: `rewarded` captions in groups of five; reward_setup: its precomputation; reward_pycocoevalcap: as
-    many by its scorer, with the frequencies ready (of these images alone: it would need gigabytes for all); metrics:
-    the whole table of `scored` captions, Java included.
+    """reward_setup, and reward of `rewarded` captions in groups of five; reward_pycocoevalcap: the same by its scorer,
+    with the frequencies ready (of these images only; all would need gigabytes); metrics: the whole table of `scored`
+    captions, Java included.
     """
     rng = np.random.default_rng(0)
     truths = synthetic_captions(sizes.documents, rng)
-    made: list[CiderD] = []
-
-    def build() -> None:
-        made[:] = [CiderD(truths, eos=False)]
-
-    yield Phase("reward_setup", sizes.documents * CAPTIONS_PER_IMAGE, build)
+    made: dict[str, CiderD] = {}
+    number = sizes.documents * CAPTIONS_PER_IMAGE
+    yield Phase("reward_setup", number, lambda: made.update(scorer=CiderD(truths, eos=False)))
     images = np.resize(rng.permutation(sizes.documents), -(-sizes.rewarded // GROUP))
     rows = np.repeat(images, GROUP)[: sizes.rewarded]
-    texts = [truths[row][number % CAPTIONS_PER_IMAGE] for number, row in enumerate(rng.permutation(rows))]
+    texts = [truths[row][place % CAPTIONS_PER_IMAGE] for place, row in enumerate(rng.permutation(rows))]
     captions = [text.split() for text in texts]
     ended = np.ones(len(rows), bool)
-    yield Phase("reward", len(rows), lambda: made[0](rows, captions, ended))
+    yield Phase("reward", len(rows), lambda: made["scorer"](rows, captions, ended))
 
     frequencies = CiderScorer()
     for row in images:

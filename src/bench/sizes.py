@@ -1,26 +1,19 @@
-"""What a benchmark measures: its sizes, and the configuration that they stand for."""
+"""The sizes of a benchmark, and the configuration that they set."""
 
-import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from src.config.kinds import KINDS
 from src.config.load import current_keys, load_config
-from src.config.rules import flatten
 from src.config.schema import Config
 from src.runtime.errors import InputError
 from src.runtime.files import ROOT
 
 BASE = ROOT / "configs/coco/grpo.yaml"
-# Short names of what a user varies, and the configuration's keys that they set.
+_IMAGES = ("rl.rollout_images", "rl.sample_images", "rl.update_images", "ce.batch_images", "eval.batch_images")
+# Short names, and the keys of the configuration that they set.
 SHORT = {
-    "images": (
-        "rl.rollout_images",
-        "rl.sample_images",
-        "rl.update_images",
-        "ce.batch_images",
-        "eval.batch_images",
-    ),
+    "images": _IMAGES,
     "group": ("rl.group_size", "ce.captions_per_image"),
     "length": ("rl.tokens", "ce.tokens", "eval.tokens"),
     "layers": ("decoder.layers",),
@@ -29,13 +22,13 @@ SHORT = {
     "trainable": ("encoder.trainable",),
     "beams": ("eval.beams",),
 }
-# Defaults of short names, where the configuration's own are not the benchmark's.
+# Defaults of short names that differ from the configuration.
 DEFAULTS = {"images": "8", "group": "5", "length": "20", "encoder": "resnet50", "trainable": "true", "beams": "3"}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What no configuration holds. documents: training images of the reward; rewarded: captions per call of it;
+    """Sizes outside the configuration. documents: training images of the reward; rewarded: captions per call of it;
     scored: captions of the evaluation metrics; repeats: measurements after the warm-up."""
 
     vocab: int = 30522
@@ -45,7 +38,7 @@ class Sizes:
     repeats: int = 5
 
 
-def parse(arguments: list[str]) -> tuple[Config, Sizes]:
+def parse(arguments: Sequence[str]) -> tuple[Config, Sizes]:
     """`key=value` arguments: short names, fields of Sizes, or dotted keys of the configuration.
 
     Errors: InputError naming the argument.
@@ -54,7 +47,7 @@ def parse(arguments: list[str]) -> tuple[Config, Sizes]:
     for argument in current_keys(arguments):
         key, separator, value = argument.partition("=")
         if not separator:
-            raise InputError(f"'{argument}' is not of the form key=value")
+            raise InputError(f"'{argument}' must have the form key=value")
         given[key] = value
     sizes = {}
     overrides = ["encoder.checkpoint=null"]
@@ -62,19 +55,10 @@ def parse(arguments: list[str]) -> tuple[Config, Sizes]:
         overrides.append(f"encoder.variant={KINDS[given['encoder']][0]}")
     for key, value in given.items():
         if key in Sizes.__dataclass_fields__:
-            sizes[key] = _count(key, value)
+            least = 10 if key == "vocab" else 1
+            if not value.isdecimal() or int(value) < least:
+                raise InputError(f"{key}={value} must be a whole number of at least {least}")
+            sizes[key] = int(value)
         else:
             overrides += [f"{long}={value}" for long in SHORT.get(key, (key,))]
     return load_config(BASE, overrides), Sizes(**sizes)
-
-
-def _count(key: str, value: str) -> int:
-    if not value.isdecimal() or int(value) < (10 if key == "vocab" else 1):
-        raise InputError(f"{key}={value} must be a whole number, at least {10 if key == 'vocab' else 1}")
-    return int(value)
-
-
-def short_values(config: Config) -> dict[str, Any]:
-    """The short names with the values that they have in a configuration."""
-    flat = flatten(dataclasses.asdict(config))
-    return {name: flat[keys[0]] for name, keys in SHORT.items()}

@@ -27,8 +27,8 @@ from src.runtime.files import file_digest
 from src.runtime.rng import uniforms
 from src.runtime.workers import Workers
 from src.training.answerer import build_answerer
-from src.training.features import build_sources
 from src.training.graphs import graph_cache
+from src.training.sources import build_sources
 from src.training.split_batches import SplitBatches
 
 

@@ -4,7 +4,7 @@ A system is CE or one RL method. Letters: n images of a split, G captions of one
 T tokens, N image tokens. MindSpore is imported only where models run, so that templates render without it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,13 +91,13 @@ def build_gallery(systems: Mapping[str, System], split: str, name: str) -> tuple
     ciders = {key: arrays.get("CIDEr", np.zeros(len(records))) for key, arrays in segments.items()}
     reasons = choose_images(ciders)
     chosen = np.array(sorted(reasons))
-    scorer = CiderD(truths, [truths[index] for index in chosen], eos=False)
+    scorer = CiderD(truths, eos=False)
     captions = {}
     for key, system in systems.items():
         groups = read_groups(system, records, split, name)
         groups = [groups[index] for index in chosen]
         looks = look(system, records, split, chosen, groups, dataset.words)
-        captions[key] = scored_groups(groups, scorer, looks, dataset.words)
+        captions[key] = scored_groups(groups, lambda rows, *rest: scorer(chosen[rows], *rest), looks, dataset.words)
     shown = [records[index] for index in chosen]
     pictures = [
         Picture(record.file.name, url, record.captions, reasons[index], {key: captions[key][place] for key in systems})
@@ -123,13 +123,16 @@ def read_groups(system: System, records: Sequence[Record], split: str, name: str
 
 
 def scored_groups(
-    groups: Sequence[Sequence[str]], scorer: CiderD, looks: Sequence[Sequence[np.ndarray]], words: Words
+    groups: Sequence[Sequence[str]],
+    score: Callable[..., np.ndarray],
+    looks: Sequence[Sequence[np.ndarray]],
+    words: Words,
 ) -> list[list[ScoredCaption]]:
-    """Score the captions of each image of `scorer`, [images][G], with their CIDEr: greedy, then samples, best first."""
+    """Score the captions of each image, [images][G], with CIDEr: greedy, then samples, best first. score: as CiderD."""
     flat = [caption for group in groups for caption in group]
     image_rows = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     tokens = [line.split() for line in words.tokenize(flat)]
-    scores = iter(scorer(image_rows, tokens, np.zeros(len(flat), bool)))
+    scores = iter(score(image_rows, tokens, np.zeros(len(flat), bool)))
     rows = []
     for group, weights in zip(groups, looks):
         greedy, *samples = (
@@ -158,8 +161,8 @@ def look(
     from src.decoding.attention import Attention, attend_words
     from src.models.build import load_policy
     from src.runtime.workers import Workers
-    from src.training.features import build_sources
     from src.training.graphs import graph_cache
+    from src.training.sources import build_sources
 
     config, alone = system.config, Workers()
     policy, tokenizer = load_policy(config, system.checkpoint, cached=not config.encoder.trainable)

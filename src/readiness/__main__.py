@@ -1,9 +1,9 @@
-"""Whether the graphs of a configuration can run on Ascend, told without data, and without a device where there is none.
+"""Check whether the graphs of a configuration can run on Ascend. Needs neither data nor a device.
 
 python -m src.readiness --config FILE [--vocab 30522] [key=value ...]
-Compiles every device zone, and lists the operators that have no Ascend kernel, dynamic shapes, host reads and wide
-types; estimates the device's memory. On an Ascend device or a GPU it runs each zone once, and compares with the CPU
-(src/readiness/compare.py). Ends with status 1 where anything is in the way.
+Compiles every device zone, lists operators without an Ascend kernel, dynamic shapes, host reads and wide types, and
+estimates the device's memory. On an Ascend device or a GPU it runs each zone once, and compares with the CPU
+(src/readiness/compare.py). The exit status is 1 if it finds a blocking problem.
 """
 
 import argparse
@@ -22,32 +22,27 @@ DEVICE_GB = (32, 64)  # memory of an Ascend 910 and of a 910B
 
 
 def main() -> None:
-    """Print a table with a line for each zone, what is in the way, and the memory."""
+    """Print a table of the zones, the estimated memory, and the blocking problems."""
     parser = argparse.ArgumentParser("python -m src.readiness", description="Check that graphs can run on Ascend.")
-    parser.add_argument("--config", type=given_file, required=True)
-    parser.add_argument("--vocab", type=int, help="tokens; default: 30522 for word pieces, 10000 for words")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--config", type=given_file, required=True, help="a YAML file of configs/")
+    parser.add_argument("--vocab", type=int, help="tokens (default: 30522 for word pieces, 10000 for words)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
     if arguments.vocab is not None and arguments.vocab < 10:
         raise InputError(f"--vocab {arguments.vocab} must be at least 10")
     overrides = [*arguments.overrides, "encoder.checkpoint=null"]
-    config = load_config(arguments.config, overrides)
-    if config.precision == "bfloat16":  # which a CPU cannot compile; float16's graphs hold the same and more
+    # CPUs cannot compile bfloat16; the graphs of float16 contain the same operators and more.
+    if load_config(arguments.config, overrides).precision == "bfloat16":
         overrides.append("precision=float16")
-        config = load_config(arguments.config, overrides)
+    config = load_config(arguments.config, overrides)
     prepare_environment(convolutions=True)
     vocab = arguments.vocab or (30522 if config.tokenizer.kind == "wordpiece" else 10000)
     with tempfile.TemporaryDirectory(prefix="graphs-") as folder:
-        # Before MindSpore is imported. The graphs of all passes would be gigabytes, and take twice as long.
-        os.environ |= {
-            "MS_DEV_SAVE_GRAPHS": "1",
-            "MS_DEV_SAVE_GRAPHS_PATH": folder,
-            "MS_DEV_DUMP_IR_PASSES": "validate",
-        }
+        # MindSpore reads these when imported. The graphs of all passes would take gigabytes, and twice the time.
+        os.environ.update(MS_DEV_SAVE_GRAPHS="1", MS_DEV_SAVE_GRAPHS_PATH=folder, MS_DEV_DUMP_IR_PASSES="validate")
         from src.models import kernels
         from src.readiness.compare import compare_on_cpu, record_zone
-        from src.readiness.graphs import compile_graph, zones
-        from src.readiness.memory import parameter_bytes, peak_bytes
+        from src.readiness.compiled_graphs import compile_graph, parameter_bytes, peak_bytes, zones
         from src.readiness.operators import STRUCTURE, violations
         from src.runtime.device import setup_device
 
@@ -66,20 +61,19 @@ def main() -> None:
             rows.append([zone.name, *(f"{number:,.0f}" for number in numbers)])
             if target != "CPU":
                 record_zone(zone, Path(folder))
-        columns = ["zone", "operators", "different", "in the way", "parameters, MB", "at once, MB"]
+        columns = ["zone", "operators", "different", "blocking", "parameters, MB", "at once, MB"]
         print(*markdown_table(columns, rows), "", sep="\n", flush=True)
         if target == "CPU":
-            print("no Ascend or GPU: zones are compiled, not run")
+            print("no Ascend or GPU found: zones were compiled, not run")
         elif not compare_on_cpu(Path(folder), target, vocab, arguments.config, overrides):
-            problems.append(f"results on {target} are not those of the CPU (the table above)")
+            problems.append(f"results on {target} differ from the CPU (see the table above)")
     gigabytes = needed / 2**30
     fits = ", ".join(f"{'fits' if gigabytes < size else 'does not fit'} {size} GB" for size in DEVICE_GB)
-    print(f"estimated device memory: {gigabytes:.1f} GB, {fits} (workspaces of kernels come on top)")
+    print(f"estimated device memory: {gigabytes:.1f} GB, {fits} (without workspaces of kernels)")
     if gigabytes >= max(DEVICE_GB):
-        problems.append("memory: use smaller batches, or micro_batches")
-    for line in problems:
-        print(f"in the way: {line}")
+        problems.append("memory: reduce the batches, or increase micro_batches")
     if problems:
+        print(*(f"blocking: {line}" for line in problems), sep="\n")
         sys.exit(1)
     print(f"{arguments.config}: ready for Ascend")
 

@@ -1,12 +1,13 @@
-"""The CapRL reward (arXiv:2509.22647): a caption is worth what can be answered from it without seeing the image.
+"""The CapRL reward (arXiv:2509.22647): how well questions are answered from a caption, without seeing the image.
 
     R(caption) = mean over N presentations of [the answering model chose the right option]
 
-Each presentation is a question of the caption's image, drawn with replacement, with its options in an order of its own
-and CANNOT as the last. A presentation that got no answer is left out of the mean.
+Each presentation is a question about the caption's image, drawn with replacement, with its options shuffled and CANNOT
+as the last. The mean excludes presentations that got no answer.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -20,77 +21,64 @@ from src.runtime.rng import generator
 CACHE_SIZE = 200_000  # answers kept: about 100 MB
 
 
+@dataclass
 class CapRL:
-    """questions: of each training image; presentations: N. seed, rollout and row key the draws.
+    """questions: of each training image; presentations: N. Seed, rollout and row key the draws.
 
-    failures: float32 [2], how many presentations of the last call got no answer, and how many there were.
+    failures: float32 [2], the presentations of the last call that got no answer, and all of them.
     """
 
-    def __init__(
-        self, questions: Sequence[Sequence[Question]], answerer: Answerer, *, presentations: int, seed: int
-    ) -> None:
-        self.questions = questions
-        self.answerer = answerer
-        self.presentations = presentations
-        self.seed = seed
-        self.failures = np.zeros(2, np.float32)
-        self._cache: dict[Presentation, int] = {}
+    questions: Sequence[Sequence[Question]]
+    answerer: Answerer
+    presentations: int
+    seed: int
+    failures: np.ndarray = field(default_factory=lambda: np.zeros(2, np.float32))
+    _cache: dict[Presentation, int] = field(default_factory=dict)
 
     def __call__(self, completions: Completions) -> np.ndarray:
-        """Rewards float64 [M], 0 to 1; NaN where no presentation of a caption got an answer, or its image has no
-        question."""
+        """Rewards float64 [M], 0 to 1; NaN if no presentation got an answer, or the image has no question."""
         drawn = [
-            pair
+            self._draw(completions.rollout, int(row), self.questions[image], caption)
             for row, image, caption in zip(completions.rows, completions.image_rows, completions.captions)
-            if self.questions[image]
-            for pair in self._draw(completions.rollout, int(row), self.questions[image], caption)
         ]
-        answers = self._answer([presentation for presentation, _ in drawn])
+        answers = self._answer([presentation for pairs in drawn for presentation, _ in pairs])
         self.failures = np.array([answers.count(None), len(answers)], np.float32)
-        right = np.full((len(completions.rows), self.presentations), np.nan)  # [M, N]
-        right[[bool(self.questions[image]) for image in completions.image_rows]] = np.reshape(
-            [np.nan if answer is None else float(answer == truth) for answer, (_, truth) in zip(answers, drawn)],
-            (-1, self.presentations),
-        )
-        count = (~np.isnan(right)).sum(1)
-        return np.divide(np.nansum(right, 1), count, out=np.full(len(right), np.nan), where=count > 0)
+        given = iter(answers)
+        right = [[answer == truth for _, truth in pairs if (answer := next(given)) is not None] for pairs in drawn]
+        return np.array([np.mean(each) if each else np.nan for each in right], np.float64)
 
     def _draw(
         self, rollout: int, row: int, questions: Sequence[Question], caption: str
     ) -> list[tuple[Presentation, int]]:
-        """N presentations, each with the index of its right option."""
+        """N presentations, each with the index of its right option; none without questions."""
+        if not questions:
+            return []
         rng = generator("presentations", self.seed, rollout, row)
         chosen = [questions[place] for place in rng.integers(len(questions), size=self.presentations)]
         return [present(question, caption, rng.permutation(len(question.options))) for question in chosen]
 
     def _answer(self, presentations: list[Presentation]) -> list[int | None]:
-        """Answers in order; each different presentation is asked once, and again only where it got no answer."""
+        """Answers in order; each distinct presentation is sent once, and retried only if unanswered."""
         unknown = list(dict.fromkeys(p for p in presentations if p not in self._cache))
         new = dict(zip(unknown, self.answerer.answer(unknown), strict=True)) if unknown else {}
         answers = [self._cache.get(p, new.get(p)) for p in presentations]
         self._cache |= {p: answer for p, answer in new.items() if answer is not None}
-        for oldest in list(self._cache)[: max(0, len(self._cache) - CACHE_SIZE)]:
+        for oldest in list(self._cache)[:-CACHE_SIZE]:
             del self._cache[oldest]
         return answers
 
 
 def build_caprl(config: Config, image_ids: Sequence[ImageId], answerer: Callable[[], Answerer]) -> CapRL:
-    """The reward for training images, as `caprl` says.
+    """The reward for training images.
 
-    answerer: builds the answering model, which may take minutes: after the questions were read.
-    Errors: InputError naming the file, or of the answering model.
+    answerer: builds the answering model, which may take minutes, so it is called after the questions are read.
+    Errors: InputError naming the file, or from the answering model.
     """
     path = questions_file(config, "train")
     of_image = with_known_ids(load_questions(path), image_ids, path)
     questions = [of_image.get(image_id, []) for image_id in image_ids]
     if not any(questions):
-        raise InputError(f"{path}: no question is about a training image; image_id must be the annotations'")
-    without = questions.count([])
-    if without:
-        print(f"caprl: {without:,} of {len(questions):,} training images have no question, and no reward by caprl")
-    return CapRL(
-        questions,
-        answerer(),
-        presentations=config.caprl.presentations,
-        seed=config.seed,
-    )
+        raise InputError(f"{path}: no question is about a training image; use the image ids of the annotations")
+    if without := questions.count([]):
+        print(f"caprl: {without:,} of {len(questions):,} training images have no question, so they get no caprl reward")
+    return CapRL(questions, answerer(), config.caprl.presentations, config.seed)

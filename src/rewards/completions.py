@@ -1,4 +1,4 @@
-"""What every reward is given: the completions of a rollout as text.
+"""The completions of a rollout as text, the input of every reward.
 
 Letters: M completions, T tokens.
 """
@@ -12,11 +12,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Completions:
-    """M decoded completions on training images, as one worker has them.
+    """One worker's M decoded completions for training images.
 
-    rollout: its number; rows int [M]: places among the rollout's samples of all workers: with `rollout` they key random
+    rollout: its number; rows int [M]: places among the rollout's samples of all workers; with `rollout` they key random
     draws. image_rows int [M]: rows of the training records; captions: as people read them; ended bool [M]: whether an
-    end token was sampled; split: what makes words of a caption (Words.split of src/data/words.py).
+    end token was sampled; split: splits a caption into words (Words.split of src/data/words.py).
     """
 
     rollout: int
@@ -28,5 +28,5 @@ class Completions:
 
     @cached_property
     def words(self) -> list[list[str]]:
-        """The words of each caption, as ground truths have them."""
+        """The words of each caption, split like ground truths."""
         return [self.split(caption) for caption in self.captions]

@@ -1,4 +1,4 @@
-"""Rewards that look at a caption alone: its length, and what it says twice. Both are penalties, 0 at best."""
+"""Penalties that need the caption alone: for its length, and for repetition. The best value is 0."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from src.rewards.completions import Completions
 
 
 def length(completions: Completions, config: LengthConfig) -> np.ndarray:
-    """[M], 0 for a caption of least to most words, falling evenly to -1 where it is `margin` words outside.
+    """[M], 0 for a caption of least to most words, falling linearly to -1 at `margin` words outside that range.
 
     r = -min(1, max(least - n, n - most, 0) / margin): DAPO's soft overlong punishment (arXiv:2503.14476, equation 13)
     in words, on both sides.
@@ -19,8 +19,5 @@ def length(completions: Completions, config: LengthConfig) -> np.ndarray:
 
 def repetition(completions: Completions) -> np.ndarray:
     """[M], minus the share of a caption's trigrams that occurred in it before: distinct / all - 1; 0 without any."""
-    rewards = []
-    for words in completions.words:
-        trigrams = list(zip(words, words[1:], words[2:]))
-        rewards.append(len(set(trigrams)) / len(trigrams) - 1.0 if trigrams else 0.0)
-    return np.array(rewards)
+    trigrams = [list(zip(words, words[1:], words[2:])) for words in completions.words]
+    return np.array([len(set(each)) / len(each) - 1.0 if each else 0.0 for each in trigrams])

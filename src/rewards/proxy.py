@@ -1,6 +1,6 @@
-"""The proxy that a server is asked through: http_proxy, https_proxy, all_proxy and no_proxy, in lower or upper case.
+"""The proxy between this program and a server: http_proxy, https_proxy, all_proxy and no_proxy, in either case.
 
-The HTTP client does not read these variables itself: it would ask a server on this machine through a proxy too, and
+The HTTP client does not read these variables itself: it would contact a server on this machine through a proxy too, and
 fail on a proxy that it does not need.
 """
 
@@ -19,7 +19,7 @@ _LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loop
 
 
 class Proxy(NamedTuple):
-    """url: with its credentials; variable: which names it."""
+    """url: with its credentials; variable: the environment variable that names it."""
 
     url: str
     variable: str
@@ -29,23 +29,23 @@ class Proxy(NamedTuple):
 
 
 def proxy_for(url: str) -> Proxy | None:
-    """The proxy for a URL; None where it is asked directly, as this machine always is.
+    """The proxy for a URL; None if it is contacted directly, as this machine always is.
 
-    Errors: InputError naming the variable whose value is no usable proxy.
+    Errors: InputError naming the variable whose value is not a usable proxy.
     """
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".")
-    if is_this_machine(host) or any(_covers(entry, host, parts.port) for entry in re.split(r"[,\s]+", _read("no")[1])):
+    # Sorted, so that a variable in lower case hides the one in upper case, even if it is empty.
+    variables = {name.lower(): (value.strip(), name) for name, value in sorted(os.environ.items())}
+    exempt, _ = variables.get("no_proxy", ("", ""))
+    if is_this_machine(host) or any(_covers(entry, host, parts.port) for entry in re.split(r"[,\s]+", exempt)):
         return None
-    for kind in (parts.scheme, "all"):
-        variable, value = _read(kind)
+    for name in (f"{parts.scheme}_proxy", "all_proxy"):
+        value, variable = variables.get(name, ("", ""))
         if value:
             proxy = Proxy(value if "://" in value else f"http://{value}", variable)
-            fault = _fault(proxy.url)
-            if fault:
-                raise InputError(
-                    f"{variable}={masked(value)}: {fault}; correct it, or add {host} to no_proxy to ask it directly"
-                )
+            if fault := _fault(proxy.url):
+                raise InputError(f"{variable}={masked(value)}: {fault}; correct it, or add {host} to no_proxy")
             return proxy
     return None
 
@@ -55,13 +55,10 @@ def is_this_machine(host: str) -> bool:
     host = host.lower().rstrip(".")
     if host in (*_LOCAL_NAMES, socket.gethostname().lower()) or host.endswith(".localhost"):
         return True
-    try:
-        address = ip_address(socket.inet_aton(host))  # takes 127.1 and 0x7f000001 too, as connecting does
-    except OSError:
-        try:
-            address = ip_address(host)
-        except ValueError:
-            return False
+    try:  # takes 127.1 and 0x7f000001 too, as connecting does
+        address = ip_address(socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)[0][4][0])
+    except (OSError, ValueError):
+        return False
     address = getattr(address, "ipv4_mapped", None) or address
     return address.is_loopback or address.is_unspecified
 
@@ -72,15 +69,8 @@ def masked(url: str) -> str:
     return re.sub(r"^(\w+:/+)?.*@", r"\1***@", line)
 
 
-def _read(kind: str) -> tuple[str, str]:
-    """The variable <kind>_proxy and its value. As elsewhere, an empty one in lower case hides the one in upper case."""
-    name = f"{kind}_proxy"
-    variable = name if name in os.environ else name.upper()
-    return variable, os.environ.get(variable, "").strip()
-
-
 def _covers(entry: str, host: str, port: int | None) -> bool:
-    """Whether an entry of no_proxy means a host: a name, domain or address, with :port or without, a network, or *."""
+    """Whether an entry of no_proxy matches: a name, domain or address, with :port or without, a network, or *."""
     entry = entry.lower().removeprefix("*.").lstrip(".")
     try:
         return ip_address(host) in ip_network(entry.strip("[]"), strict=False)
@@ -90,17 +80,17 @@ def _covers(entry: str, host: str, port: int | None) -> bool:
 
 
 def _fault(url: str) -> str | None:
-    """Why a URL is no proxy that can be used."""
+    """Why a URL cannot be used as a proxy."""
     scheme = url.partition("://")[0].lower()
     if scheme not in _SCHEMES:
-        return f"a proxy's URL begins with {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
+        return f"a proxy URL begins with {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
     try:
         parts = urlsplit(url)
         usable = bool(parts.hostname) and parts.port != 0 and url.isprintable() and " " not in url
-    except ValueError:  # whose message may hold a part of the password
+    except ValueError:  # its message may contain a part of the password
         usable = False
     if not usable:
-        return "this is no URL of a proxy, such as http://proxy.example.org:3128"
+        return "not a proxy URL such as http://proxy.example.org:3128"
     if scheme.startswith("socks") and find_spec("socksio") is None:
         return "a SOCKS proxy needs the package socksio (python -m pip install socksio)"
     return None

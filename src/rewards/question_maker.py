@@ -3,8 +3,8 @@
 The model writes multiple-choice questions about an image, then answers each under every rotation of its options, with
 the image and without it. A question is kept if its accuracy is above SEEN with the image, and below BLIND without.
 
-UNSEEN stands behind the options in every rotation, with the image and without. Else a model that names the same letter
-whenever it sees nothing would be right in one rotation of four, which is not below BLIND: no question would be kept.
+UNSEEN follows the options in every rotation. Otherwise a model that names the same letter whenever it sees nothing
+would be right in one rotation of four, which is not below BLIND: no question would be kept.
 """
 
 import io
@@ -24,27 +24,25 @@ from src.config.schema import CapRLConfig
 from src.data.image_url import image_url
 from src.data.questions import UNTYPED, Question, parse_question
 from src.data.record import ImageId, is_utf8
-from src.rewards.client import FAILURES, THINKS, Client
-from src.rewards.proxy import masked
-from src.rewards.reply import NoOption
-from src.rewards.server import choose, lettered
+from src.rewards.reply import NoOption, lettered
+from src.rewards.server import FAILURES, THINKS, Client
 from src.runtime.errors import InputError
 from src.runtime.progress import say
 
-Reply = TypeVar("Reply")
+Result = TypeVar("Result")
 
 SEEN, BLIND = 0.75, 0.25
 OPTIONS = 4  # of each question
 TYPES = ("object", "attribute", "count", "position", "action", "text", "scene")
 UNSEEN = "this cannot be answered"
-_TEMPERATURES = (0.0, 0.7)  # of the first try, and of the second, which is not to say the same again
-_TOKENS = 150  # of a question, in a reply; what the model thinks before has caprl.max_tokens
-_REFUSED = (400, 413, 422)  # of a server that lives, and cannot take this image
+_TEMPERATURES = (0.0, 0.7)  # of the first try, and of the second, which must not repeat the first
+_TOKENS = 150  # of a question in a reply; thinking before it is limited by caprl.max_tokens
+_REJECTED = (400, 413, 422)  # the server is alive, but cannot take this image
 _LETTERED = re.compile(r"\(?[A-Da-d][).:]\s")  # "A. red" would get a second letter
 
 
 class ImageFailed(Exception):
-    """There are no questions about an image. down: because of the server, which may fail with the next one too."""
+    """No questions could be made about an image. down: the cause is the server, which may fail the next one too."""
 
     def __init__(self, reason: str, *, down: bool) -> None:
         super().__init__(reason)
@@ -52,34 +50,27 @@ class ImageFailed(Exception):
 
 
 class QuestionMaker:
-    """Makes `questions` questions about an image; threads may share it. `stop` fails their next requests.
+    """Makes `questions` questions about an image; threads may share it. `stop` makes their next requests fail.
 
-    Errors: InputError where a first question about a picture fails.
+    Errors: InputError if a first question about a picture fails.
     """
 
     def __init__(self, config: CapRLConfig, questions: int) -> None:
-        self.config = config
         self.questions = questions
         self.stop = Event()
         self._client = Client(config)
         self._shown = False
-        server = f"caprl.base_url={masked(config.base_url)}: model {config.model}"
-        try:
-            self._choose(_picture(), "What color is this?", ("red", "blue"))
-        except NoOption as error:
-            raise InputError(f"{server} {error}; {THINKS}; else name another caprl.model") from None
-        except ImageFailed as error:
-            raise InputError(
-                f"{server} does not answer about an image ({error}); "
-                "start the server with a vision-language model, or correct caprl.base_url, caprl.model or "
-                "OPENAI_API_KEY"
-            ) from None
+        square = io.BytesIO()
+        Image.new("RGB", (64, 64), "red").save(square, "PNG")
+        content = _parts(image_url(square.getvalue()), answering_prompt("What color is this?", ("red", "blue")))
+        fix = "start a vision-language model, or correct caprl.base_url, caprl.model or OPENAI_API_KEY"
+        self._client.check(lambda: self._client.choose(content, ("red", "blue", UNSEEN)), fix)
 
     def make(self, image_id: ImageId, load: Callable[[], bytes]) -> tuple[list[Question], Counter]:
-        """Questions to be kept about the image whose bytes `load` gives, and how many were what.
+        """The questions to keep about the image whose bytes `load` returns, and the counts of questions.COUNTS.
 
-        The counts are questions.COUNTS. malformed: not as the prompt wants them, or asked twice; unreadable: 1
-        where no reply was a JSON list. Errors: ImageFailed.
+        malformed: not as the prompt asks, or a duplicate; unreadable: 1 if no reply was a JSON list.
+        Errors: ImageFailed.
         """
         try:
             url = image_url(load())
@@ -96,19 +87,16 @@ class QuestionMaker:
                 continue
             asked.add(question.question)
             blind, seen = self._accuracy(question, None), self._accuracy(question, url)
-            if blind >= BLIND:
-                counts["leaks"] += 1
-            elif seen <= SEEN:
-                counts["unanswerable"] += 1
-            else:
-                counts["kept"] += 1
+            fate = "leaks" if blind >= BLIND else "unanswerable" if seen <= SEEN else "kept"
+            counts[fate] += 1
+            if fate == "kept":
                 kept.append(question)
         return kept, counts
 
     def _write(self, url: str) -> list | None:
-        """What the model writes about an image; None where it is no list, the second time too.
+        """The entries that the model writes about an image; None if two replies are not a list.
 
-        Errors: ImageFailed where the reply was cut off then, which another caprl.max_tokens would change.
+        Errors: ImageFailed if the second is cut off.
         """
         content = _parts(url, writing_prompt(self.questions))
         for temperature in _TEMPERATURES:
@@ -121,101 +109,81 @@ class QuestionMaker:
             raise ImageFailed(f"no questions, but {reply.shown}; {THINKS}", down=True)
         if not self._shown:
             self._shown = True
-            say(f"a reply is no JSON list of questions, and the first such one is shown: {reply.shown}")
+            say(f"a reply is not a JSON list of questions; the first such reply is shown: {reply.shown}")
         return None
 
     def _accuracy(self, question: Question, url: str | None) -> float:
-        """The share of the rotations in which the right option is chosen.
-
-        A reply that names no option is not right: with the image it does not answer the question, without the image
-        it gives nothing away.
-        """
-        options = question.options
-        rotations = [options[turn:] + options[:turn] for turn in range(len(options))]
+        """The share of rotations in which the right option is chosen; a reply that names no option is not right."""
         right = 0
-        for turned in rotations:
+        for turn in range(OPTIONS):
+            options = (*question.options[turn:], *question.options[:turn], UNSEEN)
+            content = _parts(url, answering_prompt(question.question, options[:-1]))
             with suppress(NoOption):
-                right += self._choose(url, question.question, turned) == turned.index(question.answer)
-        return right / len(rotations)
+                chosen = self._request(partial(self._client.choose, content, options))
+                right += options[chosen] == question.answer
+        return right / OPTIONS
 
-    def _choose(self, url: str | None, question: str, options: tuple[str, ...]) -> int:
-        content = _parts(url, answering_prompt(question, (*options, UNSEEN)))
-        return self._request(lambda: choose(self._client, content, (*options, UNSEEN)))
-
-    def _request(self, send: Callable[[], Reply]) -> Reply:
+    def _request(self, send: Callable[[], Result]) -> Result:
         if self.stop.is_set():
             raise ImageFailed("stopped", down=False)
         try:
             return send()
         except FAILURES as error:
-            refused = isinstance(error, APIStatusError) and error.status_code in _REFUSED
-            raise ImageFailed(self._client.explain(error), down=not refused) from None
+            rejected = isinstance(error, APIStatusError) and error.status_code in _REJECTED
+            raise ImageFailed(self._client.explain(error), down=not rejected) from None
 
 
 def writing_prompt(questions: int) -> str:
-    """What asks for questions about an image."""
-    example = {
-        "question": "What is the dog carrying in its mouth?",
-        "options": ["a ball", "a shoe", "a stick", "a bone"],
-        "answer": "a stick",
-        "type": "object",
-    }
+    """Asks for questions about an image."""
+    example = (
+        '{"question": "What is the dog carrying in its mouth?", "options": ["a ball", "a shoe", "a stick", "a bone"], '
+        '"answer": "a stick", "type": "object"}'
+    )
     return (
         f"Write {questions} multiple-choice questions about different things in this image. Each has one right answer, "
         "which is plain to see in the image; without the image, every option is as likely as the others. "
         f"Reply with a JSON list of {questions} objects like this one, and nothing else:\n"
-        f"[{json.dumps(example)}]\n"
+        f"[{example}]\n"
         f"`options` are {OPTIONS} different short texts without letters or numbers in front, `answer` is one of them "
         f"word for word, `type` is one of: {', '.join(TYPES)}."
     )
 
 
 def answering_prompt(question: str, options: Sequence[str]) -> str:
-    """What asks a question, with the image and without: the text does not tell."""
+    """Asks a question, in the same words with the image and without, with UNSEEN as the last option."""
     return (
-        f"Question about an image: {question}\n{lettered(options)}\n\n"
+        f"Question about an image: {question}\n{lettered((*options, UNSEEN))}\n\n"
         "Reply with the letter of the right option, and nothing else."
     )
 
 
 def read_list(reply: str | None) -> list | None:
-    """The JSON list that a reply is, in a code fence or not; None for anything else."""
+    """A reply as a JSON list, in a code fence or not; None for anything else."""
     match = re.fullmatch(r"(```(?:json)?\s*)?(\[.*\])(?(1)\s*```)", (reply or "").strip(), re.DOTALL)
-    try:
+    with suppress(ValueError, RecursionError):
         return json.loads(match[2]) if match else None
-    except (ValueError, RecursionError):
-        return None
+    return None
 
 
 def clean_question(entry: Any, image_id: ImageId) -> Question | None:
-    """An entry of a reply as a question, blanks collapsed; None where it is none, or not as the prompt wants it."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("options"), list):
+    """An entry of a reply as a question, with blanks collapsed; None if it is not what the prompt asks for."""
+    try:
+        texts = [entry["question"], entry["answer"]] + entry["options"]  # which must be a list
+        asked, answer, *options = (" ".join(text.split()) for text in texts)
+    except (AttributeError, KeyError, TypeError):
         return None
-    texts = [entry.get("question"), entry.get("answer"), *entry["options"]]
-    if not all(isinstance(text, str) for text in texts):
-        return None
-    asked, answer, *options = (" ".join(text.split()) for text in texts)
     if len(options) != OPTIONS or UNSEEN in options or any(map(_LETTERED.match, options)):
         return None
     if not all(map(is_utf8, (asked, *options))):  # half of a surrogate pair cannot be sent
         return None
-    kind = entry.get("type")
-    kind = kind if kind in TYPES else UNTYPED
+    kind = entry["type"] if entry.get("type") in TYPES else UNTYPED
     fields = {"image_id": image_id, "question": asked, "options": options, "answer": answer, "type": kind}
-    try:
+    with suppress(InputError):
         return parse_question(fields, "a reply")
-    except InputError:
-        return None
+    return None
 
 
 def _parts(url: str | None, text: str) -> list[dict]:
-    """The content of a message; the image first, so that servers can keep what they computed of it."""
+    """The content of a message; the image comes first, so that servers can cache what they computed from it."""
     image = [] if url is None else [{"type": "image_url", "image_url": {"url": url}}]
     return [*image, {"type": "text", "text": text}]
-
-
-def _picture() -> str:
-    """A red square."""
-    out = io.BytesIO()
-    Image.new("RGB", (64, 64), "red").save(out, "PNG")
-    return image_url(out.getvalue())

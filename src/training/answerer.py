@@ -1,4 +1,4 @@
-"""Who answers questions from captions: in training, to reward them, and in evaluation, to examine them."""
+"""Build the model that answers questions from captions, for the reward and for evaluation."""
 
 from src.config.schema import CapRLConfig
 from src.data.questions import Answerer
@@ -7,9 +7,9 @@ from src.runtime.errors import InputError
 
 
 def build_answerer(config: CapRLConfig, language: str) -> Answerer:
-    """The answering model that caprl.answerer names: a server, or the exact reading of the demo's captions.
+    """The answering model of caprl.answerer: a server, or the exact reading of the demo's captions.
 
-    language: of the captions (Words). Errors: InputError where a server does not answer, or the reader cannot read.
+    language: of the captions (Words). Errors: InputError if the server does not answer, or the reader cannot read it.
     """
     if config.answerer == "server":
         from src.rewards.server import ServerAnswerer  # its client takes a second to import

@@ -1,4 +1,4 @@
-"""The feature cache filled by a process of its own.
+"""Fill the feature cache in a separate process.
 
 On CPUs with AVX-512, oneDNN's convolutions need AVX2 (src.runtime.environment), but its matrix products are 1.5 times
 as fast with AVX-512, and a process has one of the two: training on features uses AVX-512, this process AVX2.
@@ -9,7 +9,6 @@ import signal
 from collections.abc import Mapping
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 
@@ -22,13 +21,13 @@ from src.runtime.errors import ProgramError, RunStopped, Terminated
 def encode_apart(config: Config, cache: FeatureCache, weights: Mapping[str, np.ndarray], rank: int, size: int) -> None:
     """Compute the share of worker `rank` of `size` of a feature cache, for an encoder with these parameters.
 
-    Raises what the other process raises; RunStopped where it was killed, or failed otherwise, with a traceback. Where
-    this process is ended, so is the other, and what it has computed is kept.
+    Raises what the other process raises, and RunStopped if it was killed, or failed with a traceback. If this process
+    is ended, so is the other, and the computed features are kept.
     """
     context = get_context("spawn")
     answer, send = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(send, os.getpid(), config, cache, weights, rank, size))
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process to pass on
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: only this process handles Ctrl-C
     try:
         process.start()
     finally:
@@ -42,43 +41,40 @@ def encode_apart(config: Config, cache: FeatureCache, weights: Mapping[str, np.n
             process.kill()
     if answer.poll():
         raise answer.recv()
-    status = process.exitcode
-    if status is not None and status < 0:
-        name = signal.Signals(-status).name
-        raise RunStopped(f"the process that computes features was ended by {name}; the same command goes on")
-    if status != 0:
-        raise RunStopped("the process that computes features failed, for a reason that stands above or in the log")
+    if process.exitcode:
+        how = "failed; see the error above or in the log"
+        if process.exitcode < 0:
+            how = f"was ended by {signal.Signals(-process.exitcode).name}; repeat the same command to resume"
+        raise RunStopped(f"the process that computes features {how}")
 
 
-def _run(answer: Connection, parent: int, *arguments: Any) -> None:
+def _run(
+    answer: Connection, parent: int, config: Config, cache: FeatureCache, weights: Mapping[str, np.ndarray], *share: int
+) -> None:
     leave_workers()
-    os.setpgid(0, 0)  # out of reach of the terminal's Ctrl-C, for which MindData has a handler that ends the process
+    os.setpgid(0, 0)  # keeps the terminal's Ctrl-C away, on which MindData would end the process
     end_with_parent()
 
     def main() -> None:
-        if os.getppid() == parent:  # else it ended before the line above
-            try:
-                _encode(*arguments)
-            except Terminated:
-                pass  # the parent says why
-            except (ProgramError, OSError) as error:
-                answer.send(error)
+        if os.getppid() != parent:  # it ended before the line above
+            return
+        try:
+            prepare_environment(convolutions=True)
+            from mindspore import Tensor
+
+            from src.models.encoders.build import build_encoder
+            from src.runtime.device import setup_device
+            from src.training.sources import encode_here
+
+            setup_device(config)
+            settings, side = config.encoder, config.data.image_size
+            encoder = build_encoder(settings.kind, variant=settings.variant, checkpoint=None, image_size=side)
+            for name, parameter in encoder.parameters_and_names():
+                parameter.set_data(Tensor(weights[name]))
+            encode_here(config, cache, encoder.set_train(False), *share)
+        except Terminated:
+            pass  # the parent says why
+        except (ProgramError, OSError) as error:
+            answer.send(error)
 
     run_program(main)
-
-
-def _encode(config: Config, cache: FeatureCache, weights: Mapping[str, np.ndarray], rank: int, size: int) -> None:
-    prepare_environment(convolutions=True)
-    from mindspore import Tensor
-
-    from src.models.encoders.build import build_encoder
-    from src.runtime.device import setup_device
-    from src.training.features import encode_here
-
-    setup_device(config)
-    encoder = build_encoder(
-        config.encoder.kind, variant=config.encoder.variant, checkpoint=None, image_size=config.data.image_size
-    )
-    for name, parameter in encoder.parameters_and_names():
-        parameter.set_data(Tensor(weights[name]))
-    encode_here(config, cache, encoder.set_train(False), rank, size)

@@ -34,13 +34,13 @@ from src.runtime.progress import say, warn
 from src.runtime.workers import Workers
 from src.training.answerer import build_answerer
 from src.training.checkpoint import find_last, save_checkpoint
-from src.training.features import build_sources
+from src.training.events import MetricsWriter, open_metrics
 from src.training.graphs import graph_cache
-from src.training.metrics import MetricsWriter, open_metrics
 from src.training.notices import list_skipped, say_before_training
 from src.training.run_folder import COMPLETED, check_data, data_state, open_run_folder, saved_state
+from src.training.sources import build_sources
 from src.training.split_batches import SplitBatches
-from src.training.watch import Watch
+from src.training.watch import TrainingWatch
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Run:
     graphs: GraphCache
     greedy: Callable[[Tensor], Outputs]
     workers: Workers
-    watch: Watch
+    watch: TrainingWatch
     resumed: Path | None
     optimizer_state: dict[str, Parameter] = field(default_factory=dict)
     terminated: list[bool] = field(default_factory=list)
@@ -218,7 +218,7 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
         graphs=graphs,
         greedy=compile_generation("greedy", GreedyDecoder(policy, config.eval.tokens), graphs.compile),
         workers=workers,
-        watch=Watch(config, warn if workers.is_first else None),
+        watch=TrainingWatch(config, warn if workers.is_first else None),
         resumed=last,
     )
     run.began = (state.step, run.digest())

@@ -1,4 +1,4 @@
-"""The folder of a run: claimed, checked against what its run was started with, and opened."""
+"""Claim the folder of a run, check it against the settings that its run started with, and open it."""
 
 import contextlib
 import fcntl
@@ -22,23 +22,17 @@ if TYPE_CHECKING:
     from src.data.records import Record
 
 COMPLETED = "completed"  # a file of this name marks a finished run
-_WAIT = 30  # seconds for another process to leave a run folder
+_WAIT = 30  # seconds that another process may take to release a run folder
 _locks: dict[Path, IO] = {}
-FIRST = "first"  # the checkpoint after CE's first epoch, kept where select is original
+FIRST = "first"  # the checkpoint after CE's first epoch, kept if select is original
 _CHECKPOINTS = ("last", "previous", "best", FIRST, "damaged")
-_OF_A_START = (
-    *(f"checkpoints/{name}" for name in _CHECKPOINTS),
-    "metrics.jsonl",
-    "events.out.tfevents.*",
-    "skipped.txt",
-)
+_WRITTEN = (*(f"checkpoints/{name}" for name in _CHECKPOINTS), "metrics.jsonl", "events.out.tfevents.*", "skipped.txt")
 
 
 def init_checkpoint(config: Config, config_file: Path, overrides: Sequence[str]) -> Path | None:
-    """The checkpoint that a run starts from: `init_checkpoint`; else None for CE, and for RL one of the run of
-    `init_config`, as `select` says.
+    """The checkpoint that a run starts from: `init_checkpoint`, or for RL that of its CE run which `select` chooses.
 
-    Errors: InputError where it is not there, or in the run's own folder.
+    Errors: InputError if it is missing, or in the run's own folder.
     """
     path = init_file(config)
     if path is None and config.stage != "ce":
@@ -46,49 +40,45 @@ def init_checkpoint(config: Config, config_file: Path, overrides: Sequence[str])
         name = FIRST if config.select == "original" else "best"
         path = load_config(ce_file, stage_overrides(overrides)).run_folder / "checkpoints" / name
         if not path.is_file():
-            raise InputError(
-                f"there is no checkpoint {path} to start from: train with {ce_file} first, or set init_checkpoint"
-            )
+            raise InputError(f"{path}: no such checkpoint; train with {ce_file} first, or set init_checkpoint")
     if path is not None and config.run_folder.resolve() in path.resolve().parents:
-        raise InputError(f"{path} to start from is in the folder of the new run; give name=NEW, so that it is kept")
+        raise InputError(f"init_checkpoint={path} is in the folder of the new run; pass name=NEW to keep it")
     return path
 
 
 def claim_run_folder(config: Config, init: Path | None) -> None:
-    """Lock the run folder for this process, and check that the run in it was started with the same configuration and
-    weights, and if it is complete with the same data. Changes no file of it.
+    """Lock the run folder for this process, and check that its run started with the same configuration and weights.
 
-    A run that has saved no update takes whatever it is given. Errors: InputError where the folder cannot be written,
-    where another process trains in it, or naming what differs.
+    A complete run must have the same data, too. A run that has saved no update accepts other settings. No file changes.
+    Errors: InputError if the folder cannot be written, another process trains in it, or naming what differs.
     """
     folder = config.run_folder
     with _writable(folder):
         _lock(folder)
     if config.fresh:
         if _held(folder) and not (folder / "config.yaml").is_file():
-            raise InputError(
-                f"{folder} was not created by this project, so fresh=true will not delete it: give name=NEW"
-            )
+            raise InputError(f"{folder} was not created by this project; fresh=true will not delete it: pass name=NEW")
         stage = None
-        with contextlib.suppress(InputError):  # a damaged config.yaml goes with the rest
+        with contextlib.suppress(InputError):  # a damaged config.yaml is deleted with the rest
             stage = _read_config(folder / "config.yaml").get("stage") if is_complete(folder) else None
         if stage not in (None, config.stage):
-            raise InputError(f"{folder} holds a finished run of stage {stage}, which fresh=true keeps: give name=NEW")
+            raise InputError(f"{folder} holds a finished run of stage {stage}, which fresh=true keeps; pass name=NEW")
         return
     state = saved_state(folder)
     if state is None:
         return
-    if (folder / "config.yaml").exists():
-        held = _read_config(folder / "config.yaml")
+    file = folder / "config.yaml"
+    if file.exists():
+        held = _read_config(file)
         differing = differing_keys(held, resolved(config))
-        if "data" in state and "data.root" in differing:  # the data may have moved: their digest is compared
+        if "data" in state and "data.root" in differing:  # data may move, because their digest is compared
             differing.remove("data.root")
         if differing:
-            raise InputError(f"{folder} holds a run with other values of {', '.join(differing)}; {_ways_on(config)}")
+            raise _conflict(config, f"holds a run with other values of {', '.join(differing)};")
         if init is None and "init" in state:
-            print(f"{folder} started from init_checkpoint={held.get('init_checkpoint')}, and keeps it")
-    if state:
-        check_init(config, init, state)
+            print(f"{folder} started from init_checkpoint={held.get('init_checkpoint')} and keeps it")
+    if state and init is not None and state.get("init", "") != file_digest(init):
+        raise _conflict(config, f"started from other weights than {init} holds now; restore that file, or")
     if is_complete(folder) and "data" in state:
         from src.data.locate import read_records
 
@@ -101,72 +91,53 @@ def is_complete(folder: Path) -> bool:
 
 
 def saved_state(folder: Path) -> dict[str, Any] | None:
-    """The state that the run in `folder` has saved: at its end, or with an update.
+    """The state that the run in `folder` saved at its end or with an update; None if it saved no update.
 
-    None where it has saved no update; empty where what it has saved cannot be read. Errors: InputError.
+    Empty if the checkpoints cannot be read. Errors: InputError.
     """
     if is_complete(folder):
-        try:
-            state = json.loads((folder / COMPLETED).read_text(encoding="utf-8"))
-            return state | {}
-        except (ValueError, TypeError):
-            raise InputError(f"{folder / COMPLETED} is damaged: delete this file, and the run resumes") from None
+        with contextlib.suppress(ValueError, TypeError):
+            return json.loads((folder / COMPLETED).read_text(encoding="utf-8")) | {}
+        raise InputError(f"{folder / COMPLETED} is damaged; delete this file to resume the run")
     paths = [path for name in _CHECKPOINTS if (path := folder / "checkpoints" / name).is_file()]
     if not paths:
         return None
-    from src.models.checkpoint import read_state  # and with it MindSpore
+    from src.models.checkpoint import read_state  # imports MindSpore
 
-    unreadable = False
+    readable = 0
     for path in paths:
-        try:
+        with contextlib.suppress(InputError):
             state = read_state(path)
-        except InputError:
-            unreadable = True
-            continue
-        if state.get("step", 1) > 0:
-            return state
-    return {} if unreadable else None
-
-
-def check_init(config: Config, init: Path | None, state: dict[str, Any]) -> None:
-    """InputError where the run whose `state` this is started from other weights than `init` holds."""
-    if init is not None and state.get("init", "") != file_digest(init):
-        raise InputError(
-            f"the run in {config.run_folder} started from other weights than {init} holds now; restore that file, or "
-            f"{_ways_on(config)}"
-        )
+            if state.get("step", 1) > 0:
+                return state
+            readable += 1
+    return None if readable == len(paths) else {}
 
 
 def data_state(records: Mapping[str, Sequence["Record"]]) -> dict[str, dict[str, Any]]:
-    """What identifies the images and captions of the splits that training reads, in their order, wherever they are."""
+    """Counts and digests of the images and captions that training reads, in order, independent of their folder."""
     state = {}
     for split in ("train", "val"):
-        digest = hashlib.sha256()
-        for record in records[split]:
-            digest.update(json.dumps([record.image_id, *record.captions]).encode())
-        state[split] = {"images": len(records[split]), "sha256": digest.hexdigest()}
+        text = "".join(json.dumps([record.image_id, *record.captions]) for record in records[split])
+        state[split] = {"images": len(records[split]), "sha256": hashlib.sha256(text.encode()).hexdigest()}
     return state
 
 
 def check_data(config: Config, records: Mapping[str, Sequence["Record"]], state: dict[str, Any]) -> None:
-    """InputError where the run whose `state` this is was trained on other data; an older version kept no digest."""
+    """InputError if the run with this state was trained on other data; older versions kept no digest."""
     held, now = state.get("data"), data_state(records)
     if held is None or held == now:
         return
     images = [", ".join(f"{part['images']} {split}" for split, part in data.items()) for data in (held, now)]
-    if images[0] == images[1]:
-        changed = f"{images[0]} images with other captions, ids or order than"
-    else:
-        changed = f"{images[0]} images, not the {images[1]} images that"
-    raise InputError(
-        f"{config.run_folder} was trained on {changed} data.root={config.data.root} holds now; restore them, or "
-        f"{_ways_on(config)}"
-    )
+    changed = "with other captions, ids or order than" if images[0] == images[1] else f"not the {images[1]} images that"
+    text = f"was trained on {images[0]} images, {changed} data.root={config.data.root} holds now; restore them, or"
+    raise _conflict(config, text)
 
 
 def open_run_folder(config: Config) -> None:
-    """Make the claimed run folder ready for the run: with fresh=true all of an earlier one is deleted, and what a start
-    has left that saved no update always. Errors: InputError where it cannot be written.
+    """Delete an earlier run from the claimed folder, if fresh=true or it saved no update, and write config.yaml.
+
+    Errors: InputError if the folder cannot be written.
     """
     folder, file = config.run_folder, config.run_folder / "config.yaml"
     tree = resolved(config)
@@ -175,7 +146,7 @@ def open_run_folder(config: Config) -> None:
             for path in _held(folder):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         elif file.is_file() and saved_state(folder) is None:
-            for path in (path for pattern in _OF_A_START for path in folder.glob(pattern)):
+            for path in (path for pattern in _WRITTEN for path in folder.glob(pattern)):
                 path.unlink()
         elif file.is_file() and tree["init_checkpoint"] is None:
             tree["init_checkpoint"] = _read_config(file).get("init_checkpoint")
@@ -183,14 +154,15 @@ def open_run_folder(config: Config) -> None:
         write_tree(tree, file)
 
 
-def _ways_on(config: Config) -> str:
-    """What to do where a run cannot resume; no other stage of the same command loses anything by it."""
+def _conflict(config: Config, text: str) -> InputError:
+    """The error that a run cannot resume. Following its advice affects no other stage of the same command."""
     name = "output_root=NEW (for scripts/run_ce.sh, name=NEW)" if config.stage == "ce" else "name=NEW"
-    return f"give {name}, or delete {config.run_folder} to start this stage over"
+    folder = config.run_folder
+    return InputError(f"{folder} {text} pass {name}, or delete {folder} to start this stage over")
 
 
 def _held(folder: Path) -> list[Path]:
-    """What is in a run folder, but for the logs that src.runtime.launch is writing."""
+    """The contents of a run folder, except the logs that src.runtime.launch is writing."""
     return [path for path in folder.iterdir() if path.name != "logs"] if folder.is_dir() else []
 
 
@@ -203,32 +175,28 @@ def _writable(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> None:
-    """Hold a lock beside `folder` until this process ends; one that was killed a moment ago may be saving yet."""
+    """Hold a lock beside `folder` until this process ends; a process that was just killed may still be saving."""
     path = folder.with_name(f".{folder.name}.lock")
     if path in _locks:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "w")  # noqa: SIM115 (held)
     end = time.monotonic() + _WAIT
-    while True:
+    while path not in _locks:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _locks[path] = file
         except BlockingIOError:
             if time.monotonic() > end:
-                raise InputError(f"{folder}: another run trains there; wait for its end, or give name=...") from None
+                raise InputError(f"{folder}: another run trains there; wait for its end, or pass name=NEW") from None
             time.sleep(0.2)
         except OSError:  # a file system without locks
-            return
-        else:
-            _locks[path] = file
             return
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
+    with contextlib.suppress(UnicodeDecodeError, yaml.YAMLError):
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError):
-        tree = None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} is damaged: delete this file, and the run resumes with this configuration")
-    return tree
+        if isinstance(tree, dict):
+            return tree
+    raise InputError(f"{path} is damaged; delete this file to resume the run with this configuration")

@@ -1,7 +1,6 @@
-"""Features of a frozen encoder, computed before training and evaluation; or its images, where it is trained."""
+"""Compute the features of a frozen encoder before training and evaluation; a trained encoder reads images."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -11,12 +10,11 @@ from src.config.schema import Config
 from src.data.dataset import build_image_source, weights_digest
 from src.data.feature_cache import FeatureCache
 from src.data.feature_source import FeatureSource, check_space, feature_path, load_features
-from src.data.image_files import ImageFiles, UnchangedImages
+from src.data.image_files import UnchangedImages
 from src.data.images import ImageSource
 from src.data.locate import find_images
 from src.data.photographs import READER
 from src.data.record import Record
-from src.data.shards import ShardImages
 from src.runtime.environment import convolutions_are_slow
 from src.runtime.workers import Workers
 from src.training.encode_apart import encode_apart
@@ -25,21 +23,26 @@ from src.training.encode_apart import encode_apart
 def build_sources(
     config: Config, records: Mapping[str, Sequence[Record]], splits: Sequence[str], encoder: nn.Cell, workers: Workers
 ) -> list[ImageSource | FeatureSource]:
-    """What the captioner takes as inputs, for each of `splits`: images for a trainable encoder, else cached features.
+    """The inputs of the captioner for each of `splits`: images for a trainable encoder, otherwise cached features.
 
-    records: of every split whose features will be cached sooner or later. The disk must have room for all of them.
+    records: of every split whose features will be cached eventually. The disk must have room for all of them.
     """
     images = {split: find_images(config, [record.file for record in rows]) for split, rows in records.items()}
     if config.encoder.trainable:
         return [build_image_source(config, images[split]) for split in splits]
-    key = _cache_key(config, encoder)
+    settings = (config.encoder.kind, config.encoder.variant, config.encoder.scale)
+    key = {
+        "weights": weights_digest(encoder),
+        "reader": str(READER),
+        "preprocessing": repr((*settings, config.data.image_size, config.data.resize_after_normalize)),
+    }
     caches = {}
     for split, rows in images.items():
-        digests = _digests(rows, config.cache_folder, workers)
-        path, shape = (
-            feature_path(config.cache_folder, key, digests),
-            (len(rows.files), encoder.tokens, encoder.channels),
-        )
+        # The first worker computes the digests: other nodes may see changes of a shared folder late.
+        own = rows.digests(config.cache_folder) if workers.is_first else np.zeros((len(rows.files), 32), np.uint8)
+        digests = workers.sum(own).astype(np.uint8)
+        path = feature_path(config.cache_folder, key, digests)
+        shape = (len(rows.files), encoder.tokens, encoder.channels)
         caches[split] = FeatureCache(path, tuple(rows.files), digests.tobytes(), shape, config.eval.batch_images)
     if workers.is_first:
         check_space(list(caches.values()))
@@ -59,18 +62,3 @@ def encode_here(config: Config, cache: FeatureCache, encoder: nn.Cell, rank: int
     digests = np.frombuffer(cache.digests, np.uint8).reshape(-1, 32)
     images = build_image_source(config, UnchangedImages(find_images(config, cache.files), digests))
     cache.fill(images.batches, lambda pixels: encoder(Tensor(pixels)).asnumpy(), rank, size)
-
-
-def _digests(images: ImageFiles | ShardImages, memory: Path, workers: Workers) -> np.ndarray:
-    """The digests [n, 32] that the first worker finds, on all: other nodes may see a change of a shared folder late."""
-    own = images.digests(memory) if workers.is_first else np.zeros((len(images.files), 32), np.uint8)
-    return workers.sum(own).astype(np.uint8)
-
-
-def _cache_key(config: Config, encoder: nn.Cell) -> dict[str, str]:
-    settings = (config.encoder.kind, config.encoder.variant, config.encoder.scale)
-    return {
-        "weights": weights_digest(encoder),
-        "reader": str(READER),
-        "preprocessing": repr((*settings, config.data.image_size, config.data.resize_after_normalize)),
-    }
