@@ -1,4 +1,4 @@
-"""What stops a program, and the exit status that says so (0 is success)."""
+"""The errors that end a program, and the exit status of each (0 is success)."""
 
 
 class ProgramError(Exception):
@@ -8,7 +8,7 @@ class ProgramError(Exception):
 
 
 class InputError(ProgramError):
-    """Bad input or configuration: the message names the file or key, and the mend."""
+    """Bad input or configuration: the message names the file or key, and the fix."""
 
     exit_status = 2
 
@@ -20,15 +20,20 @@ class RunStopped(ProgramError):
 
 
 class Terminated(BaseException):
-    """SIGTERM or Ctrl-C arrived: the message names the checkpoint to go on from.
+    """SIGTERM or Ctrl-C arrived: the message names the checkpoint to resume from.
 
-    No Exception: it comes at any line, and whoever expects the exceptions of broken files must not take it for one.
+    Not an Exception: it may come at any line, and code that handles a broken file must not swallow it.
     """
 
     exit_status = 4
 
 
 class TimeLimit(ProgramError):
-    """The time limit is reached: the message names the checkpoint to go on from."""
+    """The time limit is reached: the message names the checkpoint to resume from."""
 
     exit_status = 5
+
+
+def one_line(error: Exception) -> str:
+    """Return the beginning of an error's message, or its type, without line breaks."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

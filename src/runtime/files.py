@@ -1,35 +1,40 @@
-"""Files that are written whole or not at all, by one process at a time, and their digests."""
+"""Paths that users type, files that several processes read and write, and digests of files."""
 
 import contextlib
 import fcntl
 import hashlib
 import io
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from src.runtime.errors import InputError
 
 ROOT = Path(__file__).absolute().parents[2]  # of the repository, which may consist of links
+Row = TypeVar("Row")
 
 
 def given_path(text: str) -> Path:
-    """A path of the command line, where the shell may have left ~ (as behind = or @)."""
+    """Read a path from the command line, where the shell may have left ~ (as behind = or @)."""
     return Path(os.path.expanduser(text))
 
 
 def given_file(text: str) -> Path:
-    """A file of the command line: of the working folder, or where it is not there, of the repository's root."""
+    """Find a file from the command line in the working folder or, failing that, in the repository."""
     path = given_path(text)
     return ROOT / path if not os.path.exists(path) and os.path.exists(ROOT / path) else path
 
 
 def from_root(text: str) -> str:
-    """A path that a configuration's file names, where a relative one starts at the repository's root."""
+    """Read a path from a configuration file, where a relative path starts at the repository's root."""
     path = os.path.expanduser(text)
     return path if os.path.samefile(".", ROOT) else os.path.join(ROOT, path)
 
 
 def to_root(text: str) -> str:
-    """What `from_root` makes a path of the working folder from again."""
+    """Convert a path of the working folder back to one that `from_root` reads."""
     path = os.path.abspath(text)
     if os.path.samefile(".", ROOT):
         return text
@@ -38,32 +43,81 @@ def to_root(text: str) -> str:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to, and renames it to `path` at the end: no reader ever sees half a file."""
+    """Yield a path beside `path` to write to, then rename it to `path`: no reader ever sees half a file."""
     partial = path.with_name(path.name + ".part")
     yield partial
     os.replace(partial, path)
 
 
+def lock(file: IO[Any] | int, *, wait: bool = False) -> bool:
+    """Lock an open file until it is closed or the process ends; False if another process holds the lock.
+
+    Raises OSError where the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process at a time through (a killed one lets go), where the file system knows locks."""
+    """Let one process at a time into the body, where the file system has locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock(handle, wait=True)
         yield
     finally:
         os.close(handle)
 
 
+def json_lines(path: Path, read: Callable[[Any], Row]) -> Iterator[Row]:
+    """Yield `read` of the value of every line that ends; another process may be writing the last one.
+
+    Raises OSError, and InputError naming a line that is not JSON or that `read` cannot read.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.endswith(b"\n"):
+                try:
+                    yield read(json.loads(line))
+                except (ValueError, TypeError, KeyError):
+                    raise InputError(f"{path}: line {number} is damaged; remove it") from None
+
+
+def append_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Append a line of JSON for each row, whole, beside other processes that do so too.
+
+    A last line without its end was left by a killed process or by hand: it is completed if it is JSON, else removed.
+    """
+    data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)  # ASCII, even if a file name is not UTF-8
+    with open(path, "a+b") as file:
+        lock(file, wait=True)
+        end = start = file.seek(0, os.SEEK_END)
+        tail = b""
+        while start > 0 and b"\n" not in tail:
+            start = max(0, start - 2**16)
+            file.seek(start)
+            tail = file.read(end - start)
+        if torn := tail.rpartition(b"\n")[2]:
+            try:
+                json.loads(torn)
+                data = b"\n" + data
+            except ValueError:
+                file.truncate(end - len(torn))
+        file.write(data)
+
+
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
+    """Return the SHA-256 of a file, hexadecimal."""
     with open(path, "rb", buffering=0) as file:
         return stream_digest(file).hex()
 
 
 def stream_digest(file: io.RawIOBase) -> bytes:
-    """SHA-256 of what is left to read of an open file. Threads do this at the same time."""
+    """Return the SHA-256 of the rest of an open file. Several threads may call this at once."""
     digest = hashlib.sha256()
     while block := file.read(2**20):
         digest.update(block)
@@ -71,7 +125,7 @@ def stream_digest(file: io.RawIOBase) -> bytes:
 
 
 def text_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, with or without a byte order mark; only \\n, \\r\\n and \\r end one.
+    """Read the lines of a UTF-8 file, with or without a byte order mark; only \\n, \\r\\n and \\r end a line.
 
     str.splitlines would also split at U+2028, U+0085 and the like, which JSON strings and file names may hold.
     Raises OSError and UnicodeDecodeError.
