@@ -49,7 +49,7 @@ def test_a_folder_cannot_hold_two_runs(tmp_path, folder, text):
     tree["systems"] = {"grpo": "grpo.yaml", "other": f"{tmp_path / folder / 'grpo.yaml'}"}
     (tmp_path / "comparison.yaml").write_text(yaml.safe_dump(tree))
     runs = plan_runs(load_plan(tmp_path / "comparison.yaml", ["seeds=2"]))
-    with pytest.raises(InputError, match=r"rl\.yaml would both train in outputs/"):
+    with pytest.raises(InputError, match=r"grpo\.yaml would both train in outputs/"):
         distinct(runs)
 
 

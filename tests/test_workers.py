@@ -216,7 +216,7 @@ def test_evaluation_is_shared_and_counts_every_image_once(one_and_two):
 def test_sizes_that_do_not_divide_are_refused(tmp_path):
     done = pipeline("ce", tmp_path, "ce.batch_images=31", devices=2)
     assert done.returncode == 2
-    assert done.stderr == "error: ce.batch_images=31 must be a multiple of 2 workers: sizes are of all together\n"
+    assert done.stderr == "error: ce.batch_images=31 must be a multiple of 2 workers: sizes are global\n"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import mindspore as ms
 import numpy as np
 
 from src import __version__
-from src.config.load import write_whole_config
+from src.config.load import whole, write_tree
 from src.config.schema import Config
 from src.data.dataset import build_image_source, padded_batches, preprocessing
 from src.data.locate import evaluated_split, find_images, read_records
@@ -35,7 +35,7 @@ def write_checkpoint_folder(
     folder.mkdir()
     state = read_state(checkpoint) | {"version": __version__, "mindspore": ms.__version__}
     save_checkpoint(folder / MODEL, policy, state)
-    write_whole_config(replace(config, device="auto", device_id=None), folder / CONFIG)  # it is for other machines
+    write_tree(whole(replace(config, device="auto", device_id=None)), folder / CONFIG)  # it is for other machines
     tokenizer.save(folder / TOKENIZER)
 
 
