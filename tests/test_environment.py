@@ -234,6 +234,4 @@ def test_a_caller_whose_folder_is_gone(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         run_program(lambda: None)
     assert stop.value.code == 2
-    assert capsys.readouterr().err == (
-        "error: /gone, which this was called from, cannot be entered: No such file or directory\n"
-    )
+    assert capsys.readouterr().err == ("error: cannot enter /gone, the folder of the call: No such file or directory\n")

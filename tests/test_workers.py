@@ -266,7 +266,7 @@ def test_no_program_follows_one_that_was_signalled(handler, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=terminate).start()
-    with pytest.raises(Terminated, match="the same command goes on"):
+    with pytest.raises(Terminated, match="the same command resumes"):
         launch([str(program)], Cluster(1), tmp_path)
 
 
