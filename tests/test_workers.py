@@ -318,7 +318,7 @@ def test_sigterm_saves_and_ends_all(tmp_path):
     process = start(tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(200) == 4
-    assert "the same command goes on" in process.stderr.read()
+    assert "the same command resumes" in process.stderr.read()
     for rank in (0, 1):
         with pytest.raises(ProcessLookupError):
             os.kill(worker_pid(tmp_path, rank), 0)

@@ -25,10 +25,10 @@ _DIED = re.compile(r"Worker process (\d+) exit with exception")  # msrun's line 
 
 
 def msrun_command(cluster: Cluster, port: int, logs: Path) -> list[str]:
-    options = {"worker_num": cluster.size, "local_worker_num": cluster.devices, "node_rank": cluster.node_rank}
-    options |= {"master_addr": cluster.address, "master_port": port, "cluster_time_out": CONNECT}
-    options |= {"log_dir": logs, "join": True}
-    return [sys.executable, "-m", "mindspore.parallel.cluster.run", *(f"--{k}={v}" for k, v in options.items())]
+    nodes = f"--worker_num={cluster.size} --local_worker_num={cluster.devices} --node_rank={cluster.node_rank}"
+    master = f"--master_addr={cluster.address} --master_port={port} --cluster_time_out={CONNECT} --join=True"
+    command = [sys.executable, "-m", "mindspore.parallel.cluster.run"]
+    return [*command, *nodes.split(), *master.split(), f"--log_dir={logs}"]
 
 
 def watch_workers(
@@ -81,12 +81,13 @@ def _show(log: Path, start: int) -> int:
         return start
     with open(log, "rb") as file:
         file.seek(start)
-        text = file.read().rpartition(b"\n")[0]
-    for line in text.decode("utf-8", "replace").split("\n") if text else ():
+        text = file.read()
+    end = text.rfind(b"\n") + 1
+    for line in text[:end].decode("utf-8", "replace").split("\n")[:-1]:
         if not _NOT_SHOWN.match(line):
             print(line)
     sys.stdout.flush()
-    return start + len(text) + bool(text)
+    return start + end
 
 
 def _read(logs: Path, name: str) -> dict:
