@@ -109,7 +109,7 @@ class Link:
                     peer.heard += now - looked
             looked = now
             for key, _ in ready:
-                self._read(key.data) if key.data else self._accept(self._listener)
+                self._read(key.data) if key.data else self._accept(key.fileobj)
             for peer in self.peers.values():  # only after reading everything that had arrived
                 peer.silent = peer.connection is not None and now - peer.heard > self.cluster.node_timeout
             if now - sent > self._beat:
@@ -120,7 +120,7 @@ class Link:
         if self._listener is not None:
             self._listener.close()
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: Any) -> None:
         with contextlib.suppress(OSError):
             self._add(listener.accept()[0])
         strangers = [connection for connection in self._connections if connection.node is None]
