@@ -34,7 +34,7 @@ class ComparedRun(NamedTuple):
 
 def main() -> None:
     """Train and evaluate what is missing, and write the report."""
-    options = {"default": "configs/demo/comparison.yaml", "help": "the plan; override seeds=N, or settings of all stages"}
+    options = {"default": "configs/demo/comparison.yaml", "help": "the plan; seeds=N and the like override it"}
     parser = config_parser("Compare RL methods at an equal number of decoded captions.", **options)
     add_cluster_arguments(parser)
     arguments = parser.parse_intermixed_args()

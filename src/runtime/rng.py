@@ -1,6 +1,6 @@
 """Counter-based random numbers on the host: every draw is a pure function of (seed, purpose, step, row).
 
-Rollouts are therefore repeatable, resuming is exact, any worker can draw any row, and the device runs no random operator.
+Rollouts are repeatable, resuming is exact, any worker can draw any row, and the device runs no random operator.
 """
 
 import hashlib

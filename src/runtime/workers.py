@@ -45,7 +45,7 @@ class Workers:
         return self._sum(Tensor(np.ascontiguousarray(array, np.float32))).asnumpy()
 
     def gather(self, arrays: Sequence[np.ndarray], batches: int) -> list[np.ndarray]:
-        """Gather, from each worker's shares of `batches` batches, the rows of all workers in the order of whole batches.
+        """Gather the rows of all workers, each of which holds its shares of `batches` batches, in the order of batches.
 
         All arrays are sent at once. Their first axes may differ if each is a multiple of `batches`.
         """
