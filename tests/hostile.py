@@ -1,4 +1,4 @@
-"""Files as users have them, and as nobody should: made with Pillow, each with what becomes of it."""
+"""Files as users have them, and as nobody should: made with Pillow, each with what becomes of it. And hostile text."""
 
 import os
 import struct
@@ -7,6 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+# Ends scripts, styles, titles, comments and attributes of either quote; entities, templates, and control characters.
+TEXT = (
+    "</script><img src=x onerror=alert(1)> </style></title><svg onload=alert(1)> <!--<script> --> "
+    "\" autofocus onfocus=alert(1) ' onclick='alert(1) &lt;b&gt; & &amp; {{ 7*7 }} {% raw %} {# $x "
+    "\x01\x08\x1b[31m\x7f\x9f"
+)
 
 
 def picture(size: tuple[int, int] = (48, 32)) -> Image.Image:

@@ -6,7 +6,7 @@ from conftest import BOS, VOCAB
 from mindspore import Tensor
 from test_decoder import numpy_decoder
 
-from src.decoding.attention import Attention
+from src.decoding.attention import Attention, mean_by_word
 
 ROWS, TOKENS, LAYERS, HEADS = 6, 5, 2, 2
 
@@ -34,3 +34,10 @@ def test_a_token_is_looked_for_before_it_is_known(captioner, features, completio
     after = cell(features, Tensor(completions)).asnumpy()
     np.testing.assert_array_equal(before[:, :3], after[:, :3])
     assert (before[:, 3:] != after[:, 3:]).all(-1).any()
+
+
+def test_attention_of_a_word_is_the_mean_of_its_tokens():
+    weights = np.array([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0], [0.25, 0.75]], np.float32)
+    assert mean_by_word(weights, [0, 1, 1], 2).tolist() == [[0.5, 0.5], [0.5, 0.5]]  # the last row is the EOS
+    assert mean_by_word(weights[:2], [0, 1, 2], 3).tolist() == [[0.5, 0.5], [1, 0], [0, 0]]  # cut by the limit
+    assert mean_by_word(weights, [], 0).shape == (0, 2) and mean_by_word(weights, [0], 1).dtype == np.float32

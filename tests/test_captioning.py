@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from src.captioning.arguments import name_checkpoints, read_image_arguments
-from src.captioning.captions import Caption
+from src.captioning.captions import DecodedCaption
 from src.captioning.inputs import Found, find_photographs, skipped_note
 from src.captioning.output import CaptionFile, DonePaths
 from src.captioning.run import prepare, share
-from src.captioning.table import Table, one_line
+from src.captioning.table import CaptionTable, one_line
 from src.data import digests, image_formats
 from src.data.digests import state_key
 from src.runtime.errors import InputError
@@ -169,7 +169,7 @@ def test_flags_that_do_not_go_together(checkpoints, words, mend):
         read_image_arguments(words)
 
 
-CAPTIONS = {"CE": [Caption("greedy", "a dog", -1.5)], "GRPO": [Caption("greedy", "a brown dog", -2.25)]}
+CAPTIONS = {"CE": [DecodedCaption("greedy", "a dog", -1.5)], "GRPO": [DecodedCaption("greedy", "a brown dog", -2.25)]}
 MADE_FROM = {"checkpoints": {"CE": "1"}, "eval": {"beams": 1}, "seed": 1}
 
 
@@ -338,8 +338,8 @@ def test_skipped_files_are_counted_by_format(collection, monkeypatch):
 
 
 def test_the_table(capsys):
-    table = Table(["CE", "GRPO"])
-    two = {name: [*rows, Caption("sample", "a|b", -3.0)] for name, rows in CAPTIONS.items()}
+    table = CaptionTable(["CE", "GRPO"])
+    two = {name: [*rows, DecodedCaption("sample", "a|b", -3.0)] for name, rows in CAPTIONS.items()}
     table.write({"a.png": two}, {}, {})
     table.write({}, {"x": "empty"}, {})
     table.write({"two\nlines": CAPTIONS}, {}, {})

@@ -8,14 +8,21 @@ from mindspore import Parameter, Tensor, nn
 from safetensors.numpy import load_file, save_file
 
 from src.models.checkpoint import load_checkpoint, read_state
+from src.models.policy import Policy
 from src.runtime.errors import InputError
 from src.training.checkpoint import find_last, save_checkpoint
 
 
-class Model(nn.Cell):
+class Model(Policy):
     def __init__(self, width=3):
         super().__init__()
         self.weight = Parameter(Tensor(np.arange(2 * width, dtype=np.float32).reshape(2, width)), name="weight")
+        self.inner = nn.Dense(2, 2)
+
+
+class Other(Policy):
+    def __init__(self):
+        super().__init__()
         self.inner = nn.Dense(2, 2)
 
 
@@ -108,13 +115,13 @@ def test_a_failed_write_leaves_the_file_before(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "damage, words",
     [
-        (lambda path: path.unlink(), "there is no checkpoint"),
+        (lambda path: path.unlink(), "no checkpoint at"),
         (lambda path: path.write_bytes(path.read_bytes()[:-5]), "damaged"),
         (lambda path: path.write_bytes(b"\x00" * 100), "damaged"),
         (flip_a_bit, "digest"),
-        (lambda path: save_file(load_file(path), path), "no checkpoint of this project"),
+        (lambda path: save_file(load_file(path), path), "was not written by this project"),
         (lambda path: save_checkpoint(path, Model(width=4), {}), r"model.weight has shape \(2, 4\)"),
-        (lambda path: save_checkpoint(path, nn.Dense(2, 2), {}), "another model"),
+        (lambda path: save_checkpoint(path, Other(), {}), "another model"),
     ],
 )
 def test_damaged_and_foreign_files_are_refused_and_nothing_is_loaded(tmp_path, damage, words):

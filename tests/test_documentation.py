@@ -179,7 +179,8 @@ def test_a_file_or_function_that_a_document_names_exists(document):
 def test_every_loss_and_advantage_stands_beside_its_equation():
     """And whatever else has a formula from a paper, which its docstring names."""
     page = (ROOT / "docs/algorithms.md").read_text()
-    files = [ROOT / f"src/{name}.py" for name in ("rl/advantage", "losses/grpo", "training/optim", "rewards/length")]
+    names = ("rl/advantage", "losses/grpo", "losses/tokens", "losses/cross_entropy", "training/optim", "rewards/length")
+    files = [ROOT / f"src/{name}.py" for name in names]
     cited = {
         name: path
         for path in files

@@ -317,7 +317,7 @@ def test_bfloat16_of_a_ckpt_is_read(encoders, tmp_path):
 
 def test_quantised_weights_are_refused(encoders, weights, tmp_path):
     write_safetensors(tmp_path / "q.safetensors", weights, "F8_E4M3", lambda array: bytes(array.size))
-    refused(encoders["v1"], tmp_path / "q.safetensors", "has type F8_E4M3; use unquantised weights")
+    refused(encoders["v1"], tmp_path / "q.safetensors", "not a readable safetensors file of unquantised weights")
 
 
 def test_prefixed_ckpt_is_refused(encoders, tmp_path):
@@ -341,7 +341,7 @@ def test_damaged_files_are_refused(encoders, files, tmp_path):
     safetensors = ("half.safetensors", "wide.safetensors")
     for name in (*safetensors, "half.ckpt", "empty.ckpt", "zip.ckpt", "short.ckpt", "type.ckpt"):
         refused(encoders["v1"], tmp_path / name, "not a readable")
-    refused(encoders["v1"], tmp_path / "pickle.pth", "convert it to .safetensors")
+    refused(encoders["v1"], tmp_path / "pickle.pth", "convert the file to .safetensors")
     for name in ("absent.ckpt", "folder.ckpt"):
         refused(encoders["v1"], tmp_path / name, "no such weights file")
 

@@ -135,9 +135,9 @@ def other_vocabulary(folder):
 @pytest.mark.parametrize(
     "damage, words",
     [
-        (without_tokenizer, ["no tokenizer.json", "copy it again"]),
+        (without_tokenizer, ["tokenizer.json is missing", "copy it again"]),
         (truncated, ["model.safetensors is damaged"]),
-        (other_vocabulary, ["model.safetensors", "another vocabulary"]),
+        (other_vocabulary, ["model.safetensors", "the vocabulary does not match"]),
     ],
 )
 def test_a_damaged_folder_is_one_line_and_status_2(exported, tmp_path, damage, words):
@@ -161,7 +161,7 @@ def test_another_version_of_mindspore_is_a_warning(exported, monkeypatch, capsys
 def test_a_graph_that_captions_otherwise_is_status_3_and_no_folder(exported, tmp_path, monkeypatch):
     def plant(path, decoder, shape):
         """The last word has the largest logit while the graph is written."""
-        bias = decoder.captioner.decoder.output.bias
+        bias = decoder.policy.decoder.output.bias
         before = bias.asnumpy().copy()
         bias.set_data(Tensor(100 * np.arange(len(before)), ms.float32))
         write(path, decoder, shape)
@@ -208,8 +208,8 @@ def test_a_model_that_mindspore_writes_as_several_files_is_named(tmp_path, monke
     "flags, message",
     [
         (["--checkpoint", "a/file", "--output", "new"], "--config is missing"),
-        (["--checkpoint", "{run}", "--output", "new"], "is the folder of a run; give .*/checkpoints/best"),
-        (["--checkpoint", "src", "--output", "new"], r"src is no whole exported checkpoint.*model\.safetensors"),
+        (["--checkpoint", "{run}", "--output", "new"], "is a run folder; pass .*/checkpoints/best"),
+        (["--checkpoint", "src", "--output", "new"], r"src is not a complete exported checkpoint.*model\.safetensors"),
         (["--config", "configs/demo/ce.yaml", "--checkpoint", "a/file", "--output", "src"], "src exists"),
         (["--checkpoint", "a/file", "--output", "new", "--batch", "0"], "--batch and --compare must be at least 1"),
     ],

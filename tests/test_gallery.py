@@ -1,4 +1,4 @@
-"""Which images a gallery shows, by hand; captions of other images, and words of several tokens."""
+"""Which images a gallery shows, by hand; and captions of other images."""
 
 import json
 
@@ -7,43 +7,59 @@ import pytest
 
 from src.config.load import load_config
 from src.data.records import Record
-from src.evaluation.gallery import Caption, Picture, by_word, choose_images, image_gains, read_groups
+from src.data.words import ENGLISH
+from src.evaluation.gallery import Picture, ScoredCaption, choose_images, gains, read_groups, scored_groups
 from src.evaluation.report import System
+from src.rewards.cider import CiderD
 from src.runtime.errors import InputError
 
 
 def test_gains_by_hand():
     ciders = {"ce": np.array([1.0, 2.0]), "scst": np.array([2.0, 2.0]), "grpo": np.array([3.0, 0.0])}
-    assert image_gains(ciders).tolist() == [1.5, -1.0]  # (1 + 2) / 2 and (0 - 2) / 2
-    assert image_gains({"grpo": ciders["grpo"]}).tolist() == [3.0, 0.0]
+    by_system = gains(ciders)
+    assert {system: values.tolist() for system, values in by_system.items()} == {"scst": [1, 0], "grpo": [2, -2]}
+    assert gains({"grpo": 3.0}) == {"grpo": 3.0}
+    # gains 0, 4, 3, -9 and 0, -3, 2, 8, means 0, 0.5, 2.5, -0.5: each system alone has another highest
+    three = {"ce": np.ones(4), "scst": np.array([1.0, 5, 4, -8]), "grpo": np.array([1.0, -2, 3, 9])}
+    assert choose_images(three, most=3) == {2: "highest", 3: "lowest", 0: "even"}
 
 
 def test_best_worst_and_an_even_sample_of_the_others():
-    gains = np.array([0.0, 9.0, 1.0, -5.0, 2.0, 8.0, -4.0, 3.0, 0.5, 2.5])
+    gain = np.array([0.0, 9.0, 1.0, -5.0, 2.0, 8.0, -4.0, 3.0, 0.5, 2.5])
     # a third of 6 is 2: highest 9 and 8, lowest -5 and -4; of the others 0, 2, 4, 7, 8, 9 the first and the fourth
-    assert choose_images(gains, most=6) == {1: "highest", 5: "highest", 3: "lowest", 6: "lowest", 0: "even", 7: "even"}
+    assert choose_images({"grpo": gain}, most=6) == {
+        1: "highest",
+        5: "highest",
+        3: "lowest",
+        6: "lowest",
+        0: "even",
+        7: "even",
+    }
 
 
 @pytest.mark.parametrize("images", [1, 2, 3, 5, 7, 59, 60, 61, 89, 500])
 def test_no_image_twice_and_none_left_out_where_there_is_room(images):
-    chosen = choose_images(np.random.default_rng(0).normal(size=images).round(1), most=60)  # with ties
+    chosen = choose_images({"ce": np.random.default_rng(0).normal(size=images).round(1)}, most=60)  # ties
     assert len(chosen) == min(60, images) and set(chosen) <= set(range(images))
-
-
-def test_pieces_of_a_word_count_as_one():
-    weights = np.array([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0], [0.25, 0.75]])
-    assert by_word(weights, "a skateboard", [0, 1, 1]).tolist() == [[0.5, 0.5], [0.5, 0.5]]  # the last row is the EOS
-    assert by_word(weights[:2], "a skate board", [0, 1, 2]).tolist() == [[0.5, 0.5], [1, 0], [0, 0]]  # cut by the limit
-    assert by_word(weights, "", []).shape == (0, 2)
 
 
 def test_what_pictures_are_sorted_by():
     def rows(cider):
-        return [Caption("a", cider, ["a"], np.zeros((1, 4))), Caption("b", 9.0, ["b"], np.zeros((1, 4)))]
+        return [ScoredCaption("a", cider, ["a"], np.zeros((1, 4))), ScoredCaption("b", 9.0, ["b"], np.zeros((1, 4)))]
 
     captions = {"ce": rows(0.5), "scst": rows(0.25), "grpo": rows(1.5)}
     assert Picture("", "", ("",), "even", captions).sort_values() == {"scst": -0.25, "grpo": 1.0}
     assert Picture("", "", ("",), "even", {"ce": rows(0.5)}).sort_values() == {"ce": 0.5}
+
+
+def test_samples_stand_behind_the_greedy_caption_best_first():
+    truths = [["a dog runs"], ["a cat sits"]]
+    groups = [["a cat", "a cat sits", "a dog runs", "a dog"], ["a dog", "two men", "a cat", "a cat sits"]]
+    looks = [[np.full((1, 4), number) for number in range(4)]] * 2
+    rows = scored_groups(groups, CiderD(truths, truths, eos=False), looks, ENGLISH)
+    assert [row.text for row in rows[0]] == ["a cat", "a dog runs", "a dog", "a cat sits"]
+    assert [row.text for row in rows[1]] == ["a dog", "a cat sits", "a cat", "two men"]
+    assert [row.looks[0, 0] for row in rows[0]] == [0, 2, 3, 1]  # each with its own attention
 
 
 def test_greedy_captions_stand_before_samples_and_other_images_are_refused(tmp_path):
@@ -55,5 +71,5 @@ def test_greedy_captions_stand_before_samples_and_other_images_are_refused(tmp_p
     samples = [{"image_id": 7, "captions": ["a", "b"]}, {"image_id": 3, "captions": ["c", "d"]}]
     (tmp_path / "samples_test.json").write_text(json.dumps(samples))
     assert read_groups(system, records, "test", "test") == [["seven", "a", "b"], ["three", "c", "d"]]
-    with pytest.raises(InputError, match=r"captions_test\.json is of other images"):
+    with pytest.raises(InputError, match=r"captions_test\.json belongs to other images"):
         read_groups(system, records[::-1], "test", "test")

@@ -7,14 +7,14 @@ import socket
 
 import numpy as np
 import pytest
-from hostile import BAD, GOOD
+from hostile import BAD, GOOD, TEXT
 
 pytest.importorskip("gradio", reason="gradio is not installed: scripts/run_demo.sh installs it")
 import httpx
 from tiny import free_port
 
 from src.captioning import gradio_page
-from src.captioning.captions import Caption
+from src.captioning.captions import DecodedCaption
 from src.captioning.page import Shown, small_picture
 from src.data.photographs import read_photograph
 from src.runtime.errors import InputError
@@ -23,11 +23,14 @@ from src.runtime.errors import InputError
 class StandIn:
     """Reads photographs as the page's model does, and says how large they are."""
 
-    names = ("CE", "GRPO")
+    names = ("CE", TEXT)
 
     def show(self, path):
         pixels = read_photograph(path).pixels
-        captions = [Caption("greedy", "{1} by {0}".format(*pixels.shape), -1.0), Caption("sample", "a dog", -2.0)]
+        captions = [
+            DecodedCaption("greedy", "{1} by {0}".format(*pixels.shape), -1.0),
+            DecodedCaption("sample", "a dog", -2.0),
+        ]
         words = [row.caption.split() for row in captions]
         looks = [(row, np.full((len(row), 4), 0.25, np.float32)) for row in words]
         return Shown(small_picture(pixels), dict.fromkeys(self.names, captions), dict.fromkeys(self.names, looks))
@@ -78,6 +81,7 @@ def test_the_page_names_no_other_host(page):
     answer = page.get("/")
     assert answer.status_code == 200
     assert not re.findall(r'<(?:link|script|img|iframe)[^>]*(?:src|href)="(?:https?:)?//[^"]*"', answer.text)
+    assert "<img src=x" not in answer.text  # the name of a checkpoint
     assert "fonts.googleapis.com" not in answer.text and "cdnjs" not in answer.text
     assert answer.headers["content-security-policy"].startswith("default-src 'self' ")
     assert int(answer.headers["content-length"]) == len(answer.content) and "</html>" in answer.text
@@ -89,6 +93,7 @@ def test_a_photograph_is_captioned_and_attention_of_each_caption_shown(page, tmp
     GOOD["turned.jpg"](tmp_path / "turned.jpg")
     picture, table, dropdown, looks, _ = drop(page, tmp_path / "turned.jpg")
     assert picture.startswith('<img class="seen" src="data:image/jpeg;base64,') and table.count("32 by 48") == 2
+    assert "<img src=x" not in table and "&lt;img src=x" in table
     assert [value for _, value in dropdown["choices"]] == [0, 1, 2, 3] and looks.count("<figure>") == 3
     assert call(page, 1, 3, None)["data"][0].count("<figure>") == 2
     assert call(page, 0, None)["data"][:2] == ["", ""]
@@ -134,11 +139,11 @@ def test_files_of_the_machine_are_not_read(page):
 
 def test_nothing_is_fetched_for_a_client(page):
     upload = {"path": "http://example.org/x.png", "meta": {"_type": "gradio.FileData"}}
-    assert call(page, 0, upload)["error"] == "only uploads are captioned, no addresses"
+    assert call(page, 0, upload)["error"] == "Only uploads are captioned, not URLs."
 
 
 def test_a_port_that_is_taken_is_an_error():
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        with pytest.raises(InputError, match=rf"cannot serve on 127.0.0.1:{port} .*; give another --host or --port"):
+        with pytest.raises(InputError, match=rf"cannot serve on 127.0.0.1:{port} .*; pass another --host or --port"):
             gradio_page.serve_page(StandIn(), "127.0.0.1", port)

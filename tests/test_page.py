@@ -8,23 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from src.captioning.captioners import mean_by_word
-from src.captioning.captions import Caption
-from src.captioning.page import (
-    Shown,
-    attention_strip,
-    captions_table,
-    choices,
-    failure,
-    picture_frame,
-    shade,
-    small_picture,
-    where,
-)
+from src.captioning.captions import DecodedCaption
+from src.captioning.page import PARTS, Shown, attention_strip, choices, picture_url, shade, small_picture, where
 
 CAPTIONS = {
-    "CE": [Caption("greedy", "a dog", -1.5), Caption("sample", "<b>a</b> cat", -3.25)],
-    "A & B": [Caption("greedy", "a brown dog", -2.25), Caption("sample", "", -9.0)],
+    "CE": [DecodedCaption("greedy", "a dog", -1.5), DecodedCaption("sample", "<b>a</b> cat", -3.25)],
+    "A & B": [DecodedCaption("greedy", "a brown dog", -2.25), DecodedCaption("sample", "", -9.0)],
 }
 
 
@@ -46,7 +35,7 @@ def pictures(html):
 
 
 def test_captions_stand_side_by_side_and_are_escaped():
-    table = captions_table(CAPTIONS)
+    table = PARTS.captions_table(CAPTIONS)
     rows = [re.sub(r"<[^>]+>", "|", row) for row in table.split("<tr>")[1:]]
     cells = [[cell.strip() for cell in row.split("|") if cell.strip()] for row in rows]
     assert cells == [
@@ -54,7 +43,7 @@ def test_captions_stand_side_by_side_and_are_escaped():
         ["greedy", "a dog", "-1.5", "a brown dog", "-2.2"],
         ["sample", "&lt;b&gt;a&lt;/b&gt; cat", "-3.2", "-9.0"],
     ]
-    assert "<script>" not in failure("<script>") and "&lt;script&gt;" in failure("<script>")
+    assert "<script>" not in PARTS.failure("<script>") and "&lt;script&gt;" in PARTS.failure("<script>")
 
 
 def test_every_caption_can_be_chosen_and_has_a_picture_for_each_word():
@@ -72,7 +61,9 @@ def test_shade_by_hand():
     light = np.array([[1.0, 0.2], [0.6, 0.6]]).repeat(2, 0).repeat(3, 1)
     got = shade(np.full((4, 6, 3), 100, np.uint8), weights)
     np.testing.assert_allclose(got, 100 * light[..., None].repeat(3, 2), atol=1)
-    assert where(weights) == "most in row 1, column 1 of 2 x 2: 50 % (evenly spread: 25.0 %)"
+    nowhere = shade(np.full((4, 6, 3), 100, np.uint8), np.zeros(4, np.float32))  # a word without attention
+    np.testing.assert_allclose(nowhere, 20, atol=1)
+    assert where(weights) == "most in row 1, column 1 of 2 x 2: 50 % (uniform: 25.0 %)"
     assert where(np.array([0, 0, 0, 0.1, 0, 0.8, 0.1, 0, 0])).startswith("most in row 2, column 3 of 3 x 3: 80 %")
 
 
@@ -80,12 +71,6 @@ def test_shade_by_hand():
 def test_pictures_keep_their_shape(size, want):
     small = small_picture(np.zeros((size[1], size[0], 3), np.uint8))
     assert small.shape == (*want, 3)
-    (picture,) = pictures(picture_frame(small))
+    (picture,) = pictures(PARTS.photograph(picture_url(small)))
     assert picture.shape == (*want, 3)
     assert shade(small, np.full(196, 1 / 196)).shape == (*want, 3)
-
-
-def test_attention_of_a_word_is_the_mean_of_its_pieces():
-    rows = np.array([[0.1, 0.9], [0.3, 0.7], [0.5, 0.5], [1.0, 0.0]], np.float32)
-    np.testing.assert_allclose(mean_by_word(rows, [0, 1, 1]), [[0.1, 0.9], [0.4, 0.6]], rtol=1e-6)
-    assert mean_by_word(rows, []).shape == (0, 2)

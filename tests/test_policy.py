@@ -173,4 +173,4 @@ def test_it_is_trained_resumed_and_evaluated_by_the_programs(tmp_path):
     assert len(samples) == 16 and {len(row["captions"]) for row in samples} == {2}
     captions = json.loads((first / "demo-grpo/captions_test.json").read_text())
     assert len({row["caption"] for row in captions}) > 1
-    assert (first / "demo-grpo/captions_test_beam2-no3.json").is_file()
+    assert (first / "demo-grpo/captions_test_beam2-lp1-no3.json").is_file()

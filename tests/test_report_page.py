@@ -6,11 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+from hostile import TEXT
 from PIL import Image
 
 from src.data.image_url import thumbnail_url
-from src.evaluation.gallery import Caption, Picture
-from src.evaluation.html import render_page
+from src.evaluation.gallery import Picture, ScoredCaption
+from src.evaluation.html import ReportTable, render_page
 from src.evaluation.report_page import best_cells, difference_tables, history_table, score_tables
 
 
@@ -89,7 +90,7 @@ def attention(text):
 
 
 def caption(text, cider):
-    return Caption(text, cider, text.split(), attention(text))
+    return ScoredCaption(text, cider, text.split(), attention(text))
 
 
 def pictures():
@@ -126,7 +127,7 @@ def page(browser, tmp_path):
     """The page of three pictures, freshly opened."""
     systems = {name: {"CIDEr": values(1.0 + max(gains))} for name, gains in ({"ce": [0]} | GAINS).items()}
     file = tmp_path / "report.html"
-    text = render_page("CE, SCST and GRPO", "three images", score_tables(systems), [], [], list(pictures()), 100)
+    text = render_page("CE, SCST and GRPO", "three images", score_tables(systems), {}, [], list(pictures()), 100)
     file.write_text(text, encoding="utf-8")
     browser.get_log("browser"), browser.get_log("performance")  # of the page before
     browser.get(file.as_uri())
@@ -175,6 +176,24 @@ def test_it_opens_without_errors_and_without_a_network(page):
     assert find(page, "td.marked")[0].text == "175.0\n(best)"
 
 
+def test_hostile_text_is_shown_and_runs_nothing(browser, tmp_path):
+    text = " ".join(TEXT.split())
+    row = ScoredCaption(TEXT, 1.0, TEXT.split(), attention(TEXT))
+    card = next(pictures())._replace(name=TEXT, ground_truths=(TEXT,), captions={"ce": [row, row], TEXT: [row, row]})
+    file = tmp_path / "report.html"
+    table = ReportTable(TEXT, [TEXT], {TEXT: [TEXT]}, frozenset([(TEXT, TEXT)]), TEXT)
+    file.write_text(render_page(TEXT, TEXT, [table], {}, [table], [card], 1), encoding="utf-8")
+    browser.get_log("browser")  # of the page before
+    browser.get(file.as_uri())
+    assert browser.get_log("browser") == []
+    assert find(browser, "h1")[0].get_attribute("textContent") == TEXT
+    assert len(find(browser, "img")) == 1 and not find(browser, "svg")
+    lines = [line.get_attribute("textContent") for line in find(browser, ".words")]
+    assert lines == [text] * 4
+    words = find(browser, ".words")[0].find_elements("css selector", "button")
+    assert [word.get_attribute("textContent") for word in words] == TEXT.split()
+
+
 def test_it_sorts_by_the_gain_of_either_system(page):
     from selenium.webdriver.support.select import Select
 
@@ -192,10 +211,10 @@ def test_it_sorts_by_the_gain_of_either_system(page):
 
 def test_chinese_words_are_chosen_and_found_without_blanks_between_them(browser, tmp_path):
     text, words = "一只猫在t恤上 red cat", ["一", "只", "猫", "在", "t", "恤", "上", "red", "cat"]
-    row = Caption(text, 1.0, words, attention(" ".join(words)))
+    row = ScoredCaption(text, 1.0, words, attention(" ".join(words)))
     cards = [Picture("cat.png", "data:,", ("一只猫",), "highest", {"ce": [row]}), *pictures()]
     cards = [card._replace(captions={"ce": card.captions["ce"]}) for card in cards]
-    (tmp_path / "report.html").write_text(render_page("CE", "", [], [], [], cards, 100), encoding="utf-8")
+    (tmp_path / "report.html").write_text(render_page("CE", "", [], {}, [], cards, 100), encoding="utf-8")
     browser.get((tmp_path / "report.html").as_uri())
     line = find(browser, ".words")[0]
     assert [button.text for button in line.find_elements("css selector", "button")] == words
@@ -235,7 +254,7 @@ def test_attention_under_the_pointer(page):
     (frame,) = find(page, ".frame:has(canvas)")
     assert frame.find_element("xpath", "ancestor::article").find_element("css selector", "h3").text == NAMES[1]
     text = find(page, ".card:nth-child(2) figcaption")[0].text
-    assert text == "“on”: most in row 2, column 1 of 3 × 3: 66.7 % (evenly spread: 11.1 %)"
+    assert text == "“on”: most in row 2, column 1 of 3 × 3: 66.7 % (uniform: 11.1 %)"
     ActionChains(page).move_to_element(find(page, "h1")[0]).perform()
     assert overlay(page) is None
 

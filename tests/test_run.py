@@ -18,6 +18,7 @@ from src.data.dataset import Dataset
 from src.data.locate import read_records
 from src.data.records import Record
 from src.data.words import Words, build_chinese
+from src.models.policy import Policy
 from src.runtime.errors import InputError
 from src.runtime.files import file_digest
 from src.training.checkpoint import save_checkpoint
@@ -47,7 +48,9 @@ def opened(config, init=None):
 
 def save(config, step, name="last", **state):
     """What a run of `config` has saved."""
-    save_checkpoint(config.run_folder / "checkpoints" / name, nn.Dense(1, 1), {"step": step} | state)
+    policy = Policy()
+    policy.inner = nn.Dense(1, 1)
+    save_checkpoint(config.run_folder / "checkpoints" / name, policy, {"step": step} | state)
 
 
 def refusal(config, init=None):
@@ -104,7 +107,7 @@ def test_a_run_without_an_update_takes_whatever_it_is_given(tmp_path):
     claim_run_folder(corrected, init)
     assert all(path.exists() for path in started)
     open_run_folder(corrected)
-    assert yaml.safe_load((folder / "config.yaml").read_text())["grpo"]["group_size"] == 4
+    assert yaml.safe_load((folder / "config.yaml").read_text())["rl"]["group_size"] == 4
     assert not any(path.exists() for path in started) and not list((folder / "checkpoints").iterdir())
     assert saved_state(folder) is None and (folder / "notes.txt").exists()
     save(corrected, 1, init=file_digest(init))
@@ -316,14 +319,14 @@ def test_what_a_run_starts_from_is_found_or_named(tmp_path):
         missing = configured(tmp_path, "init_checkpoint=absent/best", stage=stage)
         with pytest.raises(InputError, match="init_checkpoint=absent/best: no such checkpoint"):
             init_checkpoint(missing, file, [])
-    with pytest.raises(InputError, match="is no whole exported checkpoint"):
+    with pytest.raises(InputError, match="is not a complete exported checkpoint"):
         init_checkpoint(configured(tmp_path, f"init_checkpoint={tmp_path}"), file, [])
     own = opened(configured(tmp_path)) / "checkpoints/best"
     own.touch()
     for extra in ([], ["fresh=true"]):  # which would delete it
         with pytest.raises(InputError, match="is in the folder of the new run; give name=NEW"):
             init_checkpoint(configured(tmp_path, f"init_checkpoint={own}", *extra), file, [])
-    with pytest.raises(InputError, match=r"is the folder of a run; give .*/checkpoints/best"):
+    with pytest.raises(InputError, match=r"is a run folder; pass .*/checkpoints/best"):
         init_checkpoint(configured(tmp_path, f"init_checkpoint={tmp_path}/mine", "name=other"), file, [])
     exported = tmp_path / "exported"
     exported.mkdir()

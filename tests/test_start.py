@@ -122,7 +122,7 @@ def test_other_captions_are_refused_when_a_run_resumes(settings, monkeypatch):
             "start the server",
         ),
         ("data.annotations=absent_{split}.json", "absent_train.json"),
-        ("decoder.width=64", "is of another model"),
+        ("decoder.width=64", "belongs to another model"),
     ],
 )
 def test_what_is_wrong_is_found_before_a_run_is_deleted(settings, given, more, words):
@@ -138,10 +138,10 @@ def test_what_is_wrong_is_found_before_a_run_is_deleted(settings, given, more, w
 
 def test_fresh_replaces_a_run(settings, given):
     first = start(settings, "name=again", stage="grpo", init=given)
-    first.state["step"] = 3
+    first.state.step = 3
     first.log({"train/loss": 1.0})
-    first.save("last", {})
+    first.save("last")
     assert start(settings, "name=again", stage="grpo", init=given).resumed is not None
     again = start(settings, "name=again", "fresh=true", "rl.group_size=4", stage="grpo", init=given)
-    assert again.resumed is None and again.state["step"] == 0 and not list((again.folder / "checkpoints").iterdir())
+    assert again.resumed is None and again.state.step == 0 and not list((again.folder / "checkpoints").iterdir())
     assert (again.folder / "metrics.jsonl").read_text() == ""

@@ -1,4 +1,4 @@
-"""Several checkpoints of one configuration, which caption the same photographs.
+"""Caption the same photographs with several checkpoints of one configuration.
 
 Letters: B images, N image tokens, C channels, G samples, M rows, T tokens.
 """
@@ -12,14 +12,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from src.captioning.captions import Caption, Captions
+from src.captioning.captions import Captions, DecodedCaption
 from src.config.schema import Config
 from src.data.dataset import build_image_source, weights_digest
 from src.data.image_files import ImageFiles
 from src.data.photographs import Photograph
 from src.data.tokenizer import decode_completions
 from src.data.words import ENGLISH, build_chinese
-from src.decoding.attention import Attention
+from src.decoding.attention import Attention, attend_words
 from src.decoding.generation import Outputs, compile_generation
 from src.decoding.sampler import GreedyDecoder
 from src.evaluation.evaluate import build_decoder, build_sampler
@@ -31,48 +31,48 @@ from src.training.graphs import graph_cache
 
 
 class Inputs(NamedTuple):
-    """A photograph as the encoder takes it, float32 [3, image_size, image_size]. key, state: as of Photograph."""
+    """The encoder's input of a photograph, float32 [3, image_size, image_size]. key, state: as in Photograph."""
 
     pixels: np.ndarray
     key: int
     state: int
 
 
-class Looks(NamedTuple):
-    """The words of a caption, as people choose them in its text, and where each looked, float32 [words, N]."""
+class WordAttention(NamedTuple):
+    """The words of a caption, as a reader selects them in its text, and the attention of each, float32 [words, N]."""
 
     words: list[str]
     weights: np.ndarray
 
 
 class Captioners:
-    """Checkpoints by name. Those with equal encoders, such as a CE's and what RL made of it, share its work."""
+    """Checkpoints by name. Equal encoders, such as those of CE and of RL that started from it, run once."""
 
     def __init__(self, config: Config, checkpoints: Mapping[str, Path], workers: Workers) -> None:
-        """Errors: InputError where a checkpoint cannot be read, or is of another configuration."""
+        """Errors: InputError if a checkpoint cannot be read, or belongs to another configuration."""
         self._config = config
         self._preprocess = build_image_source(config, ImageFiles([])).preprocess
         self._encoders: dict[str, Callable[[Tensor], Tensor]] = {}  # by digest of the weights
         self._decoders = {name: _Decoders(config, path, self._encoders, workers) for name, path in checkpoints.items()}
 
     def prepare(self, photograph: Photograph) -> Inputs:
-        """The same preprocessing as in training."""
+        """Preprocess a photograph as in training."""
         return Inputs(self._preprocess(photograph.pixels), photograph.key, photograph.state)
 
     def __call__(self, photographs: Sequence[Inputs]) -> list[Captions]:
-        """Captions of each photograph. Graphs are compiled for their number: always give the same.
+        """Caption photographs. Always pass the same number of them: graphs are compiled for it.
 
-        Samples are drawn from random numbers of (seed, photograph): the same ones in any batch, on any worker.
+        The random numbers of samples depend only on seed and photograph, not on batch or worker.
         """
         features = self._encode(photographs)
         draws = self._draws([photograph.key for photograph in photographs])
         rows = {name: decoders(features[decoders.encoder], draws) for name, decoders in self._decoders.items()}
         return [{name: captions[row] for name, captions in rows.items()} for row in range(len(photographs))]
 
-    def attend(self, photograph: Inputs, captions: Captions) -> dict[str, list[Looks]]:
-        """Where each word of these captions of one photograph looked, by checkpoint.
+    def attend(self, photograph: Inputs, captions: Captions) -> dict[str, list[WordAttention]]:
+        """Compute the attention of each word of these captions of one photograph, by checkpoint.
 
-        Errors: InputError where captions are cut by jieba, and it is missing.
+        Errors: InputError if jieba is needed to split captions into words and is not installed.
         """
         features = self._encode([photograph])
         return {
@@ -81,27 +81,21 @@ class Captioners:
         }
 
     def _encode(self, photographs: Sequence[Inputs]) -> dict[str, Tensor]:
-        """Features [B, N, C] by encoder."""
+        """Compute features [B, N, C] by encoder."""
         pixels = Tensor(np.stack([photograph.pixels for photograph in photographs]))
         features = {digest: encode(pixels) for digest, encode in self._encoders.items()}
         if self._config.encoder.trainable:
             return features
-        return {digest: value.astype(ms.float16) for digest, value in features.items()}  # as the feature cache has them
+        return {digest: value.astype(ms.float16) for digest, value in features.items()}  # as in the feature cache
 
     def _draws(self, keys: Sequence[int]) -> Tensor | None:
-        """Uniforms [B, G, T] of the samples, or None."""
+        """Draw uniforms [B, G, T] for the samples; None without samples."""
         size, tokens = self._config.eval.samples, self._config.eval.tokens
         return Tensor(np.stack([uniforms(self._config.seed, key, 0, size, tokens) for key in keys])) if size else None
 
 
-def mean_by_word(weights: np.ndarray, words: Sequence[int]) -> np.ndarray:
-    """Rows of tokens [T, N] as rows of words [words, N]; words: which word each of the first tokens belongs to."""
-    means = [weights[np.flatnonzero(np.equal(words, word))].mean(0) for word in sorted(set(words))]
-    return np.array(means, np.float32).reshape(-1, weights.shape[1])
-
-
 class _Decoders:
-    """What one checkpoint decodes with. `encoder`: the digest of its encoder, which `encoders` holds."""
+    """The decoders of one checkpoint. `encoder`: the digest of its encoder, the key in `encoders`."""
 
     def __init__(self, config: Config, checkpoint: Path, encoders: dict, workers: Workers) -> None:
         policy, self._tokenizer = load_policy(config, checkpoint, cached=True)
@@ -118,8 +112,8 @@ class _Decoders:
         self._eos = policy.token_ids.eos
         self._tokens, self._segmentation = config.eval.tokens, config.data.segmentation
 
-    def __call__(self, features: Tensor, draws: Tensor | None) -> list[list[Caption]]:
-        """For each of B images its captions, from features [B, N, C] and uniforms [B, G, T]."""
+    def __call__(self, features: Tensor, draws: Tensor | None) -> list[list[DecodedCaption]]:
+        """Decode the captions of B images from features [B, N, C] and uniforms [B, G, T]."""
         images = features.shape[0]
         columns = []
         for decoding, decoder in self._single.items():
@@ -128,22 +122,18 @@ class _Decoders:
             columns.append(self._captions("sample", self._sampler(features, draws), images))
         return [list(chain(*parts)) for parts in zip(*columns)]
 
-    def attend(self, features: Tensor, captions: Sequence[Caption]) -> list[Looks]:
-        """Attention of each word of each caption, from features [1, N, C]. A word of several pieces has their mean."""
+    def attend(self, features: Tensor, captions: Sequence[DecodedCaption]) -> list[WordAttention]:
+        """Compute the attention of each word of each caption, from features [1, N, C]."""
         cut = build_chinese(self._segmentation) if self._tokenizer.chinese else ENGLISH
         texts = [cut.spaced(row.caption) for row in captions]
-        ids, _, _ = self._tokenizer.encode_targets(texts, self._tokens)
-        weights = self._attention(features, Tensor(ids)).asnumpy()  # [M, T, N]
-        words = [self._tokenizer.words_of_tokens(text)[: self._tokens] for text in texts]
-        return [
-            Looks(text.split(), mean_by_word(rows, row_words)) for text, rows, row_words in zip(texts, weights, words)
-        ]
+        weights = attend_words(self._attention, self._tokenizer, features, texts, self._tokens)
+        return [WordAttention(text.split(), rows) for text, rows in zip(texts, weights)]
 
-    def _captions(self, decoding: str, outputs: Outputs, images: int) -> list[list[Caption]]:
-        """The rows of each image, from ids and mask [M, T], and logprobs [M, T] or, of beams, [M]."""
+    def _captions(self, decoding: str, outputs: Outputs, images: int) -> list[list[DecodedCaption]]:
+        """Group the captions by image, from ids and mask [M, T] and logprobs [M, T] (of beams [M])."""
         ids, mask, logprobs = (output.asnumpy() for output in outputs)
         sums = logprobs.reshape(len(ids), -1).astype(np.float64).sum(1)
         texts, _ = decode_completions(self._tokenizer, self._eos, ids, mask)
-        captions = [Caption(decoding, text, round(float(value), 4)) for text, value in zip(texts, sums)]
+        captions = [DecodedCaption(decoding, text, round(float(value), 4)) for text, value in zip(texts, sums)]
         size = len(captions) // images
         return [captions[start : start + size] for start in range(0, len(captions), size)]

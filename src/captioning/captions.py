@@ -1,14 +1,14 @@
-"""The captions of one photograph, as they go to the table, the file and the page."""
+"""The captions of one photograph, as the table, the file and the page take them."""
 
 from typing import NamedTuple
 
 
-class Caption(NamedTuple):
-    """decoding: greedy, the name of a beam search, or sample. logprob: of all its tokens, the EOS too, in nats."""
+class DecodedCaption(NamedTuple):
+    """decoding: greedy, the name of a beam search, or sample. logprob: sum over all tokens with the EOS, in nats."""
 
     decoding: str
     caption: str
     logprob: float
 
 
-Captions = dict[str, list[Caption]]  # by checkpoint: the greedy one, the best beam, the samples
+Captions = dict[str, list[DecodedCaption]]  # by checkpoint: the greedy one, the best beam, the samples

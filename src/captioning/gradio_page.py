@@ -1,48 +1,34 @@
-"""The page itself, in gradio, without gradio's own network calls: no analytics, no fonts or scripts of other hosts."""
+"""Build and serve the page with gradio, but without its network calls: no analytics, no fonts or scripts of others."""
 
 import re
-from typing import Any, NoReturn, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import gradio as gr
 from gradio import processing_utils
-from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
 
-from src.captioning.page import (
-    STYLE,
-    Shown,
-    attention_strip,
-    captions_table,
-    choices,
-    failure,
-    picture_frame,
-)
+from src.captioning.page import PARTS, Shown, attention_strip, choices, picture_url
 from src.data.photographs import MAX_PIXELS, UnusableImage
 from src.runtime.errors import InputError
 
+if TYPE_CHECKING:
+    from src.captioning.serve import PageModel
+
 MAX_UPLOAD = 20_000_000  # bytes: phones write 2 to 12 million
 _KEEP = 600  # seconds until an upload is deleted
-_SESSIONS = 100  # whose last photograph is kept in memory, about 1 MB each
-# Only this host; gradio's script evaluates, and styles and pictures stand in the page.
+_SESSIONS = 100  # that keep their last photograph in memory, about 1 MB each
+# Allow only this host; gradio's script uses eval, and styles and pictures are inline.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; form-action 'self'; frame-ancestors 'self'"
-_HELP = f"""Drop a photograph of at most {MAX_UPLOAD // 1_000_000} MB and {MAX_PIXELS // 1_000_000} million pixels.
-Transparent parts lie on white; of an animation the first picture is taken. The number behind a caption is its log-prob
-in nats."""
+_CSS = Path(__file__).with_name("page.css")
 _FOREIGN = re.compile(rb'<(link|script)\b[^>]*(?:href|src)="https?://[^>]*>(?:\s*</script>)?')
 
 
-class Model(Protocol):
-    """What the page asks: serve.PageModel, or a stand-in."""
-
-    names: list[str]
-
-    def show(self, path: str) -> Shown:
-        """Captions and attention of an image file. Raises UnusableImage."""
-
-
-def build_page(model: Model) -> gr.Blocks:
-    """A file to drop, the captions of all checkpoints, and attention of the caption that is chosen."""
+def build_page(model: "PageModel") -> gr.Blocks:
+    """Build the page: a file to drop, the captions of all checkpoints, and the attention of the selected caption."""
 
     def caption(path: str | None) -> tuple[Any, ...]:
         if path is None:
@@ -50,17 +36,20 @@ def build_page(model: Model) -> gr.Blocks:
         try:
             shown = model.show(path)
         except UnusableImage as reason:
-            return failure(f"This cannot be used: {reason}."), "", gr.Dropdown(visible=False), "", None
+            return PARTS.failure(reason), "", gr.Dropdown(visible=False), "", None
         names = gr.Dropdown(choices=choices(shown.captions), value=0, visible=True)
-        return picture_frame(shown.small), captions_table(shown.captions), names, attention_strip(shown, 0), shown
+        picture = PARTS.photograph(picture_url(shown.small))
+        return picture, PARTS.captions_table(shown.captions), names, attention_strip(shown, 0), shown
 
     def look(choice: int | None, shown: Shown | None) -> str:
         return "" if shown is None or choice is None else attention_strip(shown, choice)
 
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")  # gradio's is too pale
-    with gr.Blocks(title="Captions", theme=theme, css=STYLE, analytics_enabled=False, delete_cache=(60, _KEEP)) as page:
-        gr.Markdown(f"# Captions by {' and '.join(model.names)}\n{_HELP}")
+    with gr.Blocks(
+        title="Captions", theme=theme, css_paths=_CSS, analytics_enabled=False, delete_cache=(60, _KEEP)
+    ) as page:
+        gr.HTML(PARTS.heading(model.names, MAX_UPLOAD // 1_000_000, MAX_PIXELS // 1_000_000), padding=False)
         shown = gr.State(time_to_live=_KEEP)
         with gr.Row():
             with gr.Column(scale=1, min_width=240):
@@ -69,8 +58,8 @@ def build_page(model: Model) -> gr.Blocks:
             with gr.Column(scale=3):
                 table = gr.HTML()
         chosen = gr.Dropdown(
-            label="Where the words of this caption looked",
-            info="The darker, the less; numbers stand where the pointer rests on a picture.",
+            label="Attention of each word of a caption",
+            info="Darker cells received less attention. Point at a picture to see numbers.",
             visible=False,
             interactive=True,
         )
@@ -82,12 +71,12 @@ def build_page(model: Model) -> gr.Blocks:
 
 
 def refuse_url(*_: Any, **__: Any) -> NoReturn:
-    """Stands where gradio fetches what a client names by a URL in place of an upload."""
-    raise gr.Error("only uploads are captioned, no addresses")
+    """Replace the function with which gradio fetches a URL that a client sends instead of an upload."""
+    raise gr.Error("Only uploads are captioned, not URLs.")
 
 
-def serve_page(model: Model, host: str, port: int) -> gr.Blocks:
-    """Start the server in a thread of its own. Errors: InputError where host or port cannot be had."""
+def serve_page(model: "PageModel", host: str, port: int) -> gr.Blocks:
+    """Start the server in a thread of its own. Errors: InputError if host or port is not available."""
     processing_utils.async_ssrf_protected_download = refuse_url
     page = build_page(model).queue(max_size=20)
     try:
@@ -104,32 +93,19 @@ def serve_page(model: Model, host: str, port: int) -> gr.Blocks:
             app_kwargs={"middleware": [Middleware(OwnHostOnly)]},
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot serve on {host}:{port} ({error}); give another --host or --port") from None
+        raise InputError(f"cannot serve on {host}:{port} ({error}); pass another --host or --port") from None
     return page
 
 
-class OwnHostOnly:
-    """Takes links to other hosts out of pages, and has the browser ask no other host."""
+class OwnHostOnly(BaseHTTPMiddleware):
+    """Remove links to other hosts from pages, and forbid the browser to contact other hosts."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass one request on, and its answer back."""
-        held: list[Message] = []  # the start of a page, until its length is known
-
-        async def send_on(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = _POLICY
-                if headers.get("content-type", "").startswith("text/html"):
-                    held.append(message)
-                    return
-            elif held and message["type"] == "http.response.body":
-                message["body"] = _FOREIGN.sub(b"", message["body"])  # gradio sends pages whole
-                start = held.pop()
-                MutableHeaders(scope=start)["content-length"] = str(len(message["body"]))
-                await send(start)
-            await send(message)
-
-        await self._app(scope, receive, send_on if scope["type"] == "http" else send)
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        """Forward one request, and change its response."""
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = _POLICY
+        if response.headers.get("content-type", "").startswith("text/html"):
+            page = b"".join([part async for part in response.body_iterator])
+            del response.headers["content-length"]  # of the page with the links
+            return Response(_FOREIGN.sub(b"", page), response.status_code, response.headers)
+        return response

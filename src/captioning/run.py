@@ -1,4 +1,4 @@
-"""Caption photographs with one or more checkpoints: a table, or a file of JSON lines that a killed run goes on with."""
+"""Caption photographs with one or more checkpoints: print a table, or append to a file of JSON lines, resumably."""
 
 import sys
 import time
@@ -17,7 +17,7 @@ from src.captioning.captioners import Captioners, Inputs
 from src.captioning.captions import Captions
 from src.captioning.inputs import Found, find_photographs, skipped_note
 from src.captioning.output import CaptionFile, DonePaths, path_digest
-from src.captioning.table import Table, one_line
+from src.captioning.table import CaptionTable, one_line
 from src.config.schema import Config
 from src.data.photographs import READER, UnusableImage, read_photograph
 from src.runtime.environment import start_time
@@ -29,7 +29,7 @@ from src.runtime.workers import Workers
 
 
 class Prepared(NamedTuple):
-    """A photograph and what the captioners take, or why it cannot be captioned."""
+    """A path with the captioners' input, or with the reason why it cannot be captioned."""
 
     path: str
     found: Inputs | str
@@ -38,17 +38,17 @@ class Prepared(NamedTuple):
 def caption_photographs(
     config: Config, checkpoints: Mapping[str, Path], items: Sequence[str], output: Path | None, workers: Workers
 ) -> None:
-    """Print a table of captions, or append to the file `output` those that it does not hold; failures go to stderr.
+    """Print a table of captions, or append missing captions to the file `output`; report failures on stderr.
 
-    items: as `find_photographs` takes them; each worker captions those whose paths fall to it.
-    Errors: InputError where nothing could be captioned or `output` does not fit, TimeLimit; a bad file is none.
+    items: as `find_photographs` takes them; the digest of a path decides which worker captions it.
+    Errors: InputError if nothing could be captioned or `output` does not fit, TimeLimit; a bad file is not an error.
     """
     if output is None and workers.size > 1:
         raise InputError("several devices need --output FILE.jsonl: only the first one prints")
     captioners = Captioners(config, checkpoints, workers)
-    sink: Table | CaptionFile
+    sink: CaptionTable | CaptionFile
     if output is None:
-        sink, done = Table(list(checkpoints)), DonePaths([])
+        sink, done = CaptionTable(list(checkpoints)), DonePaths([])
     else:
         sink, done = open_output(output, config, checkpoints, workers)
     skipped: Counter[str] = Counter()
@@ -73,7 +73,7 @@ def caption_photographs(
             bar.update(int(done_now[:2].sum()))
             if done_now[2]:
                 minutes = config.stop_after_minutes
-                raise TimeLimit(f"stop_after_minutes={minutes:g} is reached; the same command goes on")
+                raise TimeLimit(f"stop_after_minutes={minutes:g} is reached; run the same command to resume")
     if workers.is_first:
         summary = sink.summary(int(counts[0]), int(counts[1]), time.monotonic() - start, len(done))
         print(summary + skipped_note(skipped), file=sys.stderr)
@@ -84,7 +84,7 @@ def caption_photographs(
 def open_output(
     output: Path, config: Config, checkpoints: Mapping[str, Path], workers: Workers
 ) -> tuple[CaptionFile, DonePaths]:
-    """The file of captions, and what it holds before any worker appends."""
+    """Open the file of captions, and return it with the photographs it holds before any worker appends."""
     file = CaptionFile(output)
     with workers.first_alone():
         if workers.is_first:
@@ -93,7 +93,7 @@ def open_output(
 
 
 def made_from(config: Config, checkpoints: Mapping[str, Path]) -> dict[str, Any]:
-    """What captions depend on beside the photograph."""
+    """Return the settings that captions depend on, besides the photograph."""
     evaluation = {key: value for key, value in asdict(config.eval).items() if key not in ("batch_images", "every")}
     return {
         "checkpoints": {name: file_digest(path) for name, path in checkpoints.items()},
@@ -109,9 +109,9 @@ def made_from(config: Config, checkpoints: Mapping[str, Path]) -> dict[str, Any]
 def share(
     items: Sequence[str], done: DonePaths, workers: Workers, skipped: Counter[str] | None = None
 ) -> Iterator[Found]:
-    """What this worker looks at: its paths, whatever their order, but for those that are done and as they were.
+    """Find this worker's paths, except those that are captioned and unchanged.
 
-    skipped: as of `find_photographs`, of all workers.
+    skipped: as in `find_photographs`, for all workers.
     """
     for found in find_photographs(items, skipped):
         if path_digest(found.path) % workers.size == workers.rank and not done.is_settled(found.path):
@@ -119,7 +119,7 @@ def share(
 
 
 def prepare(captioners: Captioners, done: DonePaths, path: str, reason: str | None) -> Prepared | None:
-    """What one thread does for one photograph; None if the file was rewritten with the same bytes."""
+    """Read and preprocess one photograph, in a thread; None if the file was rewritten with the same bytes."""
     if reason is not None:
         return Prepared(path, reason)
     try:
@@ -132,9 +132,9 @@ def prepare(captioners: Captioners, done: DonePaths, path: str, reason: str | No
 def step(
     captioners: Captioners, prepared: Iterator[Prepared], batch: int
 ) -> tuple[dict[str, Captions], dict[str, str], dict[str, tuple[int, int]]]:
-    """Captions, reasons of failure, and keys and states of the next `batch` photographs, by path.
+    """Caption the next `batch` photographs; return captions, reasons of failures, and keys and states, by path.
 
-    Every call of the captioners has `batch` photographs, the last one repeated: all shapes are static.
+    Every call of the captioners takes `batch` photographs, the last one repeated, so that all shapes are static.
     """
     rows = list(islice(prepared, batch))
     failed = {row.path: row.found for row in rows if isinstance(row.found, str)}
@@ -148,5 +148,5 @@ def step(
 
 
 def time_is_up(config: Config) -> bool:
-    """Whether stop_after_minutes, of the whole command, have passed."""
+    """Check whether the command has run for stop_after_minutes."""
     return 0 < 60 * config.stop_after_minutes < time.time() - start_time()

@@ -1,4 +1,4 @@
-"""Captions on stdout: a Markdown table with a column for each checkpoint, printed batch by batch."""
+"""Print captions to stdout: a Markdown table with a column for each checkpoint, batch by batch."""
 
 from collections.abc import Mapping, Sequence
 from unicodedata import category
@@ -6,8 +6,8 @@ from unicodedata import category
 from src.captioning.captions import Captions
 
 
-class Table:
-    """What CaptionFile is for --output, for stdout."""
+class CaptionTable:
+    """Takes captions in place of a CaptionFile if there is no --output."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._columns = ["photograph", "decoding", *names]
@@ -26,12 +26,12 @@ class Table:
             print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |", flush=True)
 
     def summary(self, captioned: int, failed: int, seconds: float, before: int) -> str:
-        """The last line, on stderr."""
+        """Return the last line, for stderr."""
         return f"captioned {captioned:,}, {failed:,} failed"
 
 
 def table_rows(path: str, captions: Captions) -> list[list[str]]:
-    """One row for each decoding: the path (once), the decoding, and each checkpoint's caption with its log-prob."""
+    """Build a row for each decoding: the path (once), the decoding, and each checkpoint's caption with its log-prob."""
     rows = [
         ["", row[0].decoding, *[f"{caption.caption} ({caption.logprob:.1f})" for caption in row]]
         for row in zip(*captions.values())
@@ -41,6 +41,6 @@ def table_rows(path: str, captions: Captions) -> list[list[str]]:
 
 
 def one_line(path: str) -> str:
-    """A path in one line: what steers a terminal, breaks a line or is no character becomes an escape."""
-    escaped = ("Cc", "Cs", "Zl", "Zp")  # not so U+202F and U+200D, which macOS and emoji put into names
+    """Print a path in one line: escape terminal controls, line breaks and lone surrogates."""
+    escaped = ("Cc", "Cs", "Zl", "Zp")  # but not U+202F and U+200D, which macOS and emoji put into names
     return "".join(c.encode("unicode_escape").decode() if category(c) in escaped else c for c in path)

@@ -1,4 +1,4 @@
-"""The one distribution that tokens are drawn from and scored under.
+"""The distribution that tokens are sampled from and scored under.
 
 Letters: R any leading shape of rows or rows and tokens, V vocabulary.
 """
@@ -67,7 +67,7 @@ def _first_above(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log(x: Tensor) -> Tensor:
-    """Natural logarithm. On CPU, those of `ops.log` have other last digits from its sixth call on."""
+    """Natural logarithm. On CPU, the last digits of `ops.log` change from its sixth call on."""
     return ops.xlogy(ops.ones_like(x), x)
 
 

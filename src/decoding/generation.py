@@ -1,4 +1,4 @@
-"""Completions token by token, with static shapes: one graph of T steps, or one compiled step that is called T times.
+"""Generate completions token by token with static shapes: one graph of T steps, or one compiled step called T times.
 
 Letters: B images, M rows (as many of each image), T tokens, D width, V vocabulary.
 """
@@ -14,14 +14,14 @@ from src.models.policy import Policy
 from src.runtime.compile_cache import Compile
 
 Outputs = tuple[Tensor, Tensor, Tensor]  # completion_ids int32, completion_mask float32, and log-probs
-Carried = tuple  # from step to step; first of all `alive`, float32 [M], 0 for rows that have ended
+Carried = tuple  # the state between steps; its first item is `alive`, float32 [M], 0 for rows that have ended
 _LOOK = 8  # steps between looks at whether all rows have ended
 
 
 class Generation(nn.Cell):
-    """A way of decoding: `begin`, `advance` and `result` are its own. Called, it is one graph of all steps.
+    """A decoding method, defined by `begin`, `advance` and `result`. As a cell, it is one graph of all steps.
 
-    Inputs: pixels [B, 3, H, W] or features [B, N, C], and the random numbers of a way that draws.
+    Inputs: pixels [B, 3, H, W] or features [B, N, C], then random numbers if the method samples.
     """
 
     def __init__(self, policy: Policy, tokens: int) -> None:
@@ -31,18 +31,18 @@ class Generation(nn.Cell):
         self.pad_id, self.bos_id, self.eos_ids, _ = policy.token_ids
 
     def begin(self, images: int, *draws: Tensor) -> Carried:
-        """What is carried into the first step."""
+        """Return the state carried into the first step."""
         raise NotImplementedError
 
     def advance(
         self, logits: Tensor, position: int | Tensor, carried: Carried
     ) -> tuple[Tensor, Tensor | None, Carried, tuple[Tensor, ...]]:
-        """From logits [M, V]: the next token [M], the row that each row continues (None: its own), what is carried
-        on, and what this step adds to the result."""
+        """From logits [M, V], return the next token [M], the row that each row continues (None: its own), the state
+        carried on, and the columns that this step adds to the result."""
         raise NotImplementedError
 
     def result(self, carried: Carried, columns: tuple[tuple[Tensor, ...], ...]) -> Outputs:
-        """The outputs, from what is carried out of the last step and the additions of all steps."""
+        """Return the outputs, from the state after the last step and the columns of all steps."""
         raise NotImplementedError
 
     def construct(self, inputs: Tensor, *draws: Tensor) -> Outputs:
@@ -59,7 +59,7 @@ class Generation(nn.Cell):
         return self.result(carried, columns)
 
     def start(self, inputs: Tensor, *draws: Tensor) -> tuple[Any, Any, Tensor, Carried]:
-        """Prefix, cache, first token int32 [M] and what is carried."""
+        """Return prefix, cache, first token int32 [M] and the carried state."""
         carried = self.begin(inputs.shape[0], *draws)
         rows = carried[0].shape[0]
         prefix = self.policy.prefix(inputs)
@@ -74,7 +74,7 @@ class Generation(nn.Cell):
 
 
 def compile_generation(name: str, generation: Generation, compile_cell: Compile) -> Callable[..., Outputs]:
-    """A way of decoding as a function of its inputs, compiled as the policy wants it."""
+    """Compile a decoding method as its policy requires, and return it as a function of its inputs."""
     if generation.policy.unrolled:
         return compile_cell(name, generation)
     start = compile_cell(f"{name}_start", _Start(generation))
@@ -88,7 +88,7 @@ def compile_generation(name: str, generation: Generation, compile_cell: Compile)
             place = Tensor(position, mstype.int32)
             token, cache, carried, column = step(token, place, prefix, cache, carried)
             columns.append(column)
-            if ended:  # this column holds PAD alone, as all that would follow
+            if ended:  # all further columns are PAD, like this one
                 columns += [column] * (generation.tokens - len(columns))
                 break
             ended = len(columns) % _LOOK == 0 and not np.any(carried[0].asnumpy())
@@ -98,7 +98,7 @@ def compile_generation(name: str, generation: Generation, compile_cell: Compile)
 
 
 class _Start(nn.Cell):
-    """What comes before the first step."""
+    """Everything before the first step."""
 
     def __init__(self, generation: Generation) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _Start(nn.Cell):
 
 
 class _Step(nn.Cell):
-    """One step. Inputs: token int32 [M], position int32 [], prefix, cache, and what is carried."""
+    """One step. Inputs: token int32 [M], position int32 [], prefix, cache, and the carried state."""
 
     def __init__(self, generation: Generation) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class _Step(nn.Cell):
 
 
 def column_of(table: Tensor, position: int | Tensor) -> Tensor:
-    """Column `position`, or the first where that is negative, of a table [M, T]: [M, 1]."""
+    """Return column `position` (column 0 if negative) of a table [M, T] as [M, 1]."""
     if isinstance(position, int):
         return ops.slice(table, (0, max(position, 0)), (table.shape[0], 1))
     return ops.gather(table, ops.reshape(ops.maximum(position, 0), (1,)), 1)

@@ -14,7 +14,7 @@ from src.models.policy import Policy
 
 
 class Sampling(Generation):
-    """Ways of decoding that choose one token of each row at a time.
+    """Decoding methods that choose one token of each row at a time.
 
     Returns completion_ids int32 [M, T] (PAD behind the end), completion_mask float32 [M, T] (1 for tokens chosen, up to
     and including the first end token), logprobs float32 [M, T] (0 under the mask).
@@ -23,7 +23,7 @@ class Sampling(Generation):
     def append(
         self, chosen: Tensor, logprob: Tensor, carried: Carried
     ) -> tuple[Tensor, None, Carried, tuple[Tensor, ...]]:
-        """A step that chooses these tokens [M], with log-probs [M], in the rows that have not ended."""
+        """Append the chosen tokens [M] with log-probs [M] to the rows that have not ended."""
         alive = carried[0]
         token = ops.where(alive > 0, chosen, self.pad_id)
         return token, None, (self.alive_after(alive, token), *carried[1:]), (token, alive, logprob * alive)
@@ -42,8 +42,8 @@ class Sampling(Generation):
 class GroupSampler(Sampling):
     """Samples G completions per image by inverse CDF: a pure function of parameters, inputs and uniforms.
 
-    Inputs: inputs, uniforms float32 [B, G, T] in [0, 1). M = B*G, row = b*G + g. With `greedy` each group has one row
-    more, its last: the greedy completion, SCST's baseline, decoded in the same steps; M = B*(G+1).
+    Inputs: inputs, uniforms float32 [B, G, T] in [0, 1). M = B*G, row = b*G + g. With `greedy`, each
+    group gets one more row at its end, the greedy completion (SCST's baseline), decoded in the same steps; M = B*(G+1).
     """
 
     def __init__(self, policy: Policy, tokens: int, *, temperature: float, top_k: int, greedy: bool = False) -> None:

@@ -1,11 +1,11 @@
-"""The gallery of a report: some images with every system's captions, their CIDEr, and where each word looked.
+"""The gallery of a report: some images with every system's captions, their CIDEr, and the attention of each word.
 
 A system is CE or one RL method. Letters: n images of a split, G captions of one image (greedy, then the samples),
-T tokens, N image tokens. MindSpore is imported where models run, so that a page can be laid out without it.
+T tokens, N image tokens. MindSpore is imported only where models run, so that templates render without it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ GALLERY = 60  # images: a page of about 2 MB with two systems
 _SIDE = 320  # pixels of an image's longer side
 
 
-class Caption(NamedTuple):
+class ScoredCaption(NamedTuple):
     """A caption of one image; cider: on pycocoevalcap's scale; words: as people choose them in the text; looks:
     attention of each, float32 [words, N].
     """
@@ -37,41 +37,39 @@ class Caption(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image of the gallery; url: a data: URL; chosen: highest, lowest or even; captions: by system, greedy first."""
+    """An image of the gallery; url: a data: URL; chosen: highest, lowest or even; captions: by system, greedy first,
+    then the samples, best first.
+    """
 
     name: str
     url: str
     ground_truths: tuple[str, ...]
     chosen: str
-    captions: dict[str, list[Caption]]
+    captions: dict[str, list[ScoredCaption]]
 
     def sort_values(self) -> dict[str, float]:
-        """By system what the page sorts by: CIDEr of its greedy caption minus CE's; of one system alone its CIDEr."""
-        greedy = {system: rows[0].cider for system, rows in self.captions.items()}
-        if len(greedy) == 1:
-            return greedy
-        return {system: cider - greedy["ce"] for system, cider in greedy.items() if system != "ce"}
+        """Return the values to sort by, of the greedy captions: `gains` by system."""
+        return gains({system: rows[0].cider for system, rows in self.captions.items()})
 
 
-def image_gains(ciders: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What images are chosen by, [n]: mean CIDEr of the other systems minus CE's; of one system alone its CIDEr.
-
-    ciders: by system, of the greedy (or beam) caption of every image [n].
-    """
-    others = [values for system, values in ciders.items() if system != "ce"]
+def gains(ciders: Mapping[str, Any]) -> dict[str, Any]:
+    """Subtract CE's CIDEr, a number or one per image [n], from every other system's; keep it if there is one system."""
     if len(ciders) == 1:
-        return next(iter(ciders.values()))
-    return np.mean(others, 0) - ciders["ce"]
+        return dict(ciders)
+    return {system: cider - ciders["ce"] for system, cider in ciders.items() if system != "ce"}
 
 
-def choose_images(gains: np.ndarray, most: int = GALLERY) -> dict[int, str]:
-    """At most `most` of n images, and why: the third with the highest and the third with the lowest gain (best and
-    worst first), and of the others as many as are left, evenly spaced in the order of the data set.
+def choose_images(ciders: Mapping[str, np.ndarray], most: int = GALLERY) -> dict[int, str]:
+    """Choose at most `most` of n images: a third with the highest and a third with the lowest gain (best and worst
+    first), the mean over systems; the rest are evenly spaced among the others in dataset order.
+
+    ciders: by system, of the greedy (or beam) captions [n]. Returns the reason for each image.
     """
-    images = len(gains)
+    gain = np.mean([*gains(ciders).values()], 0)
+    images = len(gain)
     most = min(most, images)
     third = most // 3
-    order = np.argsort(-gains, kind="stable")
+    order = np.argsort(-gain, kind="stable")
     rest = np.sort(order[third : images - third])
     even = rest[np.arange(most - 2 * third) * len(rest) // max(1, most - 2 * third)]
     chosen = {int(index): "highest" for index in order[:third]}
@@ -80,9 +78,9 @@ def choose_images(gains: np.ndarray, most: int = GALLERY) -> dict[int, str]:
 
 
 def build_gallery(systems: Mapping[str, System], split: str, name: str) -> tuple[list[Picture], int]:
-    """The chosen images of a split in its order, and n. name: of the results (`results_name`).
+    """Build the chosen images of a split, in dataset order, and return them with n. name: as of `results_name`.
 
-    Errors: InputError where results are not of the images that the configuration names now, or an image is broken.
+    Errors: InputError if the results belong to other images than the configuration names now, or an image is broken.
     """
     from src.data.dataset import load_dataset
 
@@ -91,7 +89,7 @@ def build_gallery(systems: Mapping[str, System], split: str, name: str) -> tuple
     records, truths = dataset.records[split], dataset.ground_truths[split]
     segments = {key: read_arrays(system.folder / f"segments_{name}.npz") for key, system in systems.items()}
     ciders = {key: arrays.get("CIDEr", np.zeros(len(records))) for key, arrays in segments.items()}
-    reasons = choose_images(image_gains(ciders))
+    reasons = choose_images(ciders)
     chosen = np.array(sorted(reasons))
     scorer = CiderD(truths, [truths[index] for index in chosen], eos=False)
     captions = {}
@@ -109,14 +107,14 @@ def build_gallery(systems: Mapping[str, System], split: str, name: str) -> tuple
 
 
 def read_groups(system: System, records: Sequence[Record], split: str, name: str) -> list[list[str]]:
-    """What eval.py has written of a system: the G captions of every image, [n][G].
+    """Read the captions of every image that eval.py wrote for a system, [n][G].
 
-    Errors: InputError where they are of other images.
+    Errors: InputError if they belong to other images.
     """
     path = system.folder / f"captions_{name}.json"
     captions = load_captions(path)
     if list(captions) != [record.image_id for record in records]:
-        raise InputError(f"{path} is of other images than {system.config.data.root} holds now: evaluate that run again")
+        raise InputError(f"{path} belongs to other images than {system.config.data.root}; evaluate the run again")
     groups = [[caption] for caption in captions.values()]
     if system.config.eval.samples:
         drawn = read_samples(system.folder, split)
@@ -126,16 +124,20 @@ def read_groups(system: System, records: Sequence[Record], split: str, name: str
 
 def scored_groups(
     groups: Sequence[Sequence[str]], scorer: CiderD, looks: Sequence[Sequence[np.ndarray]], words: Words
-) -> list[list[Caption]]:
-    """The captions of each image of `scorer`, [images][G], with their CIDEr."""
+) -> list[list[ScoredCaption]]:
+    """Score the captions of each image of `scorer`, [images][G], with their CIDEr: greedy, then samples, best first."""
     flat = [caption for group in groups for caption in group]
     image_rows = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     tokens = [line.split() for line in words.tokenize(flat)]
     scores = iter(scorer(image_rows, tokens, np.zeros(len(flat), bool)))
-    return [
-        [Caption(text, float(next(scores)), words.spaced(text).split(), weights) for text, weights in zip(group, rows)]
-        for group, rows in zip(groups, looks)
-    ]
+    rows = []
+    for group, weights in zip(groups, looks):
+        greedy, *samples = (
+            ScoredCaption(text, float(next(scores)), words.spaced(text).split(), row)
+            for text, row in zip(group, weights)
+        )
+        rows.append([greedy, *sorted(samples, key=lambda sample: -sample.cider)])
+    return rows
 
 
 def look(
@@ -146,14 +148,14 @@ def look(
     groups: Sequence[Sequence[str]],
     words: Words,
 ) -> list[list[np.ndarray]]:
-    """Attention of each word of the captions of the chosen images, float32 [words, N] of each, [images][G].
+    """Compute the attention of each word of the captions of the chosen images: float32 [words, N] each, [images][G].
 
-    Captions are tokenised anew. A word of several pieces has their mean; one behind eval.tokens has zeros.
+    Captions are tokenized again. A word of several tokens gets their mean, a word beyond eval.tokens zeros.
     """
     from mindspore import Tensor
 
     from src.data.dataset import padded_batches
-    from src.decoding.attention import Attention
+    from src.decoding.attention import Attention, attend_words
     from src.models.build import load_policy
     from src.runtime.workers import Workers
     from src.training.features import build_sources
@@ -163,27 +165,17 @@ def look(
     policy, tokenizer = load_policy(config, system.checkpoint, cached=not config.encoder.trainable)
     (source,) = build_sources(config, {split: records}, [split], policy.encoder, alone)
     cell = graph_cache(config, tokenizer, alone).compile("attention", Attention(policy))
-    flat = [words.spaced(caption) for group in groups for caption in group]
-    ids = tokenizer.encode_targets(flat, config.eval.tokens)[0].reshape(len(groups), -1, config.eval.tokens)
     batches = padded_batches(len(groups), min(len(groups), config.eval.batch_images))
-    weights = [
-        cell(Tensor(inputs), Tensor(ids[batch].reshape(-1, config.eval.tokens))).asnumpy()
-        for batch, inputs in zip(batches, source.batches([chosen[batch] for batch in batches]))
-    ]
-    rows = np.concatenate(weights)  # [images * G, T, N], and those that fill the last batch
-    looks = iter([by_word(row, text, tokenizer.words_of_tokens(text)) for row, text in zip(rows, flat)])
-    return [[next(looks) for _ in group] for group in groups]
-
-
-def by_word(weights: np.ndarray, text: str, words: Sequence[int]) -> np.ndarray:
-    """Attention of tokens [T, N] as that of words [words, N]. words: which one each token belongs to."""
-    word_of = np.array(words[: len(weights)], int)
-    member = np.arange(len(text.split()))[:, None] == word_of  # [words, tokens]
-    return member @ weights[: len(word_of)] / np.maximum(1, member.sum(1, keepdims=True))
+    rows: list[np.ndarray] = []  # of all captions, and of those that fill the last batch
+    for batch, inputs in zip(batches, source.batches([chosen[batch] for batch in batches])):
+        texts = [words.spaced(caption) for index in batch for caption in groups[index]]
+        rows += attend_words(cell, tokenizer, Tensor(inputs), texts, config.eval.tokens)
+    following = iter(rows)
+    return [[next(following) for _ in group] for group in groups]
 
 
 def thumbnails(config: Config, records: Sequence[Record]) -> list[str]:
-    """The images as small data: URLs. Errors: InputError naming the file."""
+    """Encode images as small data: URLs. Errors: InputError naming the file."""
     urls = []
     for file, load in find_images(config, [record.file for record in records]).stream(range(len(records))):
         try:

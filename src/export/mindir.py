@@ -1,7 +1,7 @@
-"""The captioner as one MindIR graph, from pixels to token ids, and whether it captions as the captioner itself does.
+"""Export the captioner as one MindIR graph from pixels to token ids, and compare its captions with the original's.
 
-One graph, not encoder and decoder apart: a server makes one call, and the features, 1.6 MB an image of ResNet-50, stay
-on the device.
+Encoder and decoder share one graph: a server makes one call, and the features (1.6 MB per image for ResNet-50) stay on
+the device.
 
 Letters: B images, H image side, T tokens.
 """
@@ -19,16 +19,16 @@ from mindspore import Tensor, nn, ops
 from src.decoding.sampler import GreedyDecoder
 from src.runtime.errors import InputError
 
-Outputs = tuple[np.ndarray, np.ndarray]  # ids int32 [B, T], PAD behind the EOS; lengths int32 [B], with the EOS
+Outputs = tuple[np.ndarray, np.ndarray]  # ids int32 [B, T], PAD after the EOS; lengths int32 [B], with the EOS
 
 
-class Caption(nn.Cell):
-    """pixels float32 [B, 3, H, H], preprocessed -> ids int32 [B, T], PAD behind the EOS, and lengths int32 [B]."""
+class ExportedCaptioner(nn.Cell):
+    """Maps preprocessed pixels float32 [B, 3, H, H] to ids int32 [B, T], PAD after the EOS, and lengths int32 [B]."""
 
     def __init__(self, decoder: GreedyDecoder) -> None:
         super().__init__(auto_prefix=False)  # the captioner's parameters keep their names
         self.decoder = decoder
-        self.sum = ops.ReduceSum()  # `ops.sum` is an operator that older servers do not know
+        self.sum = ops.ReduceSum()  # older servers do not know the operator `ops.sum`
 
     def construct(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         ids, mask, _ = self.decoder(pixels)
@@ -37,10 +37,10 @@ class Caption(nn.Cell):
 
 def write_mindir(path: Path, decoder: GreedyDecoder, shape: tuple[int, int, int, int]) -> None:
     """Write the graph of greedy captions for pixels of `shape` [B, 3, H, H]. Errors: InputError above 1 GB."""
-    # MindSpore takes no blank or umlaut in the name of a file, and lets nobody but its owner read it.
+    # MindSpore accepts only plain ASCII file names without blanks, and makes the file readable only by its owner.
     with tempfile.TemporaryDirectory(prefix="mindir-") as scratch:
         pixels = Tensor(np.zeros(shape, np.float32))
-        ms.export(Caption(decoder), pixels, file_name=f"{scratch}/captioner", file_format="MINDIR")
+        ms.export(ExportedCaptioner(decoder), pixels, file_name=f"{scratch}/captioner", file_format="MINDIR")
         written = Path(scratch, "captioner.mindir")
         if not written.is_file():
             raise InputError("the model has more than 1 GB of parameters, which MindSpore writes as several files")
@@ -48,7 +48,7 @@ def write_mindir(path: Path, decoder: GreedyDecoder, shape: tuple[int, int, int,
 
 
 def load_mindir(path: Path) -> Callable[[np.ndarray], Outputs]:
-    """What `write_mindir` wrote, as a function of pixels float32 [B, 3, H, H]."""
+    """Load a file of `write_mindir` as a function of pixels float32 [B, 3, H, H]."""
     graph = nn.GraphCell(ms.load(str(path)))
 
     def caption(pixels: np.ndarray) -> Outputs:
@@ -63,7 +63,7 @@ def compare(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Caption batches of pixels [B, 3, H, H] with both.
 
-    Returns the decoder's ids int32 [n, T], and whether ids or length of the exported graph differ from it, bool [n].
+    Returns the decoder's ids int32 [n, T], and where the exported graph differs in ids or length, bool [n].
     """
     rows, differs = [], []
     for pixels in batches:

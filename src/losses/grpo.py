@@ -1,4 +1,4 @@
-"""GRPO's loss: the equation, its cell, and the cell of the log-probs that the equation needs of the reference policy.
+"""GRPO's loss: the equation, the cell that applies it, and the cell for the reference policy's log-probs.
 
 Letters: B images, M rows, T tokens, V vocabulary.
 """

@@ -1,8 +1,8 @@
-"""What every loss assumes of tokens: their logits, and their weights.
+"""Logits and weights of tokens, as every loss uses them.
 
 Letters: M rows, T tokens, V vocabulary. A loss is a sum of weighted tokens, and the weights come from the host: any
-division of a batch, into parts or among workers, adds up to the loss of the whole. A token counts where its weight is
-above 0; what stands elsewhere never matters.
+division of a batch, into parts or among workers, adds up to the loss of the whole. A token counts if its weight is
+above 0; other tokens never affect the loss.
 """
 
 import numpy as np

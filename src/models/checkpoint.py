@@ -30,16 +30,20 @@ def load_checkpoint(path: Path, policy: Policy, optimizer_state: dict | None = N
     targets |= {f"optimizer.{name}": value for name, value in (optimizer_state or {}).items()}
     for name, parameter in targets.items():
         if name not in arrays:
-            raise InputError(f"{path} is of another model: it has no {name}; give the configuration it was made with")
+            raise InputError(
+                f"{path} belongs to another model: it has no {name}; use the configuration it was trained with"
+            )
         shape = arrays[name].shape
         if shape != tuple(parameter.shape):
             raise InputError(
-                f"{path} is of another model or vocabulary: {name} has shape {shape}, the configuration makes "
-                f"{tuple(parameter.shape)}; give the configuration it was made with"
+                f"{path} belongs to another model or vocabulary: {name} has shape {shape}, but the configuration "
+                f"needs {tuple(parameter.shape)}; use the configuration it was trained with"
             )
     extra = sorted(name for name in arrays if name.startswith("model.") and name not in targets)
     if extra:
-        raise InputError(f"{path} is of another model: {extra[0]} is not in the model of this configuration")
+        raise InputError(
+            f"{path} belongs to another model: this configuration has no {extra[0]}; use the one it was trained with"
+        )
     for name, parameter in targets.items():
         parameter.set_data(Tensor(arrays[name], parameter.dtype))
     return state
@@ -57,7 +61,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         metadata = _metadata(file, path)
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if arrays_digest(metadata["state"], arrays) != metadata["sha256"]:
-        raise InputError(f"the checkpoint {path} is damaged: it does not have the digest that it was written with")
+        raise InputError(f"the checkpoint {path} is damaged: its digest does not match its contents")
     return json.loads(metadata["state"]), arrays
 
 
@@ -73,23 +77,23 @@ def check_tokenizer(path: Path, state: dict[str, Any], tokenizer: Tokenizer) -> 
     """InputError if the checkpoint's vocabulary is not the tokenizer's."""
     if state.get("tokenizer") != tokenizer.fingerprint:
         raise InputError(
-            f"{path} was trained with another vocabulary than its tokenizer.json or this data has: restore that file"
+            f"{path}: the vocabulary does not match tokenizer.json or this dataset; restore the original tokenizer.json"
         )
 
 
 def _open(path: Path) -> Any:
     if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}")
+        raise InputError(f"no checkpoint at {path}; check the path")
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:
-        raise InputError(f"the checkpoint {path} is damaged or no checkpoint of this project: {error}") from None
+        raise InputError(f"the checkpoint {path} is damaged or was not written by this project: {error}") from None
 
 
 def _metadata(file: Any, path: Path) -> dict[str, str]:
     metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT or not {"state", "sha256"} <= metadata.keys():
-        raise InputError(f"{path} is no checkpoint of this project; encoder weights belong to encoder.checkpoint")
+        raise InputError(f"{path} was not written by this project; pass encoder weights as encoder.checkpoint")
     return metadata
 
 

@@ -20,14 +20,14 @@ def given_checkpoint(path: Path, config: Path | str | None) -> tuple[Path, Path]
     """
     if not path.is_dir():
         if config is None:
-            raise InputError(f"--config is missing: only an exported folder brings its own, and {path} is none")
+            raise InputError(f"--config is missing: {path} is not an exported folder, which would include one")
         return path, Path(config)
     if (path / "checkpoints/best").is_file():
-        raise InputError(f"{path} is the folder of a run; give {path}/checkpoints/best")
+        raise InputError(f"{path} is a run folder; pass {path}/checkpoints/best")
     for name in (MODEL, CONFIG, TOKENIZER):
         if not (path / name).is_file():
             raise InputError(
-                f"{path} is no whole exported checkpoint: it has no {name}; copy it again, or name a run's "
+                f"{path} is not a complete exported checkpoint: {name} is missing; copy it again, or pass a run's "
                 "checkpoints/best"
             )
     return path / MODEL, Path(config or path / CONFIG)
@@ -42,5 +42,5 @@ def init_file(config: Config) -> Path | None:
         return None
     path, _ = given_checkpoint(Path(config.init_checkpoint), "")
     if not path.is_file():
-        raise InputError(f"init_checkpoint={path}: no such checkpoint to start from; correct the path")
+        raise InputError(f"init_checkpoint={path}: no such checkpoint; correct the path")
     return path

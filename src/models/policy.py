@@ -1,4 +1,4 @@
-"""What a policy is: all that decoding, losses, training and evaluation know of a model that captions.
+"""The policy interface: everything that decoding, losses, training and evaluation know about a captioning model.
 
 Letters: B images, G group size, M = B*G rows (row = b*G + g), T tokens, N image tokens, D width, V vocabulary.
 """
@@ -9,21 +9,21 @@ from mindspore import Parameter, Tensor, nn
 
 from src.data.tokenizer import TokenIds
 
-Prefix = Any  # what an image is to a policy: a tensor, or nested tuples of tensors
-Cache = Any  # the same, of the tokens of each row
+Prefix = Any  # an image as the policy holds it: a tensor, or nested tuples of tensors
+Cache = Any  # the tokens of each row so far, in the same form
 
 
 class Policy(nn.Cell):
-    """A model of captions given images, in evaluation mode. Its methods are parsed into graphs.
+    """A captioning model in evaluation mode. Graph mode compiles its methods, so they obey the rules of `construct`.
 
     Attributes:
-        token_ids: the ids that may be sampled, and the special ones.
+        token_ids: the ids that may be sampled, and the special ids.
         width: D.
         encoder: the cell from pixels [B, 3, H, W] to features [B, N, C], with `tokens` (N) and `channels` (C).
-        cached: whether `inputs` are features that were computed before training, float16, instead of pixels.
-        unrolled: True: the sampler is one graph of T steps, each with its own shapes. False: `step` is compiled once
-            and called T times, with a position that is a tensor.
-        dropout_sites: the drop rate of each place where CE drops values of [M, T, D]; empty without dropout.
+        cached: True if `inputs` are float16 features computed before training, False if they are pixels.
+        unrolled: if True, the sampler is one graph of T steps, and each step may have its own shapes. If False, `step`
+            is compiled once and called T times; its position is then a tensor.
+        dropout_sites: the drop rate at each place where CE applies dropout to [M, T, D]; empty without dropout.
     """
 
     token_ids: TokenIds
@@ -34,47 +34,47 @@ class Policy(nn.Cell):
     dropout_sites: tuple[float, ...] = ()
 
     def prefix(self, inputs: Tensor) -> Prefix:
-        """What the rows of a group share, computed once per image from pixels or features of B images."""
+        """Compute what the rows of a group share, once per image, from the pixels or features of B images."""
         raise NotImplementedError
 
     def hidden(self, prefix: Prefix, completion_ids: Tensor, keep: tuple[Tensor, ...] | None = None) -> Tensor:
-        """Teacher forcing: completion_ids int32 [M, T] -> [M, T, D], of which row t predicts token t.
+        """Teacher forcing: completion_ids int32 [M, T] -> hidden states [M, T, D]; row t predicts token t.
 
-        keep: for each of `dropout_sites` its factors [M, T, D]; None: nothing is dropped.
+        keep: dropout factors [M, T, D] for each of `dropout_sites`, or None to drop nothing.
         """
         raise NotImplementedError
 
     def start(self, prefix: Prefix, rows: int) -> Cache:
-        """The cache of M = `rows` completions without a token."""
+        """Return the cache of M = `rows` empty completions."""
         raise NotImplementedError
 
     def step(self, token: Tensor, position: int | Tensor, prefix: Prefix, cache: Cache) -> tuple[Tensor, Cache]:
-        """One token of each row: token int32 [M] at `position` (BOS at 0) -> hidden [M, D] and the cache with it.
+        """Advance every row by one token: token int32 [M] at `position` (BOS at 0) -> hidden [M, D] and the new cache.
 
-        A policy that writes its cache in place returns the same one.
+        A policy that writes its cache in place returns the same cache.
         """
         raise NotImplementedError
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [R, D] -> float32 [R, V]; at most -1e9 for tokens that are not allowed."""
+        """hidden [R, D] -> logits float32 [R, V], -1e9 or less for tokens that are not allowed."""
         raise NotImplementedError
 
     def reorder(self, cache: Cache, parents: Tensor) -> Cache:
-        """The cache whose row m is row parents[m] (int32 [M]) of this one: beams have moved."""
+        """Return the cache whose row m is row parents[m] (int32 [M]) of `cache`, as beam search needs it."""
         raise NotImplementedError
 
     def attention(self, prefix: Prefix, completion_ids: Tensor) -> Tensor:
-        """Where each token of completion_ids int32 [M, T] looked in its image: float32 [M, T, N], rows sum to 1."""
+        """Attention of each token of completion_ids int32 [M, T] to its image: float32 [M, T, N]; rows sum to 1."""
         raise NotImplementedError
 
     def reference(self) -> "Policy":
-        """The policy as it is now, frozen, which KL is measured against. It may share weights that are not trained."""
+        """Return a frozen policy with the present weights, for the KL term. It may share untrained weights."""
         raise NotImplementedError
 
     def trained_parameters(self) -> list[Parameter]:
-        """The parameters that an update changes."""
+        """Return the parameters that an update changes."""
         raise NotImplementedError
 
     def saved_parameters(self) -> dict[str, Parameter]:
-        """The parameters that a checkpoint must hold, by their names in it."""
+        """Return the parameters that a checkpoint must hold, by their names in the file."""
         return dict(self.parameters_and_names())

@@ -1,4 +1,4 @@
-"""A rollout: groups sampled on the device, rewarded and given advantages on the host.
+"""Collect rollouts: sample groups on the device, compute rewards and advantages on the host.
 
 Letters: B images, G group size, M = B*G rows (row = b*G + g), T tokens, k rewards.
 """
@@ -27,10 +27,10 @@ from src.runtime.workers import Workers
 
 
 class Source(Protocol):
-    """What the policy takes as inputs, of each training image."""
+    """The policy's inputs for each training image."""
 
     def batches(self, index_batches: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        """For each array of image rows [B] the pixels or features of these images, in that order."""
+        """Yield the pixels or features of the images in each array of rows [B], in order."""
 
 
 @dataclass
@@ -57,9 +57,9 @@ class RolloutCollector:
         self.ref_logprobs = self.compile("reference", LogprobCell(self.reference, rl.temperature, rl.top_k))
 
     def collect(self, index: int) -> tuple[Rollout, dict[str, float]]:
-        """Rollout number `index`, a pure function of parameters and configuration, and its statistics.
+        """Collect rollout number `index` and its statistics, a pure function of parameters and configuration.
 
-        Each worker samples and rewards its share of every batch; all get the whole rollout, and so the same advantages.
+        Each worker samples and rewards its share of every batch; all get the whole rollout and thus equal advantages.
         """
         rl, workers = self.config.rl, self.workers
         images = rollout_images(self.images, rl.rollout_images, self.config.seed, index)
@@ -125,7 +125,7 @@ class RolloutCollector:
         return ended[:samples].astype(np.float32), rewards[:samples], rewards[samples:]
 
     def _statistics(self, rollout: Rollout, rewards: np.ndarray) -> dict[str, float]:
-        """What docs/metrics.md says of every rollout; rewards [B, G, k]."""
+        """Compute the statistics that docs/metrics.md describes; rewards [B, G, k]."""
         total = moments(rollout.rewards)
         stats = {
             "rollout/reward_mean": total[0],
@@ -149,15 +149,15 @@ class RolloutCollector:
         failed, presented = self.workers.sum(self.rewards.failures)
         if failed > self.config.caprl.max_failed * presented:
             raise RunStopped(
-                f"caprl got no answer to {failed:.0f} of {presented:.0f} questions of rollout {index + 1}, "
-                f"caprl.max_failed={self.config.caprl.max_failed}: see to the answering model; "
-                f"{self.config.run_folder / 'checkpoints/last'} is saved, the same command resumes the run"
+                f"caprl got no answer to {failed:.0f} of {presented:.0f} questions in rollout {index + 1}, "
+                f"caprl.max_failed={self.config.caprl.max_failed}: check the answering model; "
+                f"{self.config.run_folder / 'checkpoints/last'} is saved; run the same command to resume"
             )
         return failed / max(presented, 1.0)  # none where no image of the rollout has a question
 
 
 def rollout_images(rows: int, size: int, seed: int, index: int) -> np.ndarray:
-    """Which training images rollout `index` takes, int64 [size]: epochs are shuffled anew, their rest is dropped."""
+    """Return the training images of rollout `index`, int64 [size]. Epochs are reshuffled; remainders are dropped."""
     per_epoch = rows // size
     epoch, place = divmod(index, per_epoch)
     return generator("data", seed, epoch).permutation(rows)[place * size : (place + 1) * size]

@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file each, whose metadata holds the state as JSON and a digest. Nothing is pickled.
 
-A file appears under its name complete or not at all, and is checked against its digest whenever it is read. `last` is
-what a run goes on from (with the optimiser), `best` is what it hands out (parameters only); `previous` is the `last`
-before, which takes its place where it is damaged.
+A file appears under its name complete or not at all, and is checked against its digest whenever it is read. A run
+resumes from `last` (with the optimiser) and hands out `best` (parameters only); `previous` is the checkpoint before
+`last`, and replaces it if it is damaged.
 """
 
 import json
@@ -23,9 +23,9 @@ from src.runtime.files import whole_file
 
 
 def save_checkpoint(path: Path, policy: Policy, state: dict[str, Any], optimizer_state: dict | None = None) -> None:
-    """Write parameters, `state` (JSON) and, for a checkpoint to go on from, the optimiser's parameters.
+    """Write parameters, `state` (JSON) and, if the run will resume from it, the optimiser's parameters.
 
-    Errors: InputError where the folder cannot be written or the disk is full; the file before stays.
+    Errors: InputError if the folder cannot be written or the disk is full; the previous file stays.
     """
     arrays = {f"model.{name}": value.asnumpy() for name, value in policy.saved_parameters().items()}
     arrays |= {f"optimizer.{name}": value.asnumpy() for name, value in (optimizer_state or {}).items()}
@@ -53,10 +53,10 @@ def _umask() -> int:
 
 
 def find_last(folder: Path) -> Path | None:
-    """The checkpoint that a run in `folder` goes on from: `last`, or `previous` where `last` is missing or damaged.
+    """Return the checkpoint that a run in `folder` resumes from: `last`, or `previous` if `last` is missing or damaged.
 
-    A crash between two renames leaves no `last`. A damaged one is renamed to `damaged`, and a line on stderr says so.
-    Errors: InputError where all are damaged.
+    A crash between two renames leaves no `last`. A damaged file is renamed to `damaged`, with a warning on stderr.
+    Errors: InputError if all are damaged.
     """
     last, previous = (folder / "checkpoints" / name for name in ("last", "previous"))
     if last.is_file():
@@ -71,7 +71,7 @@ def find_last(folder: Path) -> Path | None:
                     f"{error}. No intact earlier checkpoint exists; delete {folder} to start this stage over"
                 ) from None
             os.replace(last, last.with_name("damaged"))  # else the next save would make it `previous`
-            print(f"warning: {error}; going on from {previous}", file=sys.stderr)
+            print(f"warning: {error}; resuming from {previous}", file=sys.stderr)
     return previous if previous.is_file() else None
 
 

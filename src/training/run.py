@@ -189,20 +189,10 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
     start = init or (last if "init" in saved else None)
     tokenizer = build_tokenizer(config, dataset) if start is None else load_run_tokenizer(start)
     images = len(dataset.records["train"])
-    first_encoder = config.encoder.checkpoint if last is None and init is None else None
-    cached = not config.encoder.trainable
-    policy = build_policy(config, tokenizer.token_ids, cached=cached, checkpoint=first_encoder)
-    rewards = None
     if config.stage != "ce":
         check_sizes(config, images, tokenizer.vocab_size)
-        rewards = _build_rewards(config, dataset, tokenizer, policy)
-    reference = None
-    for weights in (init, last):
-        if weights is not None:
-            check_tokenizer(weights, read_state(weights), tokenizer)
-            load_checkpoint(weights, policy)
-        if weights is init and rewards is not None:
-            reference = policy.reference()
+    policy, reference = _load_policies(config, tokenizer, init, last)
+    rewards = None if config.stage == "ce" else _build_rewards(config, dataset, tokenizer, policy)
     state = TrainingState(data=data_state(dataset.records), init=None if init is None else file_digest(init))
     if last is not None:
         state = TrainingState.from_saved(state.to_save() | saved)
@@ -236,6 +226,21 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
     run.watch.captions([tokenizer.encode(caption) for caption in flat[:: -(-len(flat) // 10_000)]], tokenizer.unk_id)
     on_signals(lambda: run.terminated.append(True))
     return run
+
+
+def _load_policies(
+    config: Config, tokenizer: Tokenizer, init: Path | None, last: Path | None
+) -> tuple[Policy, Policy | None]:
+    """Return the policy, with the weights of `last` or else `init`, and for RL the reference with those of `init`."""
+    encoder = config.encoder.checkpoint if init is None and last is None else None
+    policy = build_policy(config, tokenizer.token_ids, cached=not config.encoder.trainable, checkpoint=encoder)
+    reference = None
+    for weights in filter(None, (init, last)):
+        check_tokenizer(weights, read_state(weights), tokenizer)
+        load_checkpoint(weights, policy)
+        if weights is init and config.stage != "ce":
+            reference = policy.reference()
+    return policy, reference
 
 
 def _build_rewards(config: Config, dataset: Dataset, tokenizer: Tokenizer, policy: Policy) -> Rewards:

@@ -84,7 +84,7 @@ class Update(nn.Cell):
         super().__init__()
         self.optimizer = optimizer
         self.loss_scale = loss_scale
-        if loss_scale is not None:  # which is no cell: a kept graph takes the values of a cell's own parameters alone
+        if loss_scale is not None:  # not a cell, but a cached graph reads only parameters that its cell owns
             self.scale_state = ParameterTuple([loss_scale.scale_value, loss_scale.counter])
         self.grad_clip = grad_clip
         self.squared_norm = kernels.squared_norm()
@@ -125,7 +125,7 @@ class Gradient(nn.Cell):
 
 
 class TrainStep(nn.Cell):
-    """The update by one batch. Inputs: those of the loss cell."""
+    """The update by one batch. Inputs: as for the loss cell."""
 
     def __init__(self, loss_cell: nn.Cell, update: Update) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The captioner: an image encoder before a decoder, as a policy."""
+"""The encoder-decoder captioner as a policy."""
 
 from copy import deepcopy
 
@@ -15,7 +15,7 @@ Caches = tuple[tuple[Tensor, Tensor], ...]  # per layer: keys and values [M, H, 
 
 
 class Captioner(Policy):
-    """Encoder and decoder. Its prefix is the image memory of every decoder layer."""
+    """An image encoder and a Transformer decoder. The prefix is the image memory of every decoder layer."""
 
     def __init__(self, encoder: nn.Cell, decoder: Decoder, token_ids: TokenIds, *, cached: bool) -> None:
         super().__init__()
@@ -25,19 +25,19 @@ class Captioner(Policy):
         self.width, self.dropout_sites = decoder.width, decoder.dropout_sites
 
     def prefix(self, inputs: Tensor) -> Memory:
-        """Image memory from pixels or cached features."""
+        """Compute image memory from pixels or cached features."""
         return self.decoder.memory(inputs if self.cached else self.encoder(inputs))
 
     def hidden(self, prefix: Memory, completion_ids: Tensor, keep: tuple[Tensor, ...] | None = None) -> Tensor:
-        """The states of BOS and all tokens but the last."""
+        """Decode BOS and all tokens but the last."""
         return self.decoder.hidden(shift_right(completion_ids, self.bos_id), prefix, keep)
 
     def start(self, prefix: Memory, rows: int) -> Caches:
-        """Nothing: each step of the unrolled graph appends its keys and values."""
+        """Return an empty cache; each step of the unrolled graph appends its keys and values."""
         return ()
 
     def step(self, token: Tensor, position: int, prefix: Memory, cache: Caches) -> tuple[Tensor, Caches]:
-        """As in Policy, with `position` known when the graph is compiled."""
+        """See Policy.step; `position` is an int, known when the graph is compiled."""
         return self.decoder.step(token, position, prefix, cache)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -45,31 +45,31 @@ class Captioner(Policy):
         return self.decoder.logits(hidden)
 
     def reorder(self, cache: Caches, parents: Tensor) -> Caches:
-        """Rows of every layer's keys and values."""
+        """Select rows of every layer's keys and values."""
         moved: Caches = ()
         for key, value in cache:
             moved += ((ops.gather(key, parents, 0), ops.gather(value, parents, 0)),)
         return moved
 
     def attention(self, prefix: Memory, completion_ids: Tensor) -> Tensor:
-        """Cross-attention, mean over heads and layers.
+        """Return cross-attention, averaged over heads and layers.
 
-        Of all layers, since each adds what it sees to the hidden state that the token is chosen from; of all heads,
-        since the meaning of one is unknown. The order of the image tokens is that of the encoder's grid, row by row.
+        All layers count, because each contributes to the hidden state that predicts the token; all heads count, because
+        the meaning of a single head is unknown. Image tokens are in the order of the encoder's grid, row by row.
         """
         return self.decoder.attention(shift_right(completion_ids, self.bos_id), prefix)
 
     def reference(self) -> "Captioner":
-        """A copy."""
+        """Return a copy."""
         return deepcopy(self)
 
     def trained_parameters(self) -> list[Parameter]:
-        """The decoder's, and the encoder's where the inputs are pixels."""
+        """Return the decoder's parameters, and the encoder's if the inputs are pixels."""
         return self.decoder.trainable_params() + ([] if self.cached else self.encoder.trainable_params())
 
 
 def build_captioner(config: Config, token_ids: TokenIds, *, cached: bool, checkpoint: str | None = None) -> Captioner:
-    """A captioner in evaluation mode, with random weights but for those of the encoder in `checkpoint`."""
+    """Build a captioner in evaluation mode. Its weights are random, except the encoder's if `checkpoint` is given."""
     dtype = getattr(ms, config.precision)
     encoder = build_encoder(
         config.encoder.kind,

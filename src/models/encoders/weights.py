@@ -8,13 +8,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
-from safetensors import SafetensorError, deserialize
 
 from src.config.kinds import KINDS, PREPROCESSING
 from src.models.encoders.resnet import ResNet50
@@ -22,13 +19,6 @@ from src.runtime.errors import InputError
 
 # A part of a MindSpore name -> the same part of torchvision's.
 _NORM_PARTS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-_TYPES = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "BOOL": "?",
-    **{f"{sign}{8 * size}": f"<{sign.lower()}{size}" for sign in "IU" for size in (1, 2, 4, 8)},
-}
 _PIXEL_STD = 58.0  # of photographs, 0 to 255 (ImageNet)
 _BODY = ("conv", "bn", "norm", "layer")  # how a name begins that belongs to the encoder; others are a classifier's
 
@@ -43,19 +33,15 @@ def load_encoder_weights(encoder: nn.Cell, path: str) -> None:
         raise InputError("encoder.checkpoint: only encoder.kind=resnet50 has weights to load; leave it out")
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such weights file; check encoder.checkpoint")
-    suffix = os.path.splitext(path)[1]
-    parameters = dict(encoder.parameters_and_names())  # these names do not change when a cell contains the encoder
-    if suffix == ".safetensors":
-        arrays = _load_safetensors(path)
-        names = {name: _torchvision_name(name) for name in parameters}
-    elif suffix == ".ckpt":
-        arrays = _load_ckpt(path)
-        names = {name: name for name in parameters}
-    else:
+    kind = os.path.splitext(path)[1].removeprefix(".")
+    if kind not in ("safetensors", "ckpt"):
         raise InputError(
             f"{path}: weights are read from .safetensors (torchvision's names) or MindSpore's .ckpt; "
-            "convert it to .safetensors (.pth and .pt hold pickles, which can run code)"
+            "convert the file to .safetensors (.pth and .pt files hold pickles, which can run code)"
         )
+    parameters = dict(encoder.parameters_and_names())  # these names do not change when a cell contains the encoder
+    names = {name: _torchvision_name(name) if kind == "safetensors" else name for name in parameters}
+    arrays = _load(path, kind)
     _check_names(path, arrays, names)
     values = {name: _checked(path, names[name], arrays[names[name]], parameters[name].shape) for name in parameters}
     for name, value in values.items():
@@ -63,7 +49,7 @@ def load_encoder_weights(encoder: nn.Cell, path: str) -> None:
 
 
 def other_pixels(encoder: ResNet50, variant: str) -> str | None:
-    """What is odd where the weights were trained on pixels of another scale than those of `variant`; None where not.
+    """Return a warning if the weights expect a different pixel scale than `variant` provides, else None.
 
     The first batch norm has seen variances of about var(pixels) * sum(weight^2), which differ by 3,600 between
     PREPROCESSING's two scales, and by 20 between its channels.
@@ -75,8 +61,8 @@ def other_pixels(encoder: ResNet50, variant: str) -> str | None:
     if variant in near or not near:
         return None
     return (
-        f"pixels of these weights' training had a standard deviation of about {seen:.2g}, those of "
-        f"encoder.variant={variant} have {given[variant]:.2g}; encoder.variant={' or '.join(near)} may be meant"
+        f"these weights expect pixels with a standard deviation of about {seen:.2g}, but encoder.variant={variant} "
+        f"provides {given[variant]:.2g}; use encoder.variant={' or '.join(near)} if they were trained that way"
     )
 
 
@@ -88,47 +74,27 @@ def _torchvision_name(name: str) -> str:
     return f"{cell}.{_NORM_PARTS.get(part, part)}"
 
 
-def _load_safetensors(path: str) -> dict[str, np.ndarray]:
+def _load(path: str, kind: str) -> dict[str, np.ndarray]:
+    logger = ms.log._get_logger()
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)  # MindSpore logs what it raises
     try:
-        return {name: _array(path, name, part) for name, part in deserialize(Path(path).read_bytes())}
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({_one_line(error)}); copy it again") from error
-
-
-def _array(path: str, name: str, part: Mapping[str, Any]) -> np.ndarray:
-    """A tensor of a safetensors file; bfloat16, which NumPy has not, as float32, whose upper half it is."""
-    if part["dtype"] == "BF16":
-        array = (np.frombuffer(part["data"], "<u2").astype(np.uint32) << 16).view(np.float32)
-    elif part["dtype"] in _TYPES:
-        array = np.frombuffer(part["data"], _TYPES[part["dtype"]])
-    else:
-        raise InputError(f"{path}: {name} has type {part['dtype']}; use unquantised weights")
-    return array.reshape(part["shape"])
-
-
-def _load_ckpt(path: str) -> dict[str, np.ndarray]:
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # MindSpore logs what it raises; the one line is ours
-    try:
-        values = ms.load_checkpoint(path)
-        tensors = {name: value for name, value in values.items() if isinstance(value, ms.Tensor)}
+        tensors = dict(ms.load_checkpoint(path, format=kind))
         arrays = {name: _without_bfloat16(value).asnumpy() for name, value in tensors.items()}
     except Exception as error:  # MindSpore raises many types for a damaged file
-        raise InputError(f"{path}: not a readable MindSpore checkpoint; copy it again") from error
+        raise InputError(
+            f"{path}: not a readable {kind} file of unquantised weights; copy it again, or use another"
+        ) from error
     finally:
-        logging.disable(level)
+        logger.setLevel(level)
     # MindSpore accepts a tensor with fewer bytes than its shape needs.
     if sum(value.nbytes for value in tensors.values()) > os.path.getsize(path):
-        raise InputError(f"{path}: not a readable MindSpore checkpoint (tensors are cut short); copy it again")
+        raise InputError(f"{path}: not a readable {kind} file (tensors are cut short); copy it again")
     return arrays
 
 
 def _without_bfloat16(value: ms.Tensor) -> ms.Tensor:
     return value.astype(ms.float32) if value.dtype == ms.bfloat16 else value
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check_names(path: str, found: Mapping[str, np.ndarray], names: Mapping[str, str]) -> None:
@@ -139,10 +105,10 @@ def _check_names(path: str, found: Mapping[str, np.ndarray], names: Mapping[str,
             continue
         prefixed = next((other for other in found if other.endswith("." + name)), None)
         if prefixed:
-            mend = f"it has {prefixed}: save the encoder alone, without the prefix {prefixed[: -len(name)]}"
+            fix = f"it has {prefixed}: save the encoder alone, without the prefix {prefixed[: -len(name)]}"
         else:
-            mend = "use ResNet-50 weights with torchvision's names (.safetensors) or the original's (.ckpt)"
-        raise InputError(f"{path}: {name} is missing; {mend}")
+            fix = "use ResNet-50 weights with torchvision's names (.safetensors) or the original's (.ckpt)"
+        raise InputError(f"{path}: {name} is missing; {fix}")
     for name in found:
         if name not in wanted and name.startswith(_BODY) and not name.endswith("num_batches_tracked"):
             raise InputError(f"{path}: {name} is not a parameter of ResNet-50; use ResNet-50 weights")
