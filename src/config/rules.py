@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -80,90 +80,70 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 _MULTIPLES = [("ce.batch_images", "ce.micro_batches"), ("rl.update_images", "rl.micro_batches")]
 _MULTIPLES += [("decoder.width", "decoder.heads")]
 _RL_MULTIPLES = [("rl.rollout_images", "rl.sample_images"), ("rl.rollout_images", "rl.update_images")]
-_Rules = tuple[tuple[str, Callable[[Config], bool], str], ...]  # key, what must hold, and what to do if it does not
-_RULES: _Rules = (
-    ("seed", lambda c: c.seed < 2**32, "must be below 2^32"),
-    ("eval.samples", lambda c: c.eval.samples != 1, "must be 0 or at least 2: diversity compares several captions"),
-    ("eval.block_trigrams", lambda c: c.eval.beams > 1 or not c.eval.block_trigrams, "needs eval.beams of at least 2"),
-    ("encoder.kind", lambda c: c.encoder.kind in KINDS, f"must be one of {', '.join(KINDS)}"),
-    ("caprl.base_url", lambda c: _is_url(c.caprl.base_url), "must be a server's address, as http://127.0.0.1:8000/v1"),
-    (
-        "decoder.positions",
-        lambda c: c.decoder.positions >= max(c.ce.tokens, c.rl.tokens, c.eval.tokens),
-        "must be at least the longest caption: ce.tokens={ce.tokens}, rl.tokens={rl.tokens}, eval.tokens={eval.tokens}",
-    ),
-    (
-        "name",
-        lambda c: re.fullmatch(r"[\w.-]+", c.name) is not None and c.name not in (".", ".."),
-        "must be one folder name of letters, digits, '.', '-' and '_'",
-    ),
-    (
-        "data.segmentation",
-        lambda c: c.data.segmentation == "characters" or c.data.language != "en",
-        "is for Chinese captions, but data.language=en is set: remove one of the two",
-    ),
-    (
-        "tokenizer.vocab",
-        lambda c: c.tokenizer.kind == "word" or c.tokenizer.vocab is not None,
-        "must name a vocab.txt if tokenizer.kind is wordpiece",
-    ),
-)
-_RL_RULES: _Rules = (
-    (
-        "rl.group_size",
-        lambda c: c.rl.group_size >= 2 or c.advantage.baseline == "greedy",
-        "must be at least 2: one sample has no group to be compared with",
-    ),
-    (
-        "advantage.scale",
-        lambda c: c.advantage.baseline == "group" or c.advantage.scale == "none",
-        "must be none if advantage.baseline is {advantage.baseline}: only the group baseline is divided",
-    ),
-    (
-        "advantage.combine",
-        lambda c: c.advantage.combine == "sum" or (c.advantage.baseline == "group" and c.advantage.scale != "none"),
-        "needs advantage.baseline=group and advantage.scale=population or sample: it normalises every reward",
-    ),
-    ("rewards.cider", lambda c: bool(c.rewards.active), "or another weight must be above 0: no reward teaches nothing"),
-    (
-        "caprl.questions",
-        lambda c: c.rewards.caprl == 0 or c.caprl.questions is not None,
-        "must name a file of questions if rewards.caprl is above 0",
-    ),
-    (
-        "caprl.model",
-        lambda c: c.rewards.caprl == 0 or c.caprl.answerer != "server" or c.caprl.model is not None,
-        "must be the model's name on the server if caprl.answerer is server",
-    ),
-    ("caprl.template", lambda c: "{prompt}" in c.caprl.template, "must hold {{prompt}}, where the question goes"),
-    ("length.most", lambda c: c.length.most >= c.length.least, "must be at least length.least={length.least}"),
-)
+
+
+def _faults(c: Config, flat: dict[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """Yield the keys with impossible values, each with the fix."""
+    for keys, within, fix in _NUMBERS:
+        yield from ((key, fix) for key in keys.split() if not within(flat[key] or 0))
+    for key, part in _MULTIPLES + (_RL_MULTIPLES if c.stage != "ce" else []):
+        if flat[key] % flat[part]:
+            yield key, f"must be a multiple of {part}={flat[part]}"
+    for stage in ("ce", "rl"):
+        key, warmup = f"{stage}.optimizer.decay_ratio", flat[f"{stage}.optimizer.warmup_ratio"]
+        if not warmup < flat[key] <= 1:
+            yield key, f"must be above {stage}.optimizer.warmup_ratio={warmup} and at most 1"
+    if c.seed >= 2**32:
+        yield "seed", "must be below 2^32"
+    if c.eval.samples == 1:
+        yield "eval.samples", "must be 0 or at least 2: diversity compares several captions"
+    if c.eval.block_trigrams and c.eval.beams == 1:
+        yield "eval.block_trigrams", "needs eval.beams of at least 2: greedy decoding blocks nothing"
+    if c.encoder.kind not in KINDS:
+        yield "encoder.kind", f"must be one of {', '.join(KINDS)}"
+    elif c.encoder.variant not in KINDS[c.encoder.kind]:
+        variants = ", ".join(KINDS[c.encoder.kind])
+        yield "encoder.variant", f"must be one of {variants} if encoder.kind is {c.encoder.kind}"
+    longest = max(c.ce.tokens, c.rl.tokens, c.eval.tokens)
+    if c.decoder.positions < longest:
+        yield "decoder.positions", f"must be at least {longest}, the longest caption"
+    if not re.fullmatch(r"[\w.-]+", c.name) or c.name in (".", ".."):
+        yield "name", "must be one folder name of letters, digits, '.', '-' and '_'"
+    if c.data.segmentation != "characters" and c.data.language == "en":
+        yield "data.segmentation", "is for Chinese captions, but data.language=en is set: remove one of the two"
+    if c.tokenizer.kind != "word" and c.tokenizer.vocab is None:
+        yield "tokenizer.vocab", "must name a vocab.txt if tokenizer.kind is wordpiece"
+    if not _is_url(c.caprl.base_url):
+        yield "caprl.base_url", "must be a server's address, as http://127.0.0.1:8000/v1"
+    yield "caprl.extra_body", _extra_body_fault(c.caprl.extra_body)
+    if c.stage == "ce":
+        return
+    baseline, scale = c.advantage.baseline, c.advantage.scale
+    if c.rl.group_size < 2 and baseline != "greedy":
+        yield "rl.group_size", "must be at least 2: one sample has no group to be compared with"
+    if baseline != "group" and scale != "none":
+        yield "advantage.scale", f"must be none if advantage.baseline is {baseline}: only the group baseline is divided"
+    if c.advantage.combine != "sum" and (baseline != "group" or scale == "none"):
+        fix = "needs advantage.baseline=group and advantage.scale=population or sample: it normalises every reward"
+        yield "advantage.combine", fix
+    if not c.rewards.active:
+        yield "rewards.cider", "or another weight must be above 0: without a reward there is nothing to learn"
+    if c.rewards.caprl and c.caprl.questions is None:
+        yield "caprl.questions", "must name a file of questions if rewards.caprl is above 0"
+    if c.rewards.caprl and c.caprl.answerer == "server" and c.caprl.model is None:
+        yield "caprl.model", "must be the model's name on the server if caprl.answerer is server"
+    if "{prompt}" not in c.caprl.template:
+        yield "caprl.template", "must hold {prompt}, where the question goes"
+    if c.length.most < c.length.least:
+        yield "length.most", f"must be at least length.least={c.length.least}"
 
 
 def check(config: Config) -> None:
     """Reject impossible combinations. Errors: InputError naming the key and the fix."""
     flat = flatten(dataclasses.asdict(config))
-
-    def require(key: str, holds: bool, fix: str) -> None:
-        if not holds:
+    for key, fix in _faults(config, flat):
+        if fix:
             raise InputError(f"{key}={flat[key]} {fix}")
-
-    for keys, within, fix in _NUMBERS:
-        for key in keys.split():
-            require(key, within(flat[key] or 0), fix)
-    for stage in ("ce", "rl"):
-        warmup = flat[f"{stage}.optimizer.warmup_ratio"]
-        key = f"{stage}.optimizer.decay_ratio"
-        require(key, warmup < flat[key] <= 1, f"must be above {stage}.optimizer.warmup_ratio={warmup} and at most 1")
-    for key, part in _MULTIPLES + (_RL_MULTIPLES if config.stage != "ce" else []):
-        require(key, flat[key] % flat[part] == 0, f"must be a multiple of {part}={flat[part]}")
-    for key, holds, fix in _RULES + (_RL_RULES if config.stage != "ce" else ()):
-        require(key, holds(config), fix.format(**vars(config)))
-    kind = config.encoder.kind
-    fix = f"must be one of {', '.join(KINDS[kind])} if encoder.kind is {kind}"
-    require("encoder.variant", config.encoder.variant in KINDS[kind], fix)
-    fault = _extra_body_fault(config.caprl.extra_body)
-    require("caprl.extra_body", fault is None, fault or "")
 
 
 def check_workers(config: Config, workers: int) -> None:
