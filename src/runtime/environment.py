@@ -26,7 +26,7 @@ from src.runtime.leftovers import CLUSTER_VARIABLES, check_cluster_variables
 
 # Environment variables that the programs of a command inherit.
 _START = "CAPTIONER_START"  # when the first of them was started
-_SAID = "CAPTIONER_SAID"  # a file of the lines that they print once
+_SAID = "CAPTIONER_SAID"  # a file of the lines that say_once has printed, deleted with the first of them
 _CALLER = "CAPTIONER_CALLER"  # the folder that a script was called from
 WORKER_FOLDER = "CAPTIONER_WORKER_FOLDER"  # where workers leave reports for src.runtime.launch
 JOB = "CAPTIONER_JOB"  # hex digits that all workers of one program share
@@ -37,6 +37,7 @@ _WARNINGS = (
     (r"Image (size|was|appears)|(Possibly c|C)orrupt EXIF|Metadata Warning|Expecting to read|Truncated File", r"PIL\."),
     (r"Palette images|Invalid APNG|Couldn't allocate palette", r"PIL\."),  # the photograph is read, or its error shown
     (r"Glyph \d+ .*missing from", r"(src|matplotlib)\."),
+    ("The value of the smallest subnormal", r"numpy\."),  # MindSpore flushes subnormals to zero
 )
 _LOGS = {
     "jieba": r"Building prefix dict|Loading model|Dumping model|Prefix dict has been built",
@@ -89,17 +90,6 @@ def say_once(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def _lines_said() -> Iterator[None]:
-    """Share the lines that `say_once` has printed among the programs of a command, in a file deleted at its end."""
-    with contextlib.ExitStack() as ending:
-        with contextlib.suppress(OSError):  # on a full disk, lines may be repeated
-            if _SAID not in os.environ:
-                os.environ[_SAID] = ending.enter_context(tempfile.NamedTemporaryFile(prefix="captioner-said-")).name
-                ending.callback(os.environ.pop, _SAID)
-        yield
-
-
 def run_program(main: Callable[[], None]) -> None:
     """Run `main` and end the process with the exit status that `src.runtime.errors` defines.
 
@@ -135,7 +125,12 @@ def run_program(main: Callable[[], None]) -> None:
         end(InputError.exit_status, f"error: cannot enter {caller}, the folder of the call: {error.strerror}")
     _report_worker()
     try:
-        with _lines_said():
+        with contextlib.ExitStack() as ending:
+            if _SAID not in os.environ:
+                with contextlib.suppress(OSError):  # on a full disk, lines may be repeated
+                    said = tempfile.NamedTemporaryFile(prefix="captioner-said-")  # noqa: SIM115 (closed by `ending`)
+                    os.environ[_SAID] = ending.enter_context(said).name
+                    ending.callback(os.environ.pop, _SAID)
             if WORKER_FOLDER not in os.environ:
                 check_cluster_variables()
             main()

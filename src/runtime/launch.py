@@ -20,12 +20,12 @@ from pathlib import Path
 from src.runtime.cluster import Cluster, held_port
 from src.runtime.environment import JOB, WORKER_FOLDER, end_with_parent, for_modules, on_signals
 from src.runtime.errors import InputError, ProgramError, RunStopped, Terminated
-from src.runtime.node_watch import Trouble, Watch
+from src.runtime.node_watch import NodeWatch, Trouble
 from src.runtime.node_workers import msrun_command, outcome, watch_workers
 
 _EXPLAINED = 3  # seconds that another node has to explain an error here
 _launches: Counter[Cluster] = Counter()
-_watches: dict[Cluster, Watch] = {}  # for all programs of the command
+_watches: dict[Cluster, NodeWatch] = {}  # for all programs of the command
 
 
 def launch(program: Sequence[str], cluster: Cluster, logs: Path) -> None:
@@ -61,7 +61,7 @@ def _run_workers(program: Sequence[str], cluster: Cluster, logs: Path, terminate
     if cluster.nodes == 1:
         status, line = _run_watched(program, cluster, logs, terminated, None)
     else:
-        watch = _watches.get(cluster) or Watch(cluster, program, logs)
+        watch = _watches.get(cluster) or NodeWatch(cluster, program, logs)
         _watches[cluster] = watch
         try:
             status, line = _run_watched(program, cluster, logs, terminated, watch)
@@ -75,7 +75,7 @@ def _run_workers(program: Sequence[str], cluster: Cluster, logs: Path, terminate
 
 
 def _run_watched(
-    program: Sequence[str], cluster: Cluster, logs: Path, terminated: list[float], watch: Watch | None
+    program: Sequence[str], cluster: Cluster, logs: Path, terminated: list[float], watch: NodeWatch | None
 ) -> tuple[int, str]:
     """Return the exit status, and a line to print."""
     first = cluster.node_rank * cluster.devices

@@ -43,11 +43,12 @@ def check_cluster_variables() -> None:
     host, port = os.environ.get("MS_SCHED_HOST", ""), os.environ.get("MS_SCHED_PORT", "")
     fix = f"unset them (unset {' '.join(found)}), or start all workers and their scheduler with msrun"
     values = ", ".join(f"{name}={os.environ[name]}" for name in found)
-    if role not in ("MS_WORKER", "MS_SCHED"):
-        raise InputError(f"{values}: MS_ROLE must be MS_WORKER or MS_SCHED; {fix}")
-    for name, value in (("MS_SCHED_PORT", port), ("MS_WORKER_NUM", os.environ.get("MS_WORKER_NUM", ""))):
-        if not host or not (value.isascii() and value.isdecimal() and 0 < int(value[:9]) < 65536):
-            raise InputError(f"{values}: MS_SCHED_HOST or {name} is missing or unusable; {fix}")
+    ports = {name: os.environ.get(name, "") for name in ("MS_SCHED_PORT", "MS_WORKER_NUM")}
+    usable = {"MS_ROLE": role in ("MS_WORKER", "MS_SCHED"), "MS_SCHED_HOST": bool(host)}
+    usable |= {name: text.isascii() and text.isdecimal() and 0 < int(text[:9]) < 65536 for name, text in ports.items()}
+    for name, good in usable.items():
+        if not good:
+            raise InputError(f"{values}: {name} is missing or unusable; {fix}")
     is_worker = role == "MS_WORKER"
     other = "MS_SCHED" if is_worker else "MS_WORKER"
     if not _comes(lambda: _runs_here(other, port) or (is_worker and _answers(host, int(port)))):

@@ -32,7 +32,7 @@ class Trouble(NamedTuple):
         return self.announced and self.status in (Terminated.exit_status, TimeLimit.exit_status)
 
 
-class Watch:
+class NodeWatch:
     """This node's side of the watch of one command. Errors: InputError if node 0 cannot listen."""
 
     def __init__(self, cluster: Cluster, program: Sequence[str], logs: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from src.runtime.cluster import Cluster
 from src.runtime.errors import RunStopped, Terminated
-from src.runtime.node_watch import CONNECT, Trouble, Watch
+from src.runtime.node_watch import CONNECT, NodeWatch, Trouble
 
 _GRACE = 120  # seconds that workers have to save and end after SIGTERM
 _FAILING = 10  # seconds that workers have to end by themselves after another node has failed
@@ -32,7 +32,7 @@ def msrun_command(cluster: Cluster, port: int, logs: Path) -> list[str]:
 
 
 def watch_workers(
-    msrun: subprocess.Popen, logs: Path, own: Sequence[str], terminated: list[float], watch: Watch | None
+    msrun: subprocess.Popen, logs: Path, own: Sequence[str], terminated: list[float], watch: NodeWatch | None
 ) -> tuple[Trouble | None, bool]:
     """Until msrun ends, show what the first of all workers prints, pass SIGTERM on, and leave no process behind.
 
