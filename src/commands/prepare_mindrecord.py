@@ -110,7 +110,8 @@ def _write_split(folder: Path, root: Path, records: Sequence[Record], shards: in
             writer.write_raw_data(some)
             bar.update(len(some))
     writer.commit()
-    write_listing(part, {path.name: [images[name] for name in _names(path)] for path in _shards(part)})
+    files = sorted(path for path in part.iterdir() if path.suffix != ".db")
+    write_listing(part, {path.name: [images[name] for name in _names(path)] for path in files})
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(part, folder)
 
@@ -125,10 +126,6 @@ def _read(record: Record) -> dict:
     if len(data) > _LARGEST:
         raise InputError(f"{record.file}: has more than {_LARGEST:,} bytes; delete it to have it skipped")
     return {"image_id": str(record.image_id), "file": record.file, "image": data}
-
-
-def _shards(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix != ".db")
 
 
 def _names(shard: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import ipaddress
 import socket
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -56,16 +55,9 @@ def read_cluster(arguments: argparse.Namespace) -> Cluster:
     address, _, port = master.rpartition(":")
     if not address or not port.isdecimal() or not 1024 <= int(port) <= 65535 - PORTS:
         raise InputError(f"--master {master} must be ADDRESS:PORT, such as 10.0.0.1:8118")
-    if nodes > 1 and _is_loopback(address):
+    if nodes > 1 and (address.strip("[]") in ("localhost", "::1") or address.startswith("127.")):
         raise InputError(f"--master {master} must be an address of node 0 that the other nodes reach")
     return cluster._replace(address=address, port=int(port))
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address.strip("[]")).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 @contextlib.contextmanager

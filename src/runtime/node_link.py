@@ -109,7 +109,15 @@ class Link:
                     peer.heard += now - looked
             looked = now
             for key, _ in ready:
-                self._read(key.data) if key.data else self._accept(key.fileobj)
+                if key.data is not None:
+                    self._read(key.data)
+                    continue
+                listener: Any = key.fileobj
+                with contextlib.suppress(OSError):
+                    self._add(listener.accept()[0])
+                strangers = [connection for connection in self._connections if connection.node is None]
+                if len(strangers) > _STRANGERS:
+                    self._drop(strangers[0])
             for peer in self.peers.values():  # only after reading everything that had arrived
                 peer.silent = peer.connection is not None and now - peer.heard > self.cluster.node_timeout
             if now - sent > self._beat:
@@ -120,19 +128,14 @@ class Link:
         if self._listener is not None:
             self._listener.close()
 
-    def _accept(self, listener: Any) -> None:
-        with contextlib.suppress(OSError):
-            self._add(listener.accept()[0])
-        strangers = [connection for connection in self._connections if connection.node is None]
-        if len(strangers) > _STRANGERS:
-            self._drop(strangers[0])
-
     def _add(self, connected: socket.socket) -> None:
         connection = _Connection(connected)
         self._connections.append(connection)
         self._selector.register(connected, selectors.EVENT_READ, connection)
 
     def _drop(self, connection: _Connection) -> None:
+        if connection not in self._connections:  # dropped as a stranger while it was ready to be read
+            return
         self._selector.unregister(connection.socket)
         self._connections.remove(connection)
         connection.socket.close()
