@@ -60,7 +60,7 @@ def test_a_run_stops_when_its_answering_model_does_and_goes_on_as_if_nothing_had
     *warned, _ = messages(done.stderr)
     assert done.returncode == 3, done.stderr
     assert [line.partition("=")[0] for line in warned] == ["warning: eval.tokens", "warning: rl.tokens"]
-    assert "questions of rollout 2" in done.stderr and "caprl.max_failed=0.2" in done.stderr
+    assert "questions in rollout 2" in done.stderr and "caprl.max_failed=0.2" in done.stderr
     assert "checkpoints/last is saved" in done.stderr
     with fake_server(read_caption) as server:  # at another port
         done = grpo(cut, init, server)

@@ -14,9 +14,10 @@ from src.commands.comparison import is_evaluated, plan_runs
 from src.config.load import load_config
 from src.config.plan import load_plan
 from src.evaluation import comparison
-from src.evaluation.comparison import METRICS, budget, over_seeds, published_figures, stability, write_comparison
+from src.evaluation.comparison import budget, over_seeds, published_figures, stability, write_comparison
 from src.evaluation.files import examined_by, scored_as, write_arrays, write_json
 from src.evaluation.plots import BINS, binned, series
+from src.evaluation.tables import METRICS
 from src.runtime.errors import InputError
 from src.runtime.files import file_digest
 

@@ -81,7 +81,7 @@ def test_the_page_of_a_comparison(settings, tmp_path):
         score = {"CIDEr": {"mean": 0.5, "std": 0.1, "seeds": [0.5]}, text: {"mean": 0.5, "std": 0.1, "seeds": [0.5]}}
         report = {
             "systems": {"ce": score, text: score},
-            "differences": {f"{text}-ce": {"CIDEr": {"mean": 0.1, "low": 0.05, "high": 0.2}}},
+            "differences": {f"{text}-ce": {"CIDEr": {"mean": 0.1, "low": 0.05, "high": 0.2, "seeds": [0.0]}}},
             "budget": {text: {text: 1.0}},
             "stability": {text: {text: 1.0}},
             "remarks": [text],
@@ -96,7 +96,7 @@ def test_the_page_of_a_comparison(settings, tmp_path):
 
 
 def test_the_page_of_stages(settings, tmp_path):
-    interval = {"value": 0.5, "low": 0.4, "high": 0.6}
+    interval = {"value": 0.5, "low": 0.4, "high": 0.6, "seeds": [0.0]}
     np.savez(tmp_path / "segments_test.npz", CIDEr=np.array([0.5, 0.5]))
 
     def render(text):

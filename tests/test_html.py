@@ -6,7 +6,8 @@ import re
 import numpy as np
 
 from src.evaluation.gallery import Picture, ScoredCaption
-from src.evaluation.html import ReportTable, label, listed, packed, render_page
+from src.evaluation.html import label, listed, packed, render_page
+from src.evaluation.tables import ReportTable
 
 
 def picture(name="1.png", chosen="even", greedy=0.5, text="a dog"):

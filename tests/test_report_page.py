@@ -11,8 +11,8 @@ from PIL import Image
 
 from src.data.image_url import thumbnail_url
 from src.evaluation.gallery import Picture, ScoredCaption
-from src.evaluation.html import ReportTable, render_page
-from src.evaluation.report_page import best_cells, difference_tables, history_table, score_tables
+from src.evaluation.html import label, render_page
+from src.evaluation.tables import ReportTable, best_cells, difference_tables, history_table, score_tables
 
 
 def printed(name, value):
@@ -40,22 +40,23 @@ def test_scores_are_printed_as_in_the_report():
         "grpo": {"CIDEr": values(1.0, 1.0), "truncated": values(0.0, 0.0)},
     }
     scores, others = score_tables(systems)
-    assert scores.columns == ["CIDEr"] and scores.rows == {"CE": ["62.5 ± 17.7"], "GRPO": ["100.0 ± 0.0"]}
-    assert scores.marked == {("GRPO", "CIDEr")}
-    assert others.rows == {"CE": ["0.25"], "GRPO": ["0"]} and others.marked == {("GRPO", "truncated")}  # not all: novel
+    assert scores.columns == ["CIDEr"] and scores.rows == {"ce": ["62.5 ± 17.7"], "grpo": ["100.0 ± 0.0"]}
+    assert scores.marked == {("grpo", "CIDEr")}
+    assert others.rows == {"ce": ["0.25"], "grpo": ["0"]} and others.marked == {("grpo", "truncated")}  # not all: novel
     (alone,) = score_tables({"ce": {"CIDEr": values(0.5)}})
-    assert alone.rows == {"CE": ["50.0"]} and alone.marked == frozenset()
+    assert alone.rows == {"ce": ["50.0"]} and alone.marked == frozenset()
 
 
 def test_intervals_that_exclude_0_are_marked():
     pair = {
-        "METEOR": {"mean": 0.1, "low": -0.05, "high": 0.2},
-        "ROUGE_L": {"mean": 0.1, "low": 0.05, "high": 0.2},
-        "CIDEr": {"mean": -0.1, "low": -0.2, "high": -0.05},
+        "METEOR": {"mean": 0.1, "low": -0.05, "high": 0.2, "seeds": [0.1]},
+        "ROUGE_L": {"mean": 0.1, "low": 0.05, "high": 0.2, "seeds": [0.05, 0.15]},
+        "CIDEr": {"mean": -0.1, "low": -0.2, "high": -0.05, "seeds": [-0.1]},
     }
     (table,) = difference_tables({"grpo-scst_leave_one_out": pair})
-    name = "GRPO minus SCST leave one out"
-    assert table.rows == {name: ["+10.0\n[-5.0, +20.0]", "+10.0\n[+5.0, +20.0]", "-10.0\n[-20.0, -5.0]"]}
+    name = "grpo-scst_leave_one_out"
+    cells = ["+10.0 [-5.0, +20.0]", "+10.0 [+5.0, +20.0] (+5.0, +15.0)", "-10.0 [-20.0, -5.0]"]
+    assert table.rows == {name: cells} and label(name) == "GRPO minus SCST leave one out"
     assert table.marked == {(name, "ROUGE_L"), (name, "CIDEr")} and table.mark == "excludes 0"
     assert difference_tables({}) == []
 
@@ -65,7 +66,7 @@ def test_histories_by_hand():
     second = [{"step": 0, "val/CIDEr": 0.25}, {"step": 1, "train/kl": 0.0}, {"step": 2, "val/CIDEr": 1.25}]
     table = history_table({"ce": [[{"step": 1, "train/loss": 2.0}]], "grpo": [first, second]})
     assert table.columns == ["val/CIDEr", "train/kl", "train/loss"]
-    assert table.rows == {"CE": ["", "", "2.000 to 2.000"], "GRPO": ["0.375 to 1.000", "0.000 to 0.000", ""]}
+    assert table.rows == {"ce": ["", "", "2.000 to 2.000"], "grpo": ["0.375 to 1.000", "0.000 to 0.000", ""]}
 
 
 # --- In a browser ---

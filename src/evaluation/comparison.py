@@ -17,13 +17,12 @@ from src.evaluation.bootstrap import average_seeds, paired_differences, whole_sp
 from src.evaluation.files import read_arrays, read_evaluation, results_name, write_json, write_text
 from src.evaluation.plots import plot_curves, plot_learning, plot_quality_diversity
 from src.evaluation.report import common_signature, remarks
+from src.evaluation.tables import comparison_tables
 from src.rewards.mixture import reward_signature
 from src.runtime.errors import InputError
-from src.runtime.text_tables import markdown_table
 from src.training.metrics import read_lines
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "published_results.yaml"
-METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE", "prism_mean", "prism_best")
 _SEGMENTS = {"bleu": "Bleu_1", "meteor": "METEOR"}  # segments that a metric of another name is computed from
 EQUAL_UPDATES = "_equal_updates"  # ends the name of a system that was given updates, not captions
 
@@ -78,7 +77,15 @@ def write_comparison(
     plot_learning(lines, report["budget"], target)
     plot_curves(lines, target)
     plot_quality_diversity(evaluations, target)
-    text = markdown(report, next(iter(configs.values())), len(plan.seeds), split)
+    config, seeds = configs["ce"], len(plan.seeds)
+    title = f"# {', '.join(configs)} on {config.data.dataset}, {split} split, {seeds} seed{'s' if seeds > 1 else ''}"
+    rows = [title]
+    for table in comparison_tables(report, published_figures(config.data.dataset, split)):
+        rows += ["", *table.markdown()]
+    rows += [line for remark in said for line in ("", f"{remark}.")]
+    rows += ["", "Signatures:", "", *[f"- {system}: `{text}`" for system, text in report["signatures"].items()]]
+    rows += ["", "![learning](learning.png) ![curves](curves.png) ![quality and diversity](quality_diversity.png)"]
+    text = "\n".join(rows) + "\n"
     write_text(target / "report.md", text)
     return text
 
@@ -163,52 +170,6 @@ def stability(runs: Sequence[Sequence[dict]]) -> dict[str, float]:
     }
 
 
-def markdown(report: dict, config: Config, seeds: int, split: str) -> str:
-    """report.md: every section of report.json as a table, metrics times 100."""
-    systems = report["systems"]
-    metrics = [name for name in systems["ce"] if name in METRICS]
-    others = [name for name in systems["ce"] if name not in METRICS]
-    published = published_figures(config.data.dataset, split)
-    main = {system: [printed_score(table[name]) for name in metrics] for system, table in systems.items()}
-    columns = list(metrics)
-    if published:
-        columns.append("CIDEr, published")
-        main = {system: [*cells, published.pop(system, "")] for system, cells in main.items()}
-        main |= {system: [*[""] * len(metrics), figure] for system, figure in published.items()}
-    pairs = {
-        pair: [
-            f"{printed_interval(v)} ({', '.join(f'{100 * seed:+.1f}' for seed in v['seeds'])})"
-            for v in (interval[name] for name in metrics)
-        ]
-        for pair, interval in report["differences"].items()
-    }
-    spread = "Means and standard deviations over seeds, " if seeds > 1 else ""
-    rows = [
-        f"# {', '.join(systems)} on {config.data.dataset}, {split} split, {seeds} seed{'s' if seeds > 1 else ''}",
-        "",
-    ]
-    rows += [f"{spread}times 100.".capitalize(), "", *_table(columns, main)]
-    rows += ["", "Diversity of sampled captions, and endings of the others (docs/metrics.md).", ""]
-    rows += _table(
-        others, {s: [printed_number(name, table[name]["mean"]) for name in others] for s, table in systems.items()}
-    )
-    rows += ["", "Differences, times 100: mean [95 % interval of a paired bootstrap over images] (of each seed). An"]
-    rows += [
-        f"interval covers the choice of {split} images, not the variance of training. BLEU and METEOR are computed"
-    ]
-    rows += ["from the counts of all seeds together.", "", *_table(metrics, pairs)]
-    for title, section in (("Budget of one seed", "budget"), ("Stability", "stability")):
-        names = list(next(iter(report[section].values())))
-        rows += ["", f"{title} (docs/metrics.md).", ""]
-        rows += _table(
-            names, {s: [printed_number(name, values[name]) for name in names] for s, values in report[section].items()}
-        )
-    rows += [line for remark in report["remarks"] for line in ("", f"{remark}.")]
-    rows += ["", "Signatures:", "", *[f"- {system}: `{line}`" for system, line in report["signatures"].items()]]
-    rows += ["", "![learning](learning.png) ![curves](curves.png) ![quality and diversity](quality_diversity.png)"]
-    return "\n".join(rows) + "\n"
-
-
 def published_figures(dataset: str, split: str = "test") -> dict[str, str]:
     """CIDEr on a split of a dataset by system, with decoding and source, from docs/published_results.yaml.
 
@@ -224,24 +185,3 @@ def published_figures(dataset: str, split: str = "test") -> dict[str, str]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(f"{PUBLISHED}: {' '.join(repr(error).split())}: restore it, or complete the entry") from None
     return {system: ", ".join(lines) for system, lines in figures.items()}
-
-
-def printed_score(values: Mapping) -> str:
-    """Mean, and deviation where there are several seeds, of what `over_seeds` returns of a metric, times 100."""
-    return f"{100 * values['mean']:.1f}" + (f" ± {100 * values['std']:.1f}" if len(values["seeds"]) > 1 else "")
-
-
-def printed_interval(values: Mapping) -> str:
-    """A difference and its interval, times 100."""
-    return f"{100 * values['mean']:+.1f} [{100 * values['low']:+.1f}, {100 * values['high']:+.1f}]"
-
-
-def printed_number(name: str, value: float) -> str:
-    """A value for a table: CIDEr times 100, as everywhere, and no power of ten."""
-    if name in ("best-CIDEr", "largest_fall_of_val_CIDEr"):
-        return f"{100 * value:.1f}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
-    return markdown_table(["", *columns], [[name, *cells] for name, cells in rows.items()])

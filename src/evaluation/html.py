@@ -8,12 +8,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from src.data.image_url import data_url
+from src.evaluation.tables import ReportTable
 
 if TYPE_CHECKING:
     from src.evaluation.gallery import Picture
@@ -21,16 +22,6 @@ if TYPE_CHECKING:
 _PAGE = Path(__file__).parent / "page"
 # One sign for each of 64 levels of attention: as short in JSON as a digit, and never escaped.
 _LEVELS = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"))
-
-
-class ReportTable(NamedTuple):
-    """A table of printed values: its columns, rows by name, marked cells (row, column), and the meaning of the mark."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Mapping[str, Sequence[str]]
-    marked: frozenset[tuple[str, str]] = frozenset()
-    mark: str = "best"
 
 
 def build_templates(folder: Path) -> Environment:
@@ -74,7 +65,9 @@ def render_page(
 
 
 def label(system: str) -> str:
-    """Spell a system's name for readers: scst_leave_one_out becomes SCST leave one out."""
+    """Spell the name of a system, or of a difference: grpo-scst_leave_one_out becomes GRPO minus SCST leave one out."""
+    if "-" in system:
+        return " minus ".join(map(label, system.split("-")))
     first, *rest = system.split("_")
     return " ".join([first.upper() if first in ("ce", "scst", "grpo") else first, *rest])
 

@@ -1,0 +1,145 @@
+"""The tables of report.md and report.html: printed values by system and metric, with the best ones marked."""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import mean
+from typing import Any, NamedTuple
+
+from src.evaluation.plots import HISTORIES, series
+from src.runtime.text_tables import markdown_table
+
+METRICS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE", "prism_mean", "prism_best")
+HIGHER_IS_BETTER = {*METRICS, "Div-1", "Div-2", "self-CIDEr", "best-CIDEr"}
+LOWER_IS_BETTER = {"mBLEU", "function_word", "truncated"}
+
+
+class ReportTable(NamedTuple):
+    """A table of printed values: its columns, rows by name, marked cells (row, column), and the meaning of the mark.
+
+    of_systems: whether the rows are named after systems or pairs of systems.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[str]]
+    marked: frozenset[tuple[str, str]] = frozenset()
+    mark: str = "best"
+    of_systems: bool = True
+
+    def markdown(self) -> list[str]:
+        """Return the lines of the table with its title."""
+        return [
+            self.title,
+            "",
+            *markdown_table(["", *self.columns], [[name, *cells] for name, cells in self.rows.items()]),
+        ]
+
+
+def comparison_tables(report: Mapping[str, Any], published: Mapping[str, str]) -> list[ReportTable]:
+    """Build the tables of a comparison from its report.json. published: CIDEr by system (`published_figures`)."""
+    tables = score_tables(report["systems"]) + difference_tables(report["differences"])
+    for title, section in (("Budget of one seed", "budget"), ("Stability", "stability")):
+        tables.append(value_table(f"{title} (docs/metrics.md).", report[section]))
+    if published:
+        tables.append(ReportTable("Published CIDEr", ["CIDEr"], {key: [figure] for key, figure in published.items()}))
+    return tables
+
+
+def score_tables(systems: Mapping[str, Mapping[str, dict]]) -> list[ReportTable]:
+    """Build the tables of metrics, and of diversity and endings, from `over_seeds` of each system."""
+    first, *rest = systems.values()
+    names = [name for name in first if all(name in table for table in rest)]
+    metrics = [name for name in names if name in METRICS]
+    columns = {name: {system: table[name]["mean"] for system, table in systems.items()} for name in metrics}
+    rows = {system: [printed_score(table[name]) for name in metrics] for system, table in systems.items()}
+    seeds = ", means and standard deviations over seeds" if len(first[names[0]]["seeds"]) > 1 else ""
+    title = f"Scores of decoded captions, times 100{seeds}. The best value of each column is marked."
+    tables = [ReportTable(title, metrics, rows, best_cells(columns, lambda name, value: f"{100 * value:.1f}"))]
+    others = [name for name in names if name not in METRICS]
+    if others:
+        title = "Diversity of sampled captions, and endings of the decoded ones (docs/metrics.md)."
+        means = {system: {name: table[name]["mean"] for name in others} for system, table in systems.items()}
+        tables.append(value_table(title, means))
+    return tables
+
+
+def difference_tables(pairs: Mapping[str, Mapping[str, dict]]) -> list[ReportTable]:
+    """Build the table of `differences`; none if there is no pair."""
+    if not pairs:
+        return []
+    metrics = [name for name in METRICS if name in next(iter(pairs.values()))]
+    rows = {pair: [printed_interval(values[name]) for name in metrics] for pair, values in pairs.items()}
+    clear = frozenset(
+        (pair, name)
+        for pair, values in pairs.items()
+        for name in metrics
+        if values[name]["low"] > 0 or values[name]["high"] < 0
+    )
+    title = (
+        "Differences, times 100, with 95 % intervals of a paired bootstrap over images, and each seed's difference in "
+        "parentheses. Intervals cover the choice of images, not the variance of training; those that exclude 0 are "
+        "marked. BLEU and METEOR are computed from the counts of all seeds together."
+    )
+    return [ReportTable(title, metrics, rows, clear, mark="excludes 0")]
+
+
+def value_table(title: str, systems: Mapping[str, Mapping[str, float]]) -> ReportTable:
+    """Build a table of values by system and name."""
+    names = list(next(iter(systems.values())))
+    columns = {name: {system: values[name] for system, values in systems.items()} for name in names}
+    rows = {system: [printed_number(name, values[name]) for name in names] for system, values in systems.items()}
+    return ReportTable(title, names, rows, best_cells(columns, printed_number))
+
+
+def best_cells(
+    columns: Mapping[str, Mapping[str, float]], printed: Callable[[str, float], str]
+) -> frozenset[tuple[str, str]]:
+    """Find the cells (row, column) with the best printed value of their column; none if the whole column prints alike.
+
+    columns: the value of each row, by metric. Metrics of which neither high nor low is better have no best.
+    """
+    best = set()
+    for name, values in columns.items():
+        if name not in HIGHER_IS_BETTER | LOWER_IS_BETTER:
+            continue
+        winner = printed(name, (max if name in HIGHER_IS_BETTER else min)(values.values()))
+        rows = {(row, name) for row, value in values.items() if printed(name, value) == winner}
+        best |= rows if len(rows) < len(values) else set()
+    return frozenset(best)
+
+
+def logged(lines: Mapping[str, Sequence[Sequence[dict]]]) -> list[str]:
+    """List those of HISTORIES that any run has logged. lines: of metrics.jsonl, by system for each seed."""
+    names = {name for seeds in lines.values() for rows in seeds for line in rows for name in line}
+    return [name for name in HISTORIES if name in names]
+
+
+def history_table(lines: Mapping[str, Sequence[Sequence[dict]]]) -> ReportTable:
+    """Build the table of first and last values of each history, means over seeds: the curves as text."""
+    names = logged(lines)
+    rows: dict[str, list[str]] = {}
+    for system, seeds in lines.items():
+        rows[system] = []
+        for name in names:
+            found = [series(line, name)[1] for line in seeds]
+            ends = [round(mean(values[end] for values in found), 3) for end in (0, -1)] if all(map(len, found)) else []
+            rows[system].append(" to ".join(f"{end + 0.0:.3f}" for end in ends))  # + 0.0: no -0.000
+    return ReportTable("First and last logged value of each history (docs/metrics.md).", names, rows)
+
+
+def printed_score(values: Mapping) -> str:
+    """Mean, and deviation where there are several seeds, of what `over_seeds` returns of a metric, times 100."""
+    return f"{100 * values['mean']:.1f}" + (f" ± {100 * values['std']:.1f}" if len(values["seeds"]) > 1 else "")
+
+
+def printed_interval(values: Mapping) -> str:
+    """Print a difference with its interval, and each seed's difference if there are several, times 100."""
+    seeds = ", ".join(f"{100 * seed:+.1f}" for seed in values["seeds"])
+    interval = f"{100 * values['mean']:+.1f} [{100 * values['low']:+.1f}, {100 * values['high']:+.1f}]"
+    return interval + (f" ({seeds})" if len(values["seeds"]) > 1 else "")
+
+
+def printed_number(name: str, value: float) -> str:
+    """A value for a table: CIDEr times 100, as everywhere, and no power of ten."""
+    if name in ("best-CIDEr", "largest_fall_of_val_CIDEr"):
+        return f"{100 * value:.1f}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
