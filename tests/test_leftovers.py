@@ -123,10 +123,9 @@ def test_every_program_checks_them(environment, capfd):
     with pytest.raises(SystemExit) as stop:
         run_program(lambda: pytest.fail("it has begun"))
     assert stop.value.code == 2 and capfd.readouterr().err.startswith("error: MS_ROLE=MS_WORKER, ")
-    programs = [
-        path for path in Path(src.runtime.leftovers.__file__).parents[1].rglob("*.py") if "__main__" in path.read_text()
-    ]
-    without = [path.name for path in programs if "run_program(main)" not in path.read_text()]
+    texts = {path: path.read_text() for path in Path(src.runtime.leftovers.__file__).parents[1].rglob("*.py")}
+    programs = {path: text for path, text in texts.items() if "__main__" in text and "def main(" in text}
+    without = [path for path, text in programs.items() if "run_program(main)" not in text]
     assert len(programs) > 8 and not without
 
 
