@@ -3,15 +3,14 @@
 python eval.py --config FILE --checkpoint PATH [--split test] [--prism] [key=value ...]
 python eval.py --config FILE --checkpoint [NAME=]PATH... --images PHOTO... [--output FILE.jsonl] [key=value ...]
 python eval.py --config FILE --captions FILE [--split test]
-An exported folder (python -m src.export) as PATH brings its own configuration, and needs no --config.
+If PATH is an exported folder (python -m src.export), it brings its own configuration and needs no --config.
 """
 
-import argparse
 import json
 
 from src.captioning.arguments import add_image_arguments, read_image_arguments
 from src.commands.demo_data import make_demo_data
-from src.config.load import load_config
+from src.config.load import config_parser, load_config
 from src.config.rules import check_workers
 from src.data.locate import evaluated_split
 from src.data.record import SPLITS
@@ -22,26 +21,21 @@ from src.runtime.files import given_file
 
 def main() -> None:
     """Parse the command line and print a table."""
-    parser = argparse.ArgumentParser(description="Evaluate a checkpoint, or score captions.")
-    parser.add_argument("--config", type=given_file, help="what was trained with; an exported folder brings it")
+    config_help = {"help": "the configuration of the training; an exported folder brings its own"}
+    parser = config_parser("Evaluate a checkpoint, or score captions.", **config_help)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--checkpoint",
-        nargs="+",
-        metavar="[NAME=]PATH",
-        help="such as outputs/demo-grpo/checkpoints/best, or an exported folder",
-    )
+    path = "such as outputs/demo-grpo/checkpoints/best, or an exported folder"
+    source.add_argument("--checkpoint", nargs="+", metavar="[NAME=]PATH", help=path)
     source.add_argument("--captions", type=given_file, help="a COCO results file to score instead")
     parser.add_argument("--split", choices=SPLITS, help="default: test, or val where the data has no test split")
     add_image_arguments(parser)
     parser.add_argument("--prism", action="store_true", help="also answer caprl.questions from eval.samples captions")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
     checkpoints = read_image_arguments(arguments)
     if arguments.captions is not None and (arguments.images or arguments.prism):
-        raise InputError("--captions is scored as it is: --images and --prism are for --checkpoint")
+        raise InputError("--captions scores a file as is: --images and --prism need --checkpoint")
     if arguments.config is None:
-        raise InputError("--config is missing: it names the data that --captions is scored on")
+        raise InputError("--config is missing: it names the data to score --captions on")
     config = load_config(arguments.config, arguments.overrides)
     if arguments.prism and (config.caprl.questions is None or config.eval.samples == 0):
         raise InputError("--prism needs caprl.questions, a file of questions, and eval.samples of at least 2")

@@ -1,21 +1,16 @@
 """Train one stage: python train.py --config FILE [key=value ...]"""
 
-import argparse
 from pathlib import Path
 
 from src.commands.demo_data import make_demo_data
-from src.config.load import load_config
+from src.config.load import config_parser, load_config
 from src.config.rules import check_workers
 from src.runtime.environment import prepare_environment, run_program
-from src.runtime.files import given_file
 
 
 def main() -> None:
-    """Parse the configuration, build the parts, call one loop. Imports come late: bad input is told in a second."""
-    parser = argparse.ArgumentParser(description="Train one stage (ce, grpo or scst) of a captioner.")
-    parser.add_argument("--config", type=given_file, required=True, help="a YAML file of configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
-    arguments = parser.parse_intermixed_args()
+    """Parse the configuration, build the parts, call one loop. Heavy imports are deferred: bad input fails at once."""
+    arguments = config_parser("Train one stage (ce, grpo or scst) of a captioner.").parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)
     prepare_environment(convolutions=config.convolves)
 
@@ -37,7 +32,7 @@ def main() -> None:
     workers.wait()
     folder = config.run_folder
     if is_complete(folder) and not config.fresh:
-        print(f"{folder} is complete; to train it again, delete it")
+        print(f"{folder} is complete; delete it to train again")
         return
     target = setup_device(config)
     run = start_run(config, folder, init, workers)

@@ -1,26 +1,26 @@
 """Say whether this Python can run the project: `python check_python.py [REQUIREMENTS]`.
 
-Status 0 and the interpreter's path, or status 1 and one line: what is wrong, and the mend.
-Without REQUIREMENTS, say whether `.venv` can be made with this Python.
-Reads the metadata of packages and imports none of them: 0.1 s where importing MindSpore takes seconds.
+Prints the interpreter's path with status 0, or one line on what is wrong and how to fix it with status 1.
+Without REQUIREMENTS, checks whether this Python can create `.venv`.
+Reads the metadata of packages without importing them: 0.1 s, where importing MindSpore takes seconds.
 """
 
 import importlib.util
 import re
 import sys
 
-VERSIONS = ((3, 10), (3, 11), (3, 12))  # MindSpore 2.9 and everything beside it install on these
+VERSIONS = ((3, 10), (3, 11), (3, 12))  # MindSpore 2.9 and all other requirements install on these
 
 
 def find_problem(requirements_path=None):
-    """Return what keeps this Python from being used, or None."""
+    """Return why this Python cannot be used, or None."""
     if sys.version_info[:2] not in VERSIONS:
         found = ".".join(map(str, sys.version_info[:3]))
-        return f"Python {found} will not do: MindSpore 2.9 needs Python 3.10, 3.11 or 3.12"
+        return f"Python {found} is not supported: MindSpore 2.9 needs Python 3.10, 3.11 or 3.12"
     if requirements_path is None:
         if importlib.util.find_spec("venv") and importlib.util.find_spec("ensurepip"):
             return None
-        return f"{sys.executable} cannot make environments: install its venv and ensurepip (Debian: python3-venv)"
+        return f"{sys.executable} cannot create environments: install its venv and ensurepip (Debian: python3-venv)"
     missing, unfit = find_unmet(requirements_path)
     if missing:
         unfit.append(f"missing: {', '.join(missing)}")
@@ -28,7 +28,7 @@ def find_problem(requirements_path=None):
 
 
 def find_unmet(requirements_path):
-    """Return the names that are not installed, and one phrase for each that is installed in another version."""
+    """Return the names of missing packages, and a phrase for each package installed in another version."""
     from importlib import metadata
 
     try:

@@ -3,7 +3,7 @@
 # (src/runtime/environment.py).
 #
 # The Python is the first of:
-#   1. $PYTHON, if set. Nothing is installed into it; if packages are missing, they are named and the status is 2.
+#   1. $PYTHON, if set. Nothing is installed into it; missing packages are named and the status is 2.
 #   2. `python` or `python3` on PATH, if it satisfies requirements.txt (for example an Ascend server's own MindSpore).
 #   3. .venv at the root, created on the first run and updated when requirements.txt changes.
 
@@ -28,7 +28,7 @@ check() { PYTHONIOENCODING=utf-8:surrogateescape "$1" "$ROOT/scripts/check_pytho
 use_given_python() {
     local report
     report="$(check "$PYTHON" "$REQUIREMENTS")" ||
-        fail "PYTHON=$PYTHON: ${report:-this does not start}; or unset PYTHON to use .venv"
+        fail "PYTHON=$PYTHON: ${report:-it does not start}; fix it, or unset PYTHON to use .venv"
     PYTHON="$report"
 }
 
@@ -41,7 +41,7 @@ use_active_python() {
         fi
         case "$report" in
         "" | *"missing: mindspore,"* | "Python "*) ;; # no MindSpore there (first in requirements.txt): nothing to explain
-        *) say "the active $name lacks something, so .venv is used: $report" ;;
+        *) say "the active $name does not satisfy requirements.txt, using .venv: $report" ;;
         esac
     done
     return 1
@@ -60,7 +60,7 @@ use_venv() {
     if ! venv_is_complete; then
         if [ -e "$VENV/bin/python" ] && [ ! -e "$VENV_STAMP" ]; then # created by the user: never deleted or changed
             check "$VENV/bin/python" "$REQUIREMENTS" >/dev/null ||
-                fail "$VENV was not made by these scripts: $(check "$VENV/bin/python" "$REQUIREMENTS"), or remove it"
+                fail "$VENV was not created by these scripts: $(check "$VENV/bin/python" "$REQUIREMENTS"); fix it, or remove it"
         else
             make_venv_locked
         fi
@@ -70,7 +70,7 @@ use_venv() {
 
 make_venv_locked() {
     { mkdir -p "$VENV" && true >>"$VENV_LOCK"; } 2>/dev/null ||
-        fail "cannot write $VENV: make the folder writable, or set PYTHON to a Python that holds requirements.txt"
+        fail "cannot write $VENV: make the folder writable, or set PYTHON to a Python that satisfies requirements.txt"
     exec 9>>"$VENV_LOCK"
     if command -v flock >/dev/null && ! flock -n 9; then
         say "another run is setting up .venv: waiting for it"
@@ -108,7 +108,7 @@ find_builder() {
         fi
         found="${report:-$found}"
     done
-    fail "no Python on PATH to make .venv with: ${found:-none starts}; install one of 3.10 to 3.12 and put it on PATH"
+    fail "no Python on PATH can create .venv: ${found:-none starts}; install Python 3.10 to 3.12 and put it on PATH"
 }
 
 # For speed: a new pip needs a third of the time to resolve, and modules are compiled when they are first imported.
@@ -122,7 +122,7 @@ fail_setup() {
     local reason
     reason="$(grep -i error "$VENV_LOG" | tail -n 1 || true)"
     fail "setting up .venv failed: ${reason:-$(tail -n 1 "$VENV_LOG")} (log: $VENV_LOG);" \
-        "without network, point pip to a mirror, or set PYTHON to a Python that holds requirements.txt"
+        "without network, point pip to a mirror, or set PYTHON to a Python that satisfies requirements.txt"
 }
 
 # require_more FILE: packages that a script needs in addition to requirements.txt; installed into .venv only.

@@ -15,12 +15,13 @@ from PIL import Image
 from src.captioning.arguments import name_checkpoints, read_image_arguments
 from src.captioning.captions import DecodedCaption
 from src.captioning.inputs import Found, find_photographs, skipped_note
-from src.captioning.output import CaptionFile, DonePaths, append_lines
+from src.captioning.output import CaptionFile, DonePaths
 from src.captioning.run import prepare, share
 from src.captioning.table import CaptionTable, one_line
 from src.data import digests, image_formats
 from src.data.digests import state_key
 from src.runtime.errors import InputError
+from src.runtime.files import append_json_lines
 from src.runtime.workers import Workers
 
 
@@ -212,7 +213,7 @@ def test_lines_hold_all_captions(file):
 def test_a_torn_line_is_cut_off_when_the_file_is_opened_and_when_it_is_appended_to(file, tail):
     file.write({"a.png": CAPTIONS}, {}, {"a.png": (5, 0)})
     whole = file.path.read_bytes()
-    for repair in (lambda: again(file), lambda: append_lines(file.path, [])):
+    for repair in (lambda: again(file), lambda: append_json_lines(file.path, [])):
         file.path.write_bytes(whole + tail)
         repair()
         assert file.path.read_bytes() == whole
@@ -222,7 +223,7 @@ def test_a_torn_line_is_cut_off_when_the_file_is_opened_and_when_it_is_appended_
 
 def _append_many(path, name):
     for number in range(200):
-        append_lines(path, [{"image": f"{name}-{number}", "text": "x" * 3000}] * 3)
+        append_json_lines(path, [{"image": f"{name}-{number}", "text": "x" * 3000}] * 3)
 
 
 def test_processes_append_whole_lines(tmp_path):
@@ -249,13 +250,13 @@ def test_captions_of_other_settings_are_not_mixed(file):
 
 
 def test_two_runs_do_not_write_one_file(file):
-    with pytest.raises(InputError, match="another run writes it"):
+    with pytest.raises(InputError, match="another run is writing to it"):
         CaptionFile(file.path).open(MADE_FROM)
 
 
 def test_a_line_that_is_none_of_captions_is_named(file):
     file.path.write_text('{"image": "a.png", "file": ["1", "2"]}\n{"imag": 1}\n')
-    with pytest.raises(InputError, match="line 2 is no line of captions"):
+    with pytest.raises(InputError, match="line 2 is damaged; remove it"):
         file.done()
 
 

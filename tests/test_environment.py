@@ -234,6 +234,21 @@ def test_a_caller_whose_folder_is_gone(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         run_program(lambda: None)
     assert stop.value.code == 2
-    assert capsys.readouterr().err == (
-        "error: /gone, which this was called from, cannot be entered: No such file or directory\n"
-    )
+    assert capsys.readouterr().err == ("error: cannot enter /gone, the folder of the call: No such file or directory\n")
+
+
+LIBRARIES = """
+import logging, warnings
+from src.runtime.environment import prepare_environment
+prepare_environment(convolutions=False)
+for message in ("Glyph 9 (x) missing from font(s) y", "a new warning"):
+    warnings.warn_explicit(message, UserWarning, "plots.py", 1, module="src.evaluation.plots")
+for message in ("Building prefix dict", "a new line"):
+    logging.getLogger("jieba").warning(message)
+"""
+
+
+def test_only_known_lines_of_libraries_are_hidden():
+    done = subprocess.run([sys.executable, "-c", LIBRARIES], cwd=WORLD, capture_output=True, text=True)
+    assert "a new warning" in done.stderr and "a new line" in done.stderr
+    assert "Glyph" not in done.stderr and "Building" not in done.stderr

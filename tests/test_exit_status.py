@@ -57,7 +57,7 @@ def test_a_loss_that_is_not_finite_stops_with_status_3(tmp_path):
     [
         (["output_root=/proc/none"], ["/proc/none", "output_root"]),
         (["data.root=/absent", "data.dataset=mine"], ["data.root=/absent"]),
-        (["grpo.goup_size=3"], ["grpo.goup_size", "rl.group_size"]),
+        (["rl.goup_size=3"], ["rl.goup_size", "rl.group_size"]),
         (["device=Ascend"], ["device=Ascend"]),
     ],
 )

@@ -211,7 +211,7 @@ def test_an_interrupted_split_is_written_anew_and_a_whole_one_left(written, tmp_
     assert sorted(path.name for path in folder.iterdir()) == ["test", "train", "val"]
     assert (folder / "train/listing.json").stat().st_mtime_ns == before
     assert capsys.readouterr().out.splitlines()[-3:] == [
-        f"{folder}/train: 64 images, there already",
+        f"{folder}/train: 64 images, already there",
         f"{folder}/val: 16 images",
         f"{folder}/test: 16 images",
     ]
@@ -231,7 +231,7 @@ def test_folders_of_others_are_not_replaced(written, tmp_path):
     (tmp_path / "images/val").mkdir(parents=True)
     (tmp_path / "images/val/mine.jpg").write_bytes(b"photograph")
     with pytest.raises(
-        InputError, match=r"images/val holds no shards, and is not replaced: give another data\.mindrecord"
+        InputError, match=r"images/val holds no shards and is not replaced: choose another data\.mindrecord"
     ):
         write_splits(
             tmp_path / "images", written, {"val": records["val"]}, shards=2, threads=2, memory=tmp_path / "memory"

@@ -13,7 +13,7 @@ from tiny import WORLD, free_port
 from src.runtime.cluster import Cluster
 from src.runtime.errors import InputError, RunStopped
 from src.runtime.node_link import Peer
-from src.runtime.node_watch import Watch
+from src.runtime.node_watch import NodeWatch
 
 LIMIT = 1.0  # seconds: --node-timeout of these tests
 
@@ -29,7 +29,7 @@ def start(port):
     watches = []
 
     def start(rank, nodes=2, job="job", limit=LIMIT):
-        watches.append(Watch(Cluster(2, nodes, rank, "127.0.0.1", port, limit), [job], Path("/logs")))
+        watches.append(NodeWatch(Cluster(2, nodes, rank, "127.0.0.1", port, limit), [job], Path("/logs")))
         return watches[-1]
 
     yield start
@@ -122,9 +122,9 @@ def test_node_0_that_does_not_answer_is_noticed(start, port):
 
 def test_a_killed_launcher_is_noticed_at_once(start, port):
     code = "import sys, time; from pathlib import Path\n"
-    code += "from src.runtime.cluster import Cluster; from src.runtime.node_watch import Watch\n"
+    code += "from src.runtime.cluster import Cluster; from src.runtime.node_watch import NodeWatch\n"
     code += "cluster = Cluster(2, 2, 1, '127.0.0.1', int(sys.argv[1]), 1000.0)\n"
-    code += "watch = Watch(cluster, ['job'], Path('/logs'))\ntime.sleep(1000)"
+    code += "watch = NodeWatch(cluster, ['job'], Path('/logs'))\ntime.sleep(1000)"
     process = subprocess.Popen([sys.executable, "-c", code, str(port)], cwd=WORLD)
     first = start(0, limit=1000.0)
     met(first)

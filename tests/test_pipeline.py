@@ -136,7 +136,7 @@ def test_scoring_a_file_of_captions_gives_the_same_numbers(outputs):
     result = run(
         "eval.py", "--config", "configs/demo/grpo.yaml", "--captions", str(file), "--images", str(file), *settings
     )
-    assert result.returncode == 2 and "--captions is scored as it is" in result.stderr
+    assert result.returncode == 2 and "--captions scores a file as is" in result.stderr
 
 
 def test_bad_checkpoints_are_one_line_and_status_2(outputs, tmp_path):

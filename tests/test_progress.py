@@ -12,7 +12,6 @@ import termios
 import pytest
 from tiny import WORLD
 
-from src.runtime import progress
 from src.runtime.progress import Progress
 
 NESTED = """
@@ -31,7 +30,7 @@ with Progress("outer", 2, "step") as bar:
 def clock(monkeypatch):
     """Seconds that a test advances by itself."""
     now = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
     return now
 
 

@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from src.runtime.rng import counter_of, generator, keep_masks, permutation, uniforms
+from src.runtime.rng import counter_of, generator, keep_masks, uniforms
 
 
 def test_a_row_is_the_same_however_the_rows_are_divided():
@@ -40,9 +40,9 @@ def test_keep_masks_keep_the_stated_share():
 
 
 def test_permutations_depend_on_the_epoch_only():
-    first = permutation("data", 1, (0,), 100)
-    np.testing.assert_array_equal(first, permutation("data", 1, (0,), 100))
-    assert sorted(first) == list(range(100)) and (first != permutation("data", 1, (1,), 100)).any()
+    first = generator("data", 1, 0).permutation(100)
+    np.testing.assert_array_equal(first, generator("data", 1, 0).permutation(100))
+    assert sorted(first) == list(range(100)) and (first != generator("data", 1, 1).permutation(100)).any()
 
 
 def test_names_count_as_numbers():

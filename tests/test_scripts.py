@@ -158,7 +158,7 @@ def test_given_python_wins(checkout):
         ({"mindspore": "2.9.0"}, "3, 11", "missing: captions (run "),
         ({"mindspore": "2.10.0", "captions": "1"}, "3, 11", "mindspore is 2.10.0, not ~=2.9.0 (run "),
         ({"mindspore": "2.9.0", "captions": "2.0"}, "3, 11", "captions is 2.0, not <2,>=1 (run "),
-        (GOOD, "3, 13", "Python 3.13.0 will not do: MindSpore 2.9 needs Python 3.10, 3.11 or 3.12"),
+        (GOOD, "3, 13", "Python 3.13.0 is not supported: MindSpore 2.9 needs Python 3.10, 3.11 or 3.12"),
     ],
 )
 def test_given_python_that_lacks_something_is_named_and_left_alone(checkout, packages, version, message):
@@ -173,7 +173,7 @@ def test_given_python_that_lacks_something_is_named_and_left_alone(checkout, pac
 def test_given_python_that_does_not_exist(checkout):
     status, _, err = checkout.run("run_ce.sh", PYTHON="/nowhere/python")
     assert status == 2
-    assert one_error(err) == "error: PYTHON=/nowhere/python: this does not start; or unset PYTHON to use .venv"
+    assert one_error(err) == "error: PYTHON=/nowhere/python: it does not start; fix it, or unset PYTHON to use .venv"
 
 
 def test_only_python_3_13(checkout):
@@ -181,14 +181,14 @@ def test_only_python_3_13(checkout):
         checkout.add_python(name, "3, 13", checkout.good_site)
     status, out, err = checkout.run()
     assert (status, out) == (2, "")
-    assert "Python 3.13.0 will not do: MindSpore 2.9 needs Python 3.10, 3.11 or 3.12" in one_error(err)
+    assert "Python 3.13.0 is not supported: MindSpore 2.9 needs Python 3.10, 3.11 or 3.12" in one_error(err)
     assert not checkout.calls.exists()
 
 
 def test_no_python_at_all(checkout):
     status, _, err = checkout.run()
     assert status == 2
-    assert "no Python on PATH to make .venv with: none starts" in one_error(err)
+    assert "no Python on PATH can create .venv: none starts" in one_error(err)
 
 
 def test_venv_is_made_once_and_programs_find_it_on_path(checkout):
@@ -217,7 +217,8 @@ def test_active_python_that_has_mindspore_but_lacks_the_rest_is_mentioned(checko
     python = checkout.add_python("python", site=checkout.make_site("site", {"mindspore": "2.9.0"}))
     status, out, err = checkout.run()
     assert status == 0 and str(checkout.venv_python) in out
-    assert f"the active python lacks something, so .venv is used: missing: captions (run '{python} -m pip" in err
+    why = f"missing: captions (run '{python} -m pip"
+    assert f"the active python does not satisfy requirements.txt, using .venv: {why}" in err
 
 
 def test_pip_that_fails_is_one_line_with_the_log_and_the_next_run_starts_over(checkout):
@@ -293,7 +294,8 @@ def test_venv_made_by_hand_is_used_if_complete_and_never_touched(checkout):
     checkout.add_python(checkout.venv_python, site=checkout.empty_site)
     status, _, err = checkout.run()
     assert status == 2
-    assert f"error: {checkout.root}/.venv was not made by these scripts: missing: mindspore, captions" in one_error(err)
+    why = "was not created by these scripts: missing: mindspore, captions"
+    assert f"error: {checkout.root}/.venv {why}" in one_error(err)
     assert checkout.venv_python.exists() and not checkout.calls.exists()
 
 

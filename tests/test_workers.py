@@ -216,7 +216,7 @@ def test_evaluation_is_shared_and_counts_every_image_once(one_and_two):
 def test_sizes_that_do_not_divide_are_refused(tmp_path):
     done = pipeline("ce", tmp_path, "ce.batch_images=31", devices=2)
     assert done.returncode == 2
-    assert done.stderr == "error: ce.batch_images=31 must be a multiple of 2 workers: sizes are of all together\n"
+    assert done.stderr == "error: ce.batch_images=31 must be a multiple of 2 workers: sizes are global\n"
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_no_program_follows_one_that_was_signalled(handler, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=terminate).start()
-    with pytest.raises(Terminated, match="the same command goes on"):
+    with pytest.raises(Terminated, match="the same command resumes"):
         launch([str(program)], Cluster(1), tmp_path)
 
 
@@ -318,7 +318,7 @@ def test_sigterm_saves_and_ends_all(tmp_path):
     process = start(tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(200) == 4
-    assert "the same command goes on" in process.stderr.read()
+    assert "the same command resumes" in process.stderr.read()
     for rank in (0, 1):
         with pytest.raises(ProcessLookupError):
             os.kill(worker_pid(tmp_path, rank), 0)

@@ -1,18 +1,17 @@
-"""Files of captions: JSON lines that several workers append to, and that a killed run goes on with.
+"""Files of captions: JSON lines that several workers append to, and that a killed run resumes from.
 
 FILE.jsonl has one line for each photograph, FILE.bad.jsonl one for each file that could not be used by the last run,
-FILE.settings.json what the captions were made with. Whole lines are appended under a lock of the file; what a kill has
-left of a line is cut off by whoever appends next.
+FILE.settings.json what the captions were made with. Whole lines are appended under a lock of the file, and a torn
+last line that a kill left is removed first.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +19,7 @@ from src.captioning.captions import Captions
 from src.config.rules import flatten
 from src.data.digests import state_key
 from src.runtime.errors import InputError
-
-_BLOCK = 65_536  # bytes that are looked through for the end of a line at once
+from src.runtime.files import append_json_lines, json_lines, lock
 
 
 class CaptionFile:
@@ -40,9 +38,11 @@ class CaptionFile:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.settings, "a", encoding="utf-8")  # noqa: SIM115 (held until the process ends)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not lock(self._lock):
+                raise InputError(f"{self.path}: another run is writing to it; wait for it, or pass another --output")
             if self.path.exists():
-                differing = _differing(self._made_from(), made_from)
+                old, new = flatten(dict(self._made_from())), flatten(dict(made_from))
+                differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
                 if differing:
                     raise InputError(
                         f"{self.path} holds captions made with other {', '.join(differing)}; give another --output, or "
@@ -53,9 +53,7 @@ class CaptionFile:
                 self._lock.write(json.dumps(made_from, indent=1) + "\n")
                 self._lock.flush()
             self.bad.write_bytes(b"")  # all that has no caption is tried again
-            append_lines(self.path, [])
-        except BlockingIOError:
-            raise InputError(f"{self.path}: another run writes it; wait for that, or give another --output") from None
+            append_json_lines(self.path, [])
         except OSError as error:
             raise InputError(f"cannot write {error.filename}: {error.strerror}; give another --output") from None
 
@@ -87,8 +85,8 @@ class CaptionFile:
             }
             for path, captions in captioned.items()
         ]
-        append_lines(self.path, lines)
-        append_lines(self.bad, [{"image": path, "reason": reason} for path, reason in failed.items()])
+        append_json_lines(self.path, lines)
+        append_json_lines(self.bad, [{"image": path, "reason": reason} for path, reason in failed.items()])
 
     def summary(self, captioned: int, failed: int, seconds: float, before: int) -> str:
         """The last line: how many, how fast, and where what failed is listed."""
@@ -97,19 +95,11 @@ class CaptionFile:
         return text + (f", {failed:,} failed: {self.bad}" if failed else "")
 
     def _lines(self) -> Iterator[tuple[str, int, int]]:
-        with open(self.path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    return  # another worker is writing it
-                try:
-                    row = json.loads(line)
-                    key, state = (int(number, 16) for number in row["file"])
-                    yield row["image"], key, state
-                except (ValueError, TypeError, KeyError):
-                    raise InputError(
-                        f"{self.path}: line {number} is no line of captions; take it out, and its photograph is "
-                        "captioned again"
-                    ) from None
+        def read(row: Any) -> tuple[str, int, int]:
+            key, state = (int(number, 16) for number in row["file"])
+            return row["image"], key, state
+
+        return json_lines(self.path, read)
 
 
 class DonePaths:
@@ -147,32 +137,3 @@ class DonePaths:
 def path_digest(path: str) -> int:
     """64 bits that stand for a path."""
     return int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=8).digest(), "big")
-
-
-def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append one JSON line for each of `rows`, whole, beside other processes that do so too."""
-    data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)  # ASCII, also where a file name is no UTF-8
-    with open(path, "a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # goes with the file, or the process
-        _cut_torn_line(file)
-        file.write(data)
-
-
-def _cut_torn_line(file: BinaryIO) -> None:
-    """Cut off what follows the last newline: only a process that was killed can have left it, for this one has the
-    lock."""
-    end = start = file.seek(0, os.SEEK_END)
-    newline = -1
-    while start > 0 and newline < 0:
-        block = min(start, _BLOCK)
-        start -= block
-        file.seek(start)
-        newline = file.read(block).rfind(b"\n")
-    whole = start + newline + 1
-    if whole < end:
-        file.truncate(whole)
-
-
-def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    old, new = flatten(dict(old)), flatten(dict(new))
-    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))

@@ -1,12 +1,11 @@
-"""Read everything that a configuration names, once, and say what is there: before a run of days is started.
+"""Read everything that a configuration names, once, and report it: before starting a run of days.
 
 python -m src.commands.check --config FILE [key=value ...]
 Prints a table of splits (images, captions, tokens per caption, captions that ce.tokens cuts, unknown tokens), and every
-image or caption that is skipped; the weights of the encoder and the reward's questions are read too. Exit status 0, or
-2 with one line where the data would stop a run.
+skipped image or caption; also reads the weights of the encoder and the reward's questions. Exit status 0, or 2 with one
+line if the data would stop a run.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,15 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from src.commands.demo_data import make_demo_data
-from src.config.load import load_config
+from src.config.load import config_parser, load_config
 from src.config.rules import check_sizes
 from src.config.schema import Config
 from src.data.photographs import UnusableImage, decode
 from src.data.questions import load_questions, questions_file
-from src.data.tokenizer import Tokenizer
 from src.runtime.environment import prepare_environment, run_program
 from src.runtime.errors import InputError
-from src.runtime.files import given_file
 from src.runtime.progress import Progress
 from src.runtime.text_tables import markdown_table
 from src.runtime.threads import in_order
@@ -32,10 +29,7 @@ COLUMNS = ("split", "images", "captions", "tokens (mean)", "tokens (max)", "cut"
 
 def main() -> None:
     """Parse the command line and print what the data holds."""
-    parser = argparse.ArgumentParser(description="Check the data of a configuration.")
-    parser.add_argument("--config", type=given_file, required=True, help="a YAML file of configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
-    arguments = parser.parse_intermixed_args()
+    arguments = config_parser("Check the data of a configuration.").parse_intermixed_args()
     config = load_config(arguments.config, arguments.overrides)
     prepare_environment(convolutions=False)
 
@@ -43,19 +37,17 @@ def main() -> None:
     from src.data.locate import find_images
     from src.models.encoders.build import build_encoder
 
-    encoder = config.encoder
-    build_encoder(
-        encoder.kind, variant=encoder.variant, checkpoint=encoder.checkpoint, image_size=config.data.image_size
-    )
+    kind, variant, checkpoint = config.encoder.kind, config.encoder.variant, config.encoder.checkpoint
+    build_encoder(kind, variant=variant, checkpoint=checkpoint, image_size=config.data.image_size)
     make_demo_data(config)
     dataset = load_dataset(config)
     if dataset.words.warning:
         print(dataset.words.warning, file=sys.stderr)
     tokenizer = build_tokenizer(config, dataset)
-    rows = [
-        [split, *split_facts([tokens for image in truths for tokens in encode(tokenizer, image)], len(truths), config)]
-        for split, truths in dataset.ground_truths.items()
-    ]
+    rows = []
+    for split, truths in dataset.ground_truths.items():
+        captions = [np.array(tokenizer.encode(caption)) for image in truths for caption in image]
+        rows.append([split, *split_facts([ids == tokenizer.unk_id for ids in captions], len(truths), config)])
     print("\n".join(markdown_table(COLUMNS, rows)))
     print(f"vocabulary: {tokenizer.vocab_size}, of which {int(tokenizer.allowed.sum())} can be produced")
     if dataset.words.note:
@@ -69,17 +61,16 @@ def main() -> None:
         questions = load_questions(questions_file(config, "train"))
         print(f"questions: {sum(map(len, questions.values())):,} on {len(questions):,} images", flush=True)
     files = [record.file for records in dataset.records.values() for record in records]
-    images = find_images(config, files).stream(range(len(files)))
-    reasons = in_order(broken_image, images, config.data.workers)
+    reasons = in_order(broken_image, find_images(config, files).stream(range(len(files))), config.data.workers)
     broken = [reason for reason in Progress("decoding images", len(files), "image").over(reasons) if reason]
     for line in broken:
         print(f"broken: {line}")
     if broken:
-        raise InputError(f"{len(broken)} images would stop a run, first {broken[0]}; delete them, and they are skipped")
+        raise InputError(f"{len(broken)} images would stop a run, first {broken[0]}; delete them to have them skipped")
 
 
 def broken_image(file: Path, load: Callable[[], bytes]) -> str | None:
-    """The file and why it cannot be used, or None."""
+    """Return an unusable file with the reason, or None."""
     try:
         decode(load())
     except (UnusableImage, InputError) as error:
@@ -87,13 +78,8 @@ def broken_image(file: Path, load: Callable[[], bytes]) -> str | None:
     return None
 
 
-def encode(tokenizer: Tokenizer, captions: Sequence[str]) -> list[np.ndarray]:
-    """For each caption, bool per token: whether it is unknown."""
-    return [np.array(tokenizer.encode(caption)) == tokenizer.unk_id for caption in captions]
-
-
 def split_facts(unknown: Sequence[np.ndarray], images: int, config: Config) -> list[str]:
-    """The cells of one split behind its name."""
+    """Return the cells of one split after its name. unknown: for each caption, bool per token."""
     lengths = np.array([len(tokens) for tokens in unknown])
     return [
         f"{images:,}",

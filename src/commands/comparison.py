@@ -1,16 +1,15 @@
 """Train and evaluate several RL methods from the same CE checkpoints with the same budget, and compare them.
 
 python -m src.commands.comparison [--config configs/demo/comparison.yaml] [seeds=3] [key=value ...]
-Each run is a process of its own that goes on where it stopped; so does the comparison.
+Each run is a process of its own. Runs and the comparison resume where they stopped.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from src.commands.pipeline import Stage, prism_flags, run_program_of, shown_system
-from src.config.load import load_config, stage_overrides
+from src.config.load import config_parser, load_config, stage_overrides
 from src.config.plan import Plan, load_plan
 from src.config.rules import check_workers
 from src.config.schema import Config
@@ -22,11 +21,11 @@ from src.evaluation.report_page import write_comparison_page
 from src.runtime.cluster import add_cluster_arguments, read_cluster
 from src.runtime.environment import run_program
 from src.runtime.errors import InputError
-from src.runtime.files import file_digest, from_root, given_file
+from src.runtime.files import file_digest
 
 
 class ComparedRun(NamedTuple):
-    """One training run of a comparison: which system and seed, and the stage that makes it."""
+    """One training run of a comparison."""
 
     system: str
     seed: int
@@ -34,16 +33,15 @@ class ComparedRun(NamedTuple):
 
 
 def main() -> None:
-    """Run what is not complete, evaluate what is not evaluated, and write the report."""
-    parser = argparse.ArgumentParser(description="Compare RL methods at an equal number of decoded captions.")
-    parser.add_argument("--config", type=given_file, default=Path(from_root("configs/demo/comparison.yaml")))
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="seeds=N, or settings of every stage")
+    """Train and evaluate what is missing, and write the report."""
+    options = {"default": "configs/demo/comparison.yaml", "help": "the plan; seeds=N and the like override it"}
+    parser = config_parser("Compare RL methods at an equal number of decoded captions.", **options)
     add_cluster_arguments(parser)
     arguments = parser.parse_intermixed_args()
     cluster = read_cluster(arguments)
     plan = load_plan(arguments.config, arguments.overrides)
     runs = plan_runs(plan)
-    published_figures(runs[0].stage.config.data.dataset)  # a mistake in them is told now, not after the last run
+    published_figures(runs[0].stage.config.data.dataset)  # a mistake in them fails now, not after the last run
     stages = distinct(runs)
     for stage in stages.values():
         check_workers(stage.config, cluster.size)
@@ -70,37 +68,33 @@ def main() -> None:
 
 
 def distinct(runs: Sequence[ComparedRun]) -> dict[Path, Stage]:
-    """The stages by run folder. Errors: InputError where a folder would have to hold two different runs."""
+    """Return the stages by run folder. Errors: InputError if one folder would hold two different runs."""
     stages: dict[Path, Stage] = {}
     for run in runs:
         folder = run.stage.config.run_folder
         if stages.setdefault(folder, run.stage).config != run.stage.config:
-            raise InputError(
-                f"{run.stage.file} and {stages[folder].file} would both train in {folder}: rename a file, or take out "
-                "the name: in it"
-            )
+            files = f"{run.stage.file} and {stages[folder].file}"
+            raise InputError(f"{files} would both train in {folder}: rename a file, or remove name: from it")
     return stages
 
 
 def is_evaluated(config: Config, split: str) -> bool:
-    """Whether eval.py has scored the result of this run on a split with these settings, and no metric failed."""
+    """Return whether eval.py has scored this run on a split with these settings, and no metric failed."""
     name = results_name(split, config.eval)
     if not (config.run_folder / f"eval_{name}.json").is_file():
         return False
     result = read_evaluation(config.run_folder, name)
-    if result.get("left_out"):
-        return False
     wanted = examined_by(config, split) if prism_flags(config, split) else None
-    if result.get("prism", {}).get("examined_by") != wanted:
+    if result.get("left_out") or result.get("prism", {}).get("examined_by") != wanted:
         return False
     return result.get("checkpoint") == file_digest(config.result_checkpoint) and result.get("eval") == scored_as(config)
 
 
 def plan_runs(plan: Plan) -> list[ComparedRun]:
-    """All runs in the order in which they can be made: for each seed CE, then every system that starts from it.
+    """Return all runs in an order that works: for each seed CE, then every system that starts from it.
 
-    Where both budgets come to the same number of rollouts, they share a run. All are validated equally often, so that
-    `best` has as many chances in each.
+    Two budgets that need the same number of rollouts share a run. All runs are validated equally often, so that `best`
+    has as many chances in each.
     """
     runs = []
     for seed in plan.seeds:

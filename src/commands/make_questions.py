@@ -2,16 +2,16 @@
 
 python -m src.commands.make_questions --config FILE [--split train] [--questions 5] [--base_url URL] [--model NAME]
     [key=value ...]
-Adds to the file that caprl.questions names, image by image; the same command goes on with the images that are not done.
-Exit status 0, also where single images failed; 3 where the server fails image after image.
+Adds to the file that caprl.questions names, image by image; the same command resumes with the remaining images.
+Exit status 0, even if single images failed; 3 if the server fails image after image.
 """
 
-import argparse
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from threading import Lock
 
 from src.commands.demo_data import make_demo_data
-from src.config.load import load_config
+from src.config.load import config_parser, load_config
 from src.config.schema import Config
 from src.data.locate import evaluated_split, find_images, read_records
 from src.data.questions import QuestionFile, questions_file
@@ -19,19 +19,17 @@ from src.data.record import SPLITS, Record
 from src.rewards.question_maker import ImageFailed, QuestionMaker
 from src.runtime.environment import prepare_environment, run_program
 from src.runtime.errors import InputError, RunStopped
-from src.runtime.files import given_file
 from src.runtime.progress import Progress, say
+from src.runtime.threads import in_order
 
 
 def main() -> None:
-    """Parse the command line, and ask about the images that are not done."""
-    parser = argparse.ArgumentParser(description="Make questions about images, by a vision-language server.")
-    parser.add_argument("--config", type=given_file, required=True, help="a YAML file of configs/")
+    """Parse the command line, and ask about the remaining images."""
+    parser = config_parser("Make questions about images, with a vision-language server.")
     parser.add_argument("--split", choices=SPLITS, default="train", help="default train")
-    parser.add_argument("--questions", type=int, default=5, help="to write about each image (default 5)")
-    parser.add_argument("--base_url", help="of the server: caprl.base_url for this command")
-    parser.add_argument("--model", help="its name on the server: caprl.model for this command")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    parser.add_argument("--questions", type=int, default=5, help="questions about each image (default 5)")
+    parser.add_argument("--base_url", help="server address: replaces caprl.base_url")
+    parser.add_argument("--model", help="model on the server: replaces caprl.model")
     arguments = parser.parse_intermixed_args()
     if arguments.questions < 1:
         raise InputError(f"--questions {arguments.questions} must be at least 1")
@@ -40,10 +38,10 @@ def main() -> None:
     config = load_config(arguments.config, [*arguments.overrides, *named])
     path = questions_file(config, arguments.split)
     if config.caprl.model is None:
-        raise InputError("caprl.model=null: name the server's vision-language model, as --model NAME")
+        raise InputError("caprl.model=null: name the server's vision-language model with --model NAME")
     prepare_environment(convolutions=False)
     make_demo_data(config)
-    evaluated_split(config, arguments.split)  # it is there
+    evaluated_split(config, arguments.split)  # the split exists
     records, skipped = read_records(config)
     for left_out in skipped:
         print(f"skipped: {left_out.file}: {left_out.reason}")
@@ -61,47 +59,38 @@ def main() -> None:
 def ask_about(
     config: Config, records: Sequence[Record], made: QuestionFile, maker: QuestionMaker, bar: Progress
 ) -> int:
-    """Ask about caprl.concurrency images at a time, and write what is made of each when it is; how many failed.
+    """Ask about caprl.concurrency images at a time, and write each result at once. Returns how many images failed.
 
-    Errors: RunStopped where the server fails 2 * caprl.concurrency images, and none succeeds between.
+    Errors: RunStopped if the server fails 2 * caprl.concurrency images in a row.
     """
     most = config.caprl.concurrency
     images = find_images(config, [record.file for record in records]).stream(range(len(records)))
-    failed = row = 0
-    with ThreadPoolExecutor(most) as pool:
+    writing = Lock()
+
+    def make(record: Record, load: Callable[[], bytes]) -> tuple[Record, ImageFailed | None]:
         try:
-            work = (
-                (record, pool.submit(maker.make, record.image_id, load)) for record, (_, load) in zip(records, images)
-            )
-            for record, future in as_done(work, most):
-                try:
-                    made.add(record.image_id, *future.result())
-                    row = 0
-                except ImageFailed as error:
-                    failed += 1
-                    row += error.down
-                    say(f"failed: {record.file}: {error}")
-                bar.update()
-                if row == 2 * most:
-                    raise RunStopped(
-                        f"caprl.base_url={config.caprl.base_url}: {row} images in a row failed; {made.path} holds the "
-                        "questions about those before, the same command goes on"
-                    )
-        finally:
-            maker.stop.set()  # the pool waits for its threads
+            questions, counts = maker.make(record.image_id, load)
+        except ImageFailed as error:
+            return record, error
+        with writing:
+            made.add(record.image_id, questions, counts)
+        return record, None
+
+    failed = row = 0
+    pairs = ((record, load) for record, (_, load) in zip(records, images))
+    with closing(in_order(make, pairs, most, maker.stop.set)) as results:
+        for record, error in results:
+            row = row + error.down if error else 0
+            if error:
+                failed += 1
+                say(f"failed: {record.file}: {error}")
+            bar.update()
+            if row == 2 * most:
+                raise RunStopped(
+                    f"caprl.base_url={config.caprl.base_url}: {row} images in a row failed; {made.path} holds the "
+                    "questions about earlier images, the same command resumes"
+                )
     return failed
-
-
-def as_done(work: Iterable[tuple[Record, Future]], most: int) -> Iterator[tuple[Record, Future]]:
-    """The pairs of `work` in the order in which the futures are done; no more than `most` are under way."""
-    pending: dict[Future, Record] = {}
-    for record, future in work:
-        pending[future] = record
-        if len(pending) == most:
-            for done in wait(pending, return_when=FIRST_COMPLETED).done:
-                yield pending.pop(done), done
-    for done in as_completed(list(pending)):
-        yield pending[done], done
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What the scripts run: the stages of one configuration in order, each as a process of its own.
+"""Run the stages of one configuration in order, each as a process of its own; the scripts start this.
 
 python -m src.commands.pipeline ce|grpo|scst|eval [--config FILE] [key=value ...]
-ce: train, evaluate. grpo, scst: CE if it is not complete, RL, both evaluated, the table. eval: evaluate these results
-again, or one checkpoint, or with --images caption photographs by some.
-Beside the table comes report.html, for which this process runs the models on a few images (src/evaluation/gallery.py).
+ce: train and evaluate. grpo, scst: train CE unless it is complete, then RL; evaluate both and print the table. eval:
+evaluate these results again, or one checkpoint, or with --images caption photographs with several.
+This process also writes report.html, for which it runs the models on a few images (src/evaluation/gallery.py).
 """
 
 import argparse
@@ -23,23 +23,23 @@ from src.models.folder import init_file
 from src.runtime.cluster import Cluster, add_cluster_arguments, read_cluster
 from src.runtime.environment import run_program
 from src.runtime.errors import InputError
-from src.runtime.files import ROOT, from_root, given_file
+from src.runtime.files import ROOT, given_file
 from src.runtime.launch import launch
 
 
 def main() -> None:
-    """Run the stages; the first that fails ends the program with its exit status."""
+    """Run the stages; a stage that fails ends the program with its exit status."""
     parser = argparse.ArgumentParser("scripts/run_GOAL.sh", description="Train and evaluate a configuration's stages.")
-    parser.add_argument("goal", choices=("ce", "grpo", "scst", "eval"), help=argparse.SUPPRESS)  # the scripts give it
+    parser.add_argument("goal", choices=("ce", "grpo", "scst", "eval"), help=argparse.SUPPRESS)  # set by the scripts
     parser.add_argument("--config", type=given_file, help="default: configs/demo/<goal>.yaml, grpo.yaml for eval")
-    parser.add_argument("--checkpoint", nargs="+", metavar="[NAME=]PATH", help="for eval: default is the run's result")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all stages")
+    parser.add_argument("--checkpoint", nargs="+", metavar="[NAME=]PATH", help="for eval; default: the run's result")
     parser.add_argument("--split", choices=SPLITS, help="default: test, or val where the data has no test split")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="go to every stage")
     add_image_arguments(parser)
     add_cluster_arguments(parser)
     arguments = parser.parse_intermixed_args()
-    default = Path(from_root(f"configs/demo/{'grpo' if arguments.goal == 'eval' else arguments.goal}.yaml"))
-    checkpoints = read_image_arguments(arguments, default)
+    goal = "grpo" if arguments.goal == "eval" else arguments.goal
+    checkpoints = read_image_arguments(arguments, given_file(f"configs/demo/{goal}.yaml"))
     if arguments.goal != "eval" and (checkpoints or arguments.images):
         raise InputError("--checkpoint and --images are for scripts/run_eval.sh; RL starts from init_checkpoint=PATH")
     cluster = read_cluster(arguments)
@@ -47,9 +47,12 @@ def main() -> None:
     config = load_config(file, arguments.overrides)
     stages = [Stage(file, config, arguments.overrides, next(iter(checkpoints.values()), None))]
     if arguments.goal == "eval" and not checkpoints and not config.result_checkpoint.is_file():
-        raise InputError(f"{config.run_folder} holds no result: train it first, or give --checkpoint")
+        raise InputError(f"{config.run_folder} holds no result: train it first, or pass --checkpoint")
     if arguments.goal == "eval" and arguments.images:
-        caption_images(stages[0], cluster, arguments)
+        words = ["--checkpoint", *(arguments.checkpoint or [str(config.result_checkpoint)])]
+        words += ["--images", *arguments.images]
+        words += [] if arguments.output is None else ["--output", str(arguments.output)]
+        run_program_of(stages[0], cluster, "eval.py", *words)
         return
     split = evaluated_split(config, arguments.split)
     if config.stage != "ce" and not checkpoints:
@@ -59,7 +62,7 @@ def main() -> None:
         if arguments.goal != "eval" or shown_system(ce).checkpoint.is_file():
             stages.insert(0, ce)
 
-    for stage in stages:  # all of them before the first is trained
+    for stage in stages:  # before the first is trained
         check_workers(stage.config, cluster.size)
     for stage in stages:
         if arguments.goal != "eval" and stage.checkpoint is None:
@@ -74,14 +77,14 @@ def main() -> None:
     stem = "report" if arguments.split in (None, "test") else f"report_{split}"
     path = systems[stages[-1].config.stage].folder / f"{stem}.md"
     print(write_report({key.upper(): system.folder for key, system in systems.items()}, path, name), flush=True)
-    from src.evaluation.report_page import write_stages_page  # and with it matplotlib
+    from src.evaluation.report_page import write_stages_page  # imports matplotlib
 
     write_stages_page(systems, name, path.with_suffix(".html"))
     print(path.with_suffix(".html"))
 
 
 class Stage(NamedTuple):
-    """One stage: its file, what that resolves to, its overrides, and a checkpoint that stands in for its training."""
+    """One stage: its file, configuration and overrides, and a checkpoint that replaces its training."""
 
     file: Path
     config: Config
@@ -90,27 +93,20 @@ class Stage(NamedTuple):
 
 
 def shown_system(stage: Stage) -> System:
-    """What of a stage is evaluated, and where its results lie."""
+    """Return the checkpoint of a stage to evaluate, and the folder of its results."""
     if stage.checkpoint is None:
         return System(stage.config, stage.config.run_folder, stage.config.result_checkpoint)
     return System(stage.config, owning_folder(stage.config, stage.checkpoint), stage.checkpoint)
 
 
-def caption_images(stage: Stage, cluster: Cluster, arguments: argparse.Namespace) -> None:
-    """Caption photographs with the checkpoints that are named, or with the result of the run."""
-    checkpoints = arguments.checkpoint or [str(stage.config.result_checkpoint)]
-    flags = [] if arguments.output is None else ["--output", str(arguments.output)]
-    run_program_of(stage, cluster, "eval.py", "--checkpoint", *checkpoints, "--images", *arguments.images, *flags)
-
-
 def prism_flags(config: Config, split: str) -> list[str]:
-    """What makes eval.py evaluate by questions too: where there are questions about this split, and samples."""
+    """Return the flag for evaluation by questions, if this split has questions and eval.samples is set."""
     has_questions = config.caprl.questions is not None and questions_file(config, split).is_file()
     return ["--prism"] if has_questions and config.eval.samples else []
 
 
 def run_program_of(stage: Stage, cluster: Cluster, program: str, *arguments: str) -> None:
-    """Run train.py or eval.py on the devices of a cluster, in the foreground, and end with its status if not 0."""
+    """Run train.py or eval.py on the devices of a cluster, in the foreground; if it fails, end with its status."""
     check_workers(stage.config, cluster.size)
     command = [str(ROOT / program), "--config", str(stage.file), *arguments, *stage.overrides]
     launch(command, cluster, stage.config.run_folder / "logs" / program.removesuffix(".py"))

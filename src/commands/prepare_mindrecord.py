@@ -2,10 +2,9 @@
 
 python -m src.commands.prepare_mindrecord --config FILE [--shards 4] [key=value ...]
 The shards of a split go into <data.root>/mindrecord/<split>/ (data.mindrecord may name another folder), with the bytes
-of the files as they are. The folder appears when it is whole; one that holds the same images already is left alone.
+of the files unchanged. A split's folder appears when it is complete; one that holds the same images already is kept.
 """
 
-import argparse
 import hashlib
 import os
 import shutil
@@ -14,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from src.commands.demo_data import make_demo_data
-from src.config.load import load_config
+from src.config.load import config_parser, load_config
 from src.data.digests import content_digests
 from src.data.locate import read_records
 from src.data.photographs import UnusableImage, decode, read_image_file
@@ -22,22 +21,19 @@ from src.data.records import Record
 from src.data.shards import LISTING, PART, check_shards, mindrecord_reason, write_listing
 from src.runtime.environment import prepare_environment, run_program
 from src.runtime.errors import InputError
-from src.runtime.files import given_file
 from src.runtime.progress import Progress
 from src.runtime.threads import in_order
 
 _ROWS = 256  # images handed to MindRecord at a time
-_BEYOND_IMAGES = 48 * 2**20  # bytes of a shard that are not images: a header of 16 MB, a page of 32 MB that is not full
-_LARGEST = 32_000_000  # bytes of an image: MindRecord's pages have 32 MB, and a row lies in one
+_BEYOND_IMAGES = 48 * 2**20  # bytes of a shard beside images: a header of 16 MB and an incomplete page of 32 MB
+_LARGEST = 32_000_000  # bytes of an image: a row must fit into one of MindRecord's pages of 32 MB
 _SCHEMA = {"image_id": {"type": "string"}, "file": {"type": "string"}, "image": {"type": "bytes"}}
 
 
 def main() -> None:
-    """Parse the command line, and write what is missing."""
-    parser = argparse.ArgumentParser(description="Write a data set's images into MindRecord shards.")
-    parser.add_argument("--config", type=given_file, required=True, help="a YAML file of configs/")
+    """Parse the command line, and write the missing shards."""
+    parser = config_parser("Write a dataset's images into MindRecord shards.")
     parser.add_argument("--shards", type=int, default=4, help="files for each split (default 4)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     arguments = parser.parse_intermixed_args()
     if arguments.shards < 1:
         raise InputError(f"--shards {arguments.shards} must be at least 1")
@@ -60,14 +56,14 @@ def main() -> None:
 def write_splits(
     folder: Path, root: Path, records: dict[str, list[Record]], shards: int, threads: int, memory: Path
 ) -> None:
-    """Write each split that is not in `folder` yet. Errors: InputError where all together have no room on the disk.
+    """Write each split that `folder` lacks. Errors: InputError if the disk has no room for all of them.
 
-    memory: as of `content_digests`.
+    memory: see `content_digests`.
     """
     missing = {split: rows for split, rows in records.items() if not _is_there(folder / split, root, rows, memory)}
     for split in missing:
         if (folder / split).exists() and not (folder / split / LISTING).is_file():
-            raise InputError(f"{folder / split} holds no shards, and is not replaced: give another data.mindrecord")
+            raise InputError(f"{folder / split} holds no shards and is not replaced: choose another data.mindrecord")
     folder.mkdir(parents=True, exist_ok=True)
     images = sum(record.file.stat().st_size for rows in missing.values() for record in rows)
     needed = images + len(missing) * shards * _BEYOND_IMAGES
@@ -80,11 +76,11 @@ def write_splits(
     for split, rows in records.items():
         if split in missing:
             _write_split(folder / split, root, rows, min(shards, len(rows)), threads)
-        print(f"{folder / split}: {len(rows):,} images{'' if split in missing else ', there already'}", flush=True)
+        print(f"{folder / split}: {len(rows):,} images{'' if split in missing else ', already there'}", flush=True)
 
 
 def _is_there(folder: Path, root: Path, records: Sequence[Record], memory: Path) -> bool:
-    """Whether a split is written whole, of the present bytes of these files."""
+    """Return whether a split is written completely, with the current bytes of these files."""
     try:
         held = {image for images in check_shards(folder, memory).shards.values() for image in images}
     except InputError:
@@ -96,7 +92,7 @@ def _is_there(folder: Path, root: Path, records: Sequence[Record], memory: Path)
 
 
 def _write_split(folder: Path, root: Path, records: Sequence[Record], shards: int, threads: int) -> None:
-    """Write beside `folder`, then rename: MindRecord's files cannot be renamed, their folder can."""
+    """Write beside `folder`, then rename it: MindRecord's files cannot be renamed, but their folder can."""
     from mindspore.mindrecord import FileWriter
 
     part = folder.with_name(folder.name + PART)
@@ -114,29 +110,26 @@ def _write_split(folder: Path, root: Path, records: Sequence[Record], shards: in
             writer.write_raw_data(some)
             bar.update(len(some))
     writer.commit()
-    write_listing(part, {path.name: [images[name] for name in _names(path)] for path in _shards(part)})
+    files = sorted(path for path in part.iterdir() if path.suffix != ".db")
+    write_listing(part, {path.name: [images[name] for name in _names(path)] for path in files})
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(part, folder)
 
 
 def _read(record: Record) -> dict:
-    """The row of an image. Errors: InputError where it cannot be decoded, or is too large."""
+    """Return the row of an image. Errors: InputError if it cannot be decoded, or is too large."""
     try:
         data = read_image_file(record.file)
         decode(data)
     except UnusableImage as reason:
-        raise InputError(f"{record.file}: {reason}; delete it, and it is skipped") from None
+        raise InputError(f"{record.file}: {reason}; delete it to have it skipped") from None
     if len(data) > _LARGEST:
-        raise InputError(f"{record.file}: has more than {_LARGEST:,} bytes; delete it, and it is skipped")
+        raise InputError(f"{record.file}: has more than {_LARGEST:,} bytes; delete it to have it skipped")
     return {"image_id": str(record.image_id), "file": record.file, "image": data}
 
 
-def _shards(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix != ".db")
-
-
 def _names(shard: Path) -> list[str]:
-    """The names of a shard's images in the order of its rows: MindRecord deals rows to shards as it likes."""
+    """Return the names of a shard's images in the order of its rows, which MindRecord chooses."""
     import mindspore.dataset as ds
 
     rows = ds.MindDataset([str(shard)], ["file"], shuffle=False).create_tuple_iterator(num_epochs=1, output_numpy=True)

@@ -1,6 +1,6 @@
-"""What belongs to a set of encoder weights: where strides and padding sit, and how pixels are scaled.
+"""Properties of encoder weights: the place of strides and padding, and the scale of pixels.
 
-Imports nothing heavy, so the configuration and the data pipeline can read it before MindSpore is loaded.
+Imports nothing heavy, so that the configuration and the data pipeline can read it before MindSpore is imported.
 """
 
 from dataclasses import dataclass
@@ -19,20 +19,19 @@ class Preprocessing:
 class ResNetVariant:
     """How one family of ResNet-50 weights was trained.
 
-    stride_on: the convolution of a stage's first block that has the stride, "1x1" (the first) or "3x3".
+    stride_on: the convolution with the stride in a stage's first block, "1x1" (the first) or "3x3".
     pool_padding: of the 3x3 stride-2 max-pool, "around" (1 on every side) or "same" (even sizes: right and below).
     """
 
     stride_on: str
     pool_padding: str
-    norm_eps: float
 
 
 # Zeros around the max-pool ("v1") and minus infinity around it ("torchvision") are the same after a ReLU: "around".
 VARIANTS = {
-    "torchvision": ResNetVariant(stride_on="3x3", pool_padding="around", norm_eps=1e-5),
-    "mindspore": ResNetVariant(stride_on="3x3", pool_padding="same", norm_eps=1e-5),
-    "v1": ResNetVariant(stride_on="1x1", pool_padding="around", norm_eps=1e-5),
+    "torchvision": ResNetVariant(stride_on="3x3", pool_padding="around"),
+    "mindspore": ResNetVariant(stride_on="3x3", pool_padding="same"),
+    "v1": ResNetVariant(stride_on="1x1", pool_padding="around"),
 }
 
 _IMAGENET = Preprocessing(scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -44,8 +43,5 @@ PREPROCESSING = {
     "cnn": Preprocessing(scale=1 / 255, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
 }
 
-# encoder.kind -> the values that encoder.variant may have with it.
-KINDS = {
-    "resnet50": tuple(VARIANTS),
-    "cnn": ("cnn",),
-}
+# encoder.kind -> the valid values of encoder.variant.
+KINDS = {"resnet50": tuple(VARIANTS), "cnn": ("cnn",)}

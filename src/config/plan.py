@@ -1,22 +1,18 @@
-"""The plan of a comparison: which systems, how many seeds, which budget."""
+"""The plan of a comparison: its systems, seeds and budgets."""
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from src.config.load import current_keys, load_config
+from src.config.load import current_keys, load_config, read_yaml, unknown_key
 from src.runtime.errors import InputError
 
-# Smallest value of every number of a plan, each of which the command line may replace.
+# The smallest value of each number of a plan. The command line may override these numbers.
 _LEAST = {"captions": 1, "updates": 0, "validations": 1, "samples": 2, "seeds": 1, "resamples": 1}
 _KEYS = ("ce", "systems", *_LEAST)
 _SET_BY_THE_PLAN = {
-    "name": "every run has a name of its own",
-    "init_checkpoint": "every system starts from the comparison's CE",
-    "init_config": "every system starts from the comparison's CE",
+    "name": "every run has its own name",
+    **dict.fromkeys(("init_checkpoint", "init_config"), "every system starts from the comparison's CE"),
     "rl.rollouts": "captions=N sets the budget",
     "eval.samples": "samples=N sets it",
 }
@@ -24,7 +20,9 @@ _SET_BY_THE_PLAN = {
 
 @dataclass(frozen=True)
 class Plan:
-    """ce and systems: configuration files. captions: budget of each system and seed, in decoded captions; updates: a
+    """A comparison of systems.
+
+    ce, systems: configuration files. captions: the budget of each system and seed, in decoded captions. updates: a
     second budget, in optimiser updates, 0 for none. validations: of each run, evenly spaced. samples: captions per
     image for diversity. resamples: of the bootstrap. overrides: key=value for every stage.
     """
@@ -41,11 +39,11 @@ class Plan:
 
 
 def load_plan(path: Path, overrides: list[str]) -> Plan:
-    """Read a comparison's YAML file; its numbers may be overridden, other keys go to every stage.
+    """Read a comparison's YAML file. Overrides of its numbers change the plan, all others go to every stage.
 
     Seeds count up from the configured one. Errors: InputError naming the file and the key.
     """
-    tree = _read(path)
+    tree = read_yaml(path)
     rest = []
     for override in current_keys(overrides):
         key, _, text = override.partition("=")
@@ -68,35 +66,23 @@ def load_plan(path: Path, overrides: list[str]) -> Plan:
     for name, file in plan.systems.items():
         config = load_config(file, rest)
         if config.stage == "ce":
-            raise InputError(f"{path}: systems.{name}={file} trains with cross-entropy; give a configuration of RL")
+            raise InputError(f"{path}: systems.{name}={file} trains with cross-entropy; use a configuration of RL")
         start = file.parent / config.init_config
         if start.resolve() != ce.resolve():
             raise InputError(f"{path}: {file} starts from {start}, not from {ce}: change its init_config")
     return plan
 
 
-def _read(path: Path) -> dict:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read the comparison {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} must hold 'key: value' lines")
-    return tree
-
-
 def _check(tree: dict, path: Path) -> None:
     for key in tree:
         if key not in _KEYS:
-            near = difflib.get_close_matches(str(key), _KEYS, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; a comparison has {', '.join(_KEYS)}"
-            raise InputError(f"{path}: unknown key '{key}'{hint}")
+            raise unknown_key(str(key), _KEYS, path)
     if not isinstance(tree.get("ce"), str):
         raise InputError(f"{path}: ce={tree.get('ce')} must name the configuration of cross-entropy")
     systems = tree.get("systems")
     named = isinstance(systems, dict) and all(isinstance(word, str) for pair in systems.items() for word in pair)
     if not named or not systems or "ce" in systems:
-        raise InputError(f"{path}: systems={systems} must give each system but ce its file, such as 'grpo: grpo.yaml'")
+        raise InputError(f"{path}: systems={systems} must map each system but ce to its file, as 'grpo: grpo.yaml'")
     for name in systems:
         if not re.fullmatch(r"\w+", name):
             raise InputError(f"{path}: systems.{name}: a name has letters, digits and _")

@@ -7,8 +7,8 @@ from typing import Literal
 
 from src.runtime.device import DeviceSettings
 
-# Keys that name files. In YAML a relative path starts at the root of the repository, on the command line where that is
-# typed; those of the second line are relative to data.root, or to the configuration's file, wherever they stand.
+# Keys that name files. A relative path starts at the repository's root in YAML, at the working folder on the command
+# line; those of INNER_FILE_KEYS always start at data.root or at the folder of the configuration.
 FILE_KEYS = ("output_root", "init_checkpoint", "data.root", "tokenizer.vocab", "encoder.checkpoint")
 INNER_FILE_KEYS = ("init_config", "data.annotations", "data.images", "data.lists", "data.mindrecord", "caprl.questions")
 
@@ -31,7 +31,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """How many images of each split are generated where data.dataset is demo."""
+    """The number of generated images of each split, if data.dataset is demo."""
 
     seed: int
     train: int
@@ -130,7 +130,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class RewardsConfig:
-    """The weight of each reward; 0: not computed."""
+    """The weight of each reward; with 0, it is not computed."""
 
     cider: float
     caprl: float
@@ -167,7 +167,7 @@ class CapRLConfig:
 
     @property
     def asked_for(self) -> str:
-        """What a server's answers depend on beside its model, for signatures."""
+        """The settings, besides the model, that a server's answers depend on, for signatures."""
         return self.read + (f", {self.extra_body}" if self.extra_body else "")
 
 
@@ -224,25 +224,25 @@ class Config(DeviceSettings):
 
     @property
     def convolves(self) -> bool:
-        """Whether training and evaluation run the encoder themselves: it is trained, or a small one."""
+        """Whether training and evaluation run the encoder, because it is trained or small."""
         return self.encoder.trainable or self.encoder.kind == "cnn"
 
     @property
     def captions_per_rollout(self) -> int:
-        """Captions decoded; the greedy ones of a greedy baseline count."""
+        """The number of decoded captions, including those of a greedy baseline."""
         return self.rl.rollout_images * (self.rl.group_size + (self.advantage.baseline == "greedy"))
 
     @property
     def updates_per_rollout(self) -> int:
-        """Optimiser updates."""
+        """The number of optimiser updates."""
         return self.rl.passes * (self.rl.rollout_images // self.rl.update_images)
 
     @property
     def result_checkpoint(self) -> Path:
-        """The weights of this run that are evaluated."""
+        """The checkpoint of this run to evaluate."""
         return self.run_folder / "checkpoints" / ("best" if self.select == "best" else "last")
 
     @property
     def cache_folder(self) -> Path:
-        """Where feature and tokenisation caches of all runs under one output root lie."""
+        """The folder of the feature and tokenisation caches of all runs under one output root."""
         return Path(self.output_root) / "cache"

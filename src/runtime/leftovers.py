@@ -1,16 +1,17 @@
-"""What another cluster job has left in the environment: named, before MindSpore waits for it or computes by it."""
+"""Variables that another cluster job left in the environment: reported before MindSpore waits for that cluster."""
 
 import contextlib
 import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from src.runtime.errors import InputError
 
-# What msrun sets, or mpirun, or a cluster's shell, and MindSpore 2.9.0 reads; most of them at its import.
+# Set by msrun, mpirun or a cluster's shell; MindSpore 2.9.0 reads them, mostly when it is imported.
 CLUSTER_VARIABLES = (
     *("MS_ROLE", "MS_WORKER_NUM", "MS_SERVER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_NODE_ID", "MS_TOPO_TIMEOUT"),
     *("RANK_ID", "RANK_SIZE", "DEVICE_ID", "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH"),
@@ -20,11 +21,11 @@ _SECONDS = 5  # for a scheduler to answer, or to be started
 
 
 def check_cluster_variables() -> None:
-    """Take the variables of a cluster for what they are: a process that msrun has started keeps them, all others not.
+    """Keep the variables of a cluster in a process that msrun started, and deal with them in any other.
 
-    Without MS_ROLE they are removed, and named on stderr. With it, a cluster that somebody has started by hand, or
-    by an msrun that did not stay, is waited for some seconds.
-    Errors: InputError naming them where no such cluster is there, or where MindSpore would not compute.
+    Without MS_ROLE they are removed and named on stderr. With it, a cluster started by hand, or by an msrun that did
+    not stay, gets some seconds to appear.
+    Errors: InputError naming them if no such cluster appears, or if MindSpore would not compute.
     """
     level = os.environ.get("MS_SIMULATION_LEVEL")
     if level:
@@ -40,45 +41,41 @@ def check_cluster_variables() -> None:
     if _is_below_msrun():
         return
     host, port = os.environ.get("MS_SCHED_HOST", ""), os.environ.get("MS_SCHED_PORT", "")
-    remedy = f"unset them (unset {' '.join(found)}), or start all workers and their scheduler with msrun"
+    fix = f"unset them (unset {' '.join(found)}), or start all workers and their scheduler with msrun"
     values = ", ".join(f"{name}={os.environ[name]}" for name in found)
-    if role not in ("MS_WORKER", "MS_SCHED"):
-        raise InputError(f"{values}: this program has no such role; {remedy}")
-    for name, value in (("MS_SCHED_PORT", port), ("MS_WORKER_NUM", os.environ.get("MS_WORKER_NUM", ""))):
-        if not host or not (value.isascii() and value.isdecimal() and 0 < int(value[:9]) < 65536):
-            raise InputError(f"{values}: without a usable MS_SCHED_HOST and {name} this is no cluster; {remedy}")
-    other, missing = "MS_SCHED", f"no scheduler answers at {host}:{port}"
-    if role == "MS_SCHED":
-        other, missing = "MS_WORKER", "no worker of this scheduler runs here"
-    if not _comes(lambda: _runs_here(other, port) or (role == "MS_WORKER" and _answers(host, int(port)))):
-        raise InputError(f"{values} are set, but {missing}; {remedy}")
-    print(f"environment: joining a cluster, as {values} say; if not, {remedy}", file=sys.stderr)
+    ports = {name: os.environ.get(name, "") for name in ("MS_SCHED_PORT", "MS_WORKER_NUM")}
+    usable = {"MS_ROLE": role in ("MS_WORKER", "MS_SCHED"), "MS_SCHED_HOST": bool(host)}
+    usable |= {name: text.isascii() and text.isdecimal() and 0 < int(text[:9]) < 65536 for name, text in ports.items()}
+    for name, good in usable.items():
+        if not good:
+            raise InputError(f"{values}: {name} is missing or unusable; {fix}")
+    is_worker = role == "MS_WORKER"
+    other = "MS_SCHED" if is_worker else "MS_WORKER"
+    if not _comes(lambda: _runs_here(other, port) or (is_worker and _answers(host, int(port)))):
+        here = "no worker of this scheduler runs on this machine"
+        missing = f"no scheduler answers at {host}:{port}" if is_worker else here
+        raise InputError(f"{values} are set, but {missing}; {fix}")
+    print(f"environment: joining a cluster, as {values} say; if not, {fix}", file=sys.stderr)
 
 
 def _comes(condition: Callable[[], bool]) -> bool:
-    """Whether it is met within seconds; a name that nobody resolves may take longer to fail."""
-    met, end = threading.Event(), threading.Event()
+    """Return whether a condition is met within seconds; polled in a thread, because resolving a name may block."""
+    met = threading.Event()
+    end = time.monotonic() + _SECONDS
 
-    def wait() -> None:
-        while not end.is_set():
-            if condition():
-                met.set()
-                return
-            end.wait(0.5)
+    def poll() -> None:
+        while not met.is_set() and time.monotonic() < end:
+            met.set() if condition() else time.sleep(0.5)
 
-    threading.Thread(target=wait, daemon=True).start()
-    try:
-        return met.wait(_SECONDS)
-    finally:
-        end.set()
+    threading.Thread(target=poll, daemon=True).start()
+    return met.wait(_SECONDS)
 
 
 def _answers(host: str, port: int) -> bool:
-    try:
+    with contextlib.suppress(OSError, UnicodeError):
         socket.create_connection((host.strip("[]"), port), timeout=1).close()
-    except (OSError, UnicodeError):
-        return False
-    return True
+        return True
+    return False
 
 
 def _is_below_msrun() -> bool:
@@ -93,7 +90,7 @@ def _is_below_msrun() -> bool:
 
 
 def _runs_here(role: str, port: str) -> bool:
-    """Whether a process of this machine and user has that role at the scheduler's port; it may not listen yet."""
+    """Return whether a process of this machine and user has that role at the scheduler's port, listening or not."""
     wanted = {f"MS_ROLE={role}".encode(), f"MS_SCHED_PORT={port}".encode()}
     for environment in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):

@@ -1,10 +1,11 @@
-"""What the launchers of several nodes know of each other, and the connections that it comes by.
+"""The connections between the launchers of several nodes, and the state that each knows of the others.
 
-Node 0 listens on the port of `--master`, the others connect to it. Each sends one line of JSON, all that the others
-need to know of it, every few seconds and whenever that changes. What comes in is not trusted: whoever does not know
-the job is ignored, a message is at most 4 KiB of JSON with checked types, and no clock is compared with another node's.
+Node 0 listens on the port of `--master`, the others connect to it. Each sends its whole state as one line of JSON,
+every few seconds and whenever it changes. Messages are not trusted: a sender that does not know the job is ignored, a
+message is at most 4 KiB of JSON with checked types, and no clock is compared with another node's.
 """
 
+import contextlib
 import json
 import selectors
 import socket
@@ -16,8 +17,8 @@ from src.runtime.cluster import Cluster, port_taken
 
 _MESSAGE = 4096  # bytes
 _TEXT = 600  # characters of a failure's line, at most 6 bytes each
-_STRANGERS = 64  # connections that have not said which node they are
-_TYPES = {"node": int, "finished": int, "all": int, "status": int | None, "message": str}  # beside "job": the same text
+_STRANGERS = 64  # connections that have not named their node
+_TYPES = {"node": int, "finished": int, "all": int, "status": int | None, "message": str}  # beside "job"
 
 
 class _Connection:
@@ -25,18 +26,18 @@ class _Connection:
         connected.settimeout(1)
         self.socket = connected
         self.buffer = b""
-        self.node: int | None = None  # which node has said that it is at the other end
+        self.node: int | None = None  # the node that the other end says it is
 
 
 class Peer:
-    """What is known of another node."""
+    """The known state of another node."""
 
     def __init__(self) -> None:
         self.connection: _Connection | None = None  # its first and only one
         self.heard = 0.0  # time.monotonic() of its last message
-        self.at = ""  # the same for people
-        self.finished = -1  # programs of the command; -1: it has not come
-        self.all_finished = -1  # programs that all nodes have finished, as node 0 says
+        self.at = ""  # the same as a time of day
+        self.finished = -1  # programs of the command; -1: it has not joined
+        self.all_finished = -1  # programs that all nodes have finished, according to node 0
         self.status: int | None = None  # of its failure
         self.message = ""
         self.silent = False  # for longer than cluster.node_timeout
@@ -44,7 +45,7 @@ class Peer:
 
 
 class Link:
-    """This node's side. Errors: InputError where node 0 cannot listen."""
+    """This node's side. Errors: InputError if node 0 cannot listen."""
 
     def __init__(self, cluster: Cluster, job: str) -> None:
         assert cluster.port is not None
@@ -53,7 +54,7 @@ class Link:
         self.status: int | None = None  # of its failure
         self.message = ""
         self.peers = {rank: Peer() for rank in (range(1, cluster.nodes) if cluster.node_rank == 0 else [0])}
-        self.refused = ""  # why node 0 does not take this node: it has another "job", or that "node" already
+        self.refused = ""  # why node 0 rejects this node: it has another "job", or that "node" already
         self._job = job
         self._beat = min(10.0, cluster.node_timeout / 5)  # seconds between messages
         self._address = (cluster.address.strip("[]"), cluster.port)
@@ -61,6 +62,7 @@ class Link:
         self._sending = threading.Lock()
         self._closed = False
         self._selector = selectors.DefaultSelector()
+        self._listener: socket.socket | None = None  # of node 0
         if cluster.node_rank == 0:
             family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
             try:
@@ -72,17 +74,17 @@ class Link:
         self._thread.start()
 
     def all_finished(self) -> int:
-        """How many programs of the command all nodes have finished; -1 where not all have come."""
-        if self.cluster.node_rank > 0:
+        """Return how many programs of the command all nodes have finished; -1 until all have joined."""
+        if self._listener is None:
             return self.peers[0].all_finished
         return min(self.finished, *(peer.finished for peer in self.peers.values()))
 
     def send(self) -> None:
-        """Tell the others what has changed here."""
+        """Send this node's state to the others."""
         state = {"job": self._job, "node": self.cluster.node_rank, "finished": self.finished}
         state |= {"all": self.all_finished(), "status": self.status, "message": self.message[:_TEXT]}
         for connection in list(self._connections):
-            if connection.node is not None or self.cluster.node_rank > 0:
+            if connection.node is not None or self._listener is None:
                 self._say(connection, state)
 
     def close(self) -> None:
@@ -94,8 +96,12 @@ class Link:
         pause = min(1.0, self._beat / 4)
         looked = sent = time.monotonic()
         while not self._closed:
-            if self.cluster.node_rank > 0 and not self._connections and not self.peers[0].gone:
-                self._connect()
+            if self._listener is None and not self._connections and not self.peers[0].gone:
+                try:
+                    self._add(socket.create_connection(self._address, timeout=5))
+                    self.send()
+                except (OSError, UnicodeError):
+                    time.sleep(0.5)
             ready = self._selector.select(pause)
             now = time.monotonic()
             for peer in self.peers.values():
@@ -103,50 +109,41 @@ class Link:
                     peer.heard += now - looked
             looked = now
             for key, _ in ready:
-                if key.data is None:
-                    self._accept()
-                else:
+                if key.data is not None:
                     self._read(key.data)
-            for peer in self.peers.values():  # after all that had come in was read
+                    continue
+                listener: Any = key.fileobj
+                with contextlib.suppress(OSError):
+                    self._add(listener.accept()[0])
+                strangers = [connection for connection in self._connections if connection.node is None]
+                if len(strangers) > _STRANGERS:
+                    self._drop(strangers[0])
+            for peer in self.peers.values():  # only after reading everything that had arrived
                 peer.silent = peer.connection is not None and now - peer.heard > self.cluster.node_timeout
             if now - sent > self._beat:
                 sent = now
                 self.send()
         for connection in list(self._connections):
             self._drop(connection)
-        if self.cluster.node_rank == 0:
+        if self._listener is not None:
             self._listener.close()
 
-    def _connect(self) -> None:
-        try:
-            self._add(_Connection(socket.create_connection(self._address, timeout=5)))
-        except (OSError, UnicodeError):
-            time.sleep(0.5)
-        else:
-            self.send()
-
-    def _accept(self) -> None:
-        try:
-            self._add(_Connection(self._listener.accept()[0]))
-        except OSError:
-            return
-        strangers = [connection for connection in self._connections if connection.node is None]
-        if len(strangers) > _STRANGERS:
-            self._drop(strangers[0])
-
-    def _add(self, connection: _Connection) -> None:
+    def _add(self, connected: socket.socket) -> None:
+        connection = _Connection(connected)
         self._connections.append(connection)
-        self._selector.register(connection.socket, selectors.EVENT_READ, connection)
+        self._selector.register(connected, selectors.EVENT_READ, connection)
 
     def _drop(self, connection: _Connection) -> None:
+        if connection not in self._connections:  # dropped as a stranger while it was ready to be read
+            return
         self._selector.unregister(connection.socket)
         self._connections.remove(connection)
         connection.socket.close()
         if connection.node is not None:
             peer = self.peers[connection.node]
             peer.at, peer.gone = time.strftime("%H:%M:%S"), True
-        elif self.cluster.node_rank > 0:
-            time.sleep(0.5)  # before the next attempt: nothing else is to be done
+        elif self._listener is None:
+            time.sleep(0.5)  # before the next attempt
 
     def _read(self, connection: _Connection) -> None:
         try:
@@ -154,20 +151,21 @@ class Link:
         except OSError:
             data = b""
         *lines, connection.buffer = (connection.buffer + data).split(b"\n")
-        taken = all(self._take(connection, line) for line in lines)
-        if not data or not taken or len(connection.buffer) > _MESSAGE:
+        accepted = all(self._take(connection, line) for line in lines)
+        if not data or not accepted or len(connection.buffer) > _MESSAGE:
             self._drop(connection)
 
     def _take(self, connection: _Connection, line: bytes) -> bool:
-        """Note what a message says; False where it is none, or not from a node of this job."""
+        """Note the state in a message; False if it is not valid or not from a node of this job."""
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
             return False
         if not isinstance(message, dict):
             return False
-        if self.cluster.node_rank > 0 and connection.node is None and message.get("refused") in ("job", "node"):
-            self.refused = message["refused"]
+        refused = message.get("refused")
+        if self._listener is None and connection.node is None and refused in ("job", "node"):
+            self.refused = refused
             return False
         if message.get("job") != self._job:
             self._say(connection, {"refused": "job"})
@@ -185,13 +183,10 @@ class Link:
         peer.heard, peer.at = time.monotonic(), time.strftime("%H:%M:%S")
         peer.message = "".join(letter if letter.isprintable() else " " for letter in message["message"])
         peer.finished, peer.all_finished, peer.status = message["finished"], message["all"], message["status"]
-        if self.cluster.node_rank == 0 and before != self.all_finished():
+        if self._listener is not None and before != self.all_finished():
             self.send()
         return True
 
     def _say(self, connection: _Connection, message: dict[str, Any]) -> None:
-        try:
-            with self._sending:
-                connection.socket.sendall(json.dumps(message).encode() + b"\n")
-        except OSError:  # reading tells
-            pass
+        with contextlib.suppress(OSError), self._sending:  # reading reports the broken connection
+            connection.socket.sendall(json.dumps(message).encode() + b"\n")

@@ -1,7 +1,7 @@
-"""The launchers of all nodes watch each other: who has come, finished, failed, ended, or no longer answers.
+"""The launchers of all nodes watch each other: which has joined, finished, failed, ended, or stopped answering.
 
-Launchers are watched, and whether their workers exist, but not the progress of workers: one may be busy, slow or
-stopped by a debugger for as long as it likes.
+The watch covers launchers and the existence of their workers, not the progress of workers: one may be busy, slow or
+stopped by a debugger for any time.
 """
 
 import hashlib
@@ -17,11 +17,10 @@ from src.runtime.errors import InputError, RunStopped, Terminated, TimeLimit
 from src.runtime.node_link import Link
 
 CONNECT = 600  # seconds that nodes wait for each other at the start
-_RESUMES = "what was saved is kept, the same command resumes"
 
 
 class Trouble(NamedTuple):
-    """Why this node cannot go on: another one has failed with `status`, or is lost (status 3)."""
+    """Why this node cannot continue: another one has failed with `status`, or is lost (status 3)."""
 
     status: int
     message: str
@@ -29,57 +28,53 @@ class Trouble(NamedTuple):
 
     @property
     def stops_all(self) -> bool:
-        """Whether the workers of all nodes save and end, as for SIGTERM, or at the time limit."""
+        """Whether the workers of all nodes save and end, as for SIGTERM or at the time limit."""
         return self.announced and self.status in (Terminated.exit_status, TimeLimit.exit_status)
 
 
-class Watch:
-    """This node's side of the watch of one command. Errors: InputError where node 0 cannot listen."""
+class NodeWatch:
+    """This node's side of the watch of one command. Errors: InputError if node 0 cannot listen."""
 
     def __init__(self, cluster: Cluster, program: Sequence[str], logs: Path) -> None:
-        """program, logs: the first of the command, which together with the cluster tell one job from others."""
+        """program, logs: the first of the command; with the cluster, they distinguish this job from others."""
         self.cluster = cluster
-        parts = [list(program), str(logs.resolve()), cluster.nodes, cluster.devices, cluster.port]
-        self._job = _digest(parts)
+        self._job = _digest([list(program), str(logs.resolve()), cluster.nodes, cluster.devices, cluster.port])
         self.link = Link(cluster, self._job)
 
     def job(self, program: Sequence[str]) -> str:
-        """What the workers of the program that comes now have in common on all nodes, and with no others."""
+        """Return what the workers of the next program share on all nodes, and with no others."""
         return _digest([self._job, self.link.finished, list(program)])
 
     def wait(self, stopped: Callable[[], bool]) -> Trouble | None:
         """Return when all nodes have finished as many programs as this one, when one is in trouble, or when `stopped`.
 
-        Errors: InputError where node 0 refuses this node, RunStopped where a node does not come in time.
+        Errors: InputError if node 0 refuses this node, RunStopped if a node does not join in time.
         """
         start = time.monotonic()
-        told: set[str] = set()
+        printed: set[str] = set()
+        rank, address = self.cluster.node_rank, f"{self.cluster.address}:{self.cluster.port}"
         while self.link.all_finished() < self.link.finished and not stopped():
             trouble = self.trouble()
             if trouble is not None:
                 return trouble
-            rank = self.cluster.node_rank
             if self.link.refused == "node":
-                raise InputError(
-                    f"--node-rank {rank}: node {rank} of this command has joined already; give each node its own, and "
-                    "start the command once on each"
-                )
+                fix = "give each node its own rank, and start the command once on each"
+                raise InputError(f"--node-rank {rank}: node {rank} of this command has joined already; {fix}")
             waited = time.monotonic() - start
-            missing = [f"node {rank}" for rank, peer in self.link.peers.items() if peer.finished < 0]
+            missing = [f"node {other}" for other, peer in self.link.peers.items() if peer.finished < 0]
             text = f"waiting for {', '.join(missing)}: start the same command on every node"
             if self.link.refused == "job":
-                text = f"--master: {self.cluster.address}:{self.cluster.port} belongs to another command, or has other "
-                text += "settings, another --nodes or --devices, or its outputs under another path"
+                text = f"--master: {address} belongs to another command, or to other --nodes, --devices or outputs"
             if missing and waited > CONNECT:
                 raise RunStopped(f"{text} (waited {CONNECT} s)")
-            if missing and waited > 5 and text not in told:
-                told.add(text)
+            if missing and waited > 5 and text not in printed:
+                printed.add(text)
                 print(text, file=sys.stderr, flush=True)
             time.sleep(0.05)
         return None
 
     def trouble(self, wait: float = 0) -> Trouble | None:
-        """Why another node will not finish the program that this node is at; `wait` seconds for it to say so."""
+        """Return why another node will not finish this node's program; `wait` seconds for it to announce that."""
         end = time.monotonic() + wait
         while (trouble := self._trouble()) is None and time.monotonic() < end:
             time.sleep(0.05)
@@ -87,18 +82,19 @@ class Watch:
 
     def _trouble(self) -> Trouble | None:
         for rank, peer in self.link.peers.items():
-            worker = f"worker {rank * self.cluster.devices} on node {rank}"
             if peer.finished > self.link.finished:
                 continue
             if peer.status is not None:
                 return Trouble(peer.status, peer.message, True)
+            reason = ""
             if peer.gone:
-                line = f"{worker} is gone since {peer.at}: the command there was killed or has ended early"
-                return Trouble(RunStopped.exit_status, f"{line}; {_RESUMES}", False)
-            if peer.silent:
-                line = f"{worker} has not answered since {peer.at}: that node or the network between has failed"
+                reason = f"is gone since {peer.at}: the command there was killed or has ended early"
+            elif peer.silent:
                 limit = f"--node-timeout {self.cluster.node_timeout:g} s"
-                return Trouble(RunStopped.exit_status, f"{line} ({limit}); {_RESUMES}", False)
+                reason = f"has not answered since {peer.at}: that node or the network between has failed ({limit})"
+            if reason:
+                line = f"worker {rank * self.cluster.devices} on node {rank} {reason}; what was saved is kept"
+                return Trouble(RunStopped.exit_status, f"{line}, the same command resumes", False)
         return None
 
     def tell_finished(self) -> None:
@@ -107,7 +103,7 @@ class Watch:
         self.link.send()
 
     def tell_failure(self, status: int, message: str) -> None:
-        """Tell the others that this node ends with `status` and `message`, which may be of another node."""
+        """Tell the others that this node ends with `status` and `message`, which may come from another node."""
         own = f"node {self.cluster.node_rank}: "
         self.link.message = message if message.startswith("node ") else own + message
         self.link.status = status

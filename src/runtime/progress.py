@@ -1,103 +1,79 @@
-"""How far long work has come, on stderr: a bar on a terminal, elsewhere a plain line now and then."""
+"""Progress of long work on stderr: a bar on a terminal, elsewhere a plain line now and then."""
 
 import sys
-import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from src.runtime.environment import is_first_worker
 
-_BAR_SECONDS = 1  # before a bar is shown: what is done sooner needs none
+_BAR_SECONDS = 1  # before a bar appears: shorter work needs none
 _LINE_SECONDS = 30  # between lines of one piece of work, and before its first
-_LINE_SHARE = 0.01  # of the work between lines: days of training shall not fill a log
+_LINE_SHARE = 0.01  # of the work between lines: long runs do not flood the log
 Item = TypeVar("Item")
 
 
-class Progress:
-    """Counts `unit`s of work up to `total`, with their rate and the time left, both at the mean rate since the start.
+class _Lines:
+    """A file that keeps only the lines of progress of what tqdm writes, not the movements of its cursor."""
 
-    One worker of a command shows it, the first. A bar below another one vanishes at its end.
+    def write(self, text: str) -> None:
+        if text.startswith("\r") and text.strip():
+            print(text.strip(), file=sys.stderr)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class Progress(tqdm):
+    """Counts `unit`s of work up to `total`, with the mean rate since the start and the time left.
+
+    Only the first worker of a command shows it. A bar below another one vanishes at its end.
     """
+
+    monitor_interval = 0  # no thread that prints more often than asked
 
     def __init__(self, description: str, total: int, unit: str, *, start: int = 0, shown: bool = True) -> None:
         """
         Args:
-            start: what was done before, and is not of this rate.
-            shown: False where another process shows the same work.
+            start: units that were done before and do not count for the rate.
+            shown: False if another process shows the same work.
         """
-        shown = shown and is_first_worker()
-        terminal = sys.stderr.isatty()
-        self._description, self._total, self._unit = description, total, unit
-        self._bar = tqdm(
-            total=total,
-            initial=start,
-            desc=description,
-            unit=unit,
-            leave=None,
-            miniters=1,
-            smoothing=0,
-            delay=_BAR_SECONDS,
-            disable=not (shown and terminal),
-        )
-        self._writes_lines = shown and not terminal
-        self._start = self._done = self._written = start
-        self._started = self._written_at = time.monotonic()
+        shape: dict[str, Any] = {"miniters": 1, "delay": _BAR_SECONDS}
+        self._has_lines = not sys.stderr.isatty()
+        if self._has_lines:
+            shape = {"file": _Lines(), "ncols": 0, "delay": _LINE_SECONDS, "mininterval": _LINE_SECONDS}
+            shape |= {"miniters": _LINE_SHARE * total}
+        shape |= {"leave": None, "smoothing": 0, "disable": not (shown and is_first_worker())}
+        super().__init__(total=total, initial=start, desc=description, unit=unit, **shape)
 
     def update(self, count: int = 1, note: str = "") -> None:
-        """`count` more are done; `note` stands behind the rate."""
-        self._done += count
-        self._bar.set_postfix_str(note, refresh=False)
-        self._bar.update(count)
-        waited = time.monotonic() - self._written_at
-        if self._writes_lines and waited >= _LINE_SECONDS and self._done - self._written >= _LINE_SHARE * self._total:
-            self._write_line(note)
+        """Add `count` units; the bar shows `note` after the rate."""
+        self.set_postfix_str(note, refresh=False)
+        super().update(count)
 
     def over(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, each of them one unit, which is done when the next is asked for."""
+        """Yield the items, each of them one unit, done when the next one is requested."""
         with self:
             for item in items:
                 yield item
                 self.update()
 
     def close(self) -> None:
-        """The work has ended, or is given up."""
-        self._bar.close()
-        if self._written > self._start and self._done > self._written:
-            self._write_line("")
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _write_line(self, note: str) -> None:
-        self._written, self._written_at = self._done, time.monotonic()
-        line = tqdm.format_meter(
-            self._done,
-            self._total,
-            self._written_at - self._started,
-            ncols=0,  # no bar
-            prefix=self._description,
-            unit=self._unit,
-            initial=self._start,
-            postfix=note or None,
-        )
-        print(line, file=sys.stderr, flush=True)
+        """End the work, complete or not; a log that has lines of it gets a last one."""
+        if self._has_lines and not self.disable:
+            self.leave = self.n > self.last_print_n
+            self.set_postfix_str("", refresh=False)
+        super().close()
 
 
 def say(text: str) -> None:
     """Print a line on stdout, above the bars."""
-    tqdm.write(text)
+    Progress.write(text)
     sys.stdout.flush()
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr, above the bars."""
-    tqdm.write(f"warning: {text}", file=sys.stderr)
+    Progress.write(f"warning: {text}", file=sys.stderr)
     sys.stderr.flush()

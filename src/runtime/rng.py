@@ -1,6 +1,6 @@
 """Counter-based random numbers on the host: every draw is a pure function of (seed, purpose, step, row).
 
-So a rollout is repeatable, resuming is exact, any worker can make any row, and no random operator runs on the device.
+Rollouts are repeatable, resuming is exact, any worker can draw any row, and the device runs no random operator.
 """
 
 import hashlib
@@ -14,24 +14,19 @@ _WORD = 1 << 64
 
 
 def generator(stream: str, seed: int, *counters: int) -> np.random.Generator:
-    """A NumPy generator keyed by its arguments (at most three counters)."""
+    """Return a NumPy generator keyed by its arguments (at most three counters)."""
     return np.random.Generator(_bits(stream, seed, 0, *counters))
 
 
 def counter_of(name: int | str) -> int:
-    """What stands for a name among counters, 0 to 2^64 - 1: a number itself, of a text a digest."""
+    """Return the counter for a name, 0 to 2^64 - 1: a number stands for itself, a text for its digest."""
     if isinstance(name, int) and 0 <= name < _WORD:
         return name
     return int.from_bytes(hashlib.blake2b(str(name).encode(), digest_size=8).digest(), "big")
 
 
-def permutation(stream: str, seed: int, counters: tuple[int, ...], size: int) -> np.ndarray:
-    """A permutation of range(size), int64 [size]."""
-    return generator(stream, seed, *counters).permutation(size)
-
-
 def uniforms(seed: int, step: int, first_row: int, rows: int, columns: int) -> np.ndarray:
-    """Sampling uniforms, float32 [rows, columns], multiples of 2^-24 in [0, 1 - 2^-24].
+    """Return sampling uniforms, float32 [rows, columns], multiples of 2^-24 in [0, 1 - 2^-24].
 
     Row r of the result belongs to global row first_row + r, however the rows are divided into calls.
     """
@@ -43,7 +38,7 @@ def uniforms(seed: int, step: int, first_row: int, rows: int, columns: int) -> n
 def keep_masks(
     seed: int, step: int, first_row: int, rows: int, shape: tuple[int, ...], rate: float | np.ndarray
 ) -> np.ndarray:
-    """Dropout masks, bool [rows, *shape], True where a value is kept (probability 1 - rate, to within 2^-16).
+    """Return dropout masks, bool [rows, *shape], True where a value is kept (probability 1 - rate, to within 2^-16).
 
     rate: below 1, for all or in a shape that broadcasts to `shape`.
     """

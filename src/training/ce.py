@@ -10,7 +10,7 @@ import numpy as np
 
 from src.losses.cross_entropy import CELossCell
 from src.losses.tokens import token_weights
-from src.runtime.rng import generator, keep_masks, permutation
+from src.runtime.rng import generator, keep_masks
 from src.training.loop import Batch
 from src.training.run import Run
 
@@ -73,7 +73,7 @@ class CrossEntropy:
         The last batch is padded with masked images. Weights count the tokens of the whole batch.
         """
         size, share, seed = self.settings.batch_images, self.run.workers.share, self.run.config.seed
-        order = permutation("data", seed, (epoch,), self.images)
+        order = generator("data", seed, epoch).permutation(self.images)
         places = np.minimum(np.arange(self.updates * size), len(order) - 1).reshape(-1, size)[first:]
         batches = [order[rows] for rows in places]
         for number, inputs in enumerate(self.run.train_source.batches(list(map(share, batches))), first):

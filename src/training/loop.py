@@ -16,7 +16,7 @@ from src.models.checkpoint import load_checkpoint
 from src.rl.collector import RolloutCollector
 from src.runtime.errors import RunStopped
 from src.runtime.progress import Progress
-from src.runtime.rng import permutation
+from src.runtime.rng import generator
 from src.training.checkpoint import optimizer_parameters
 from src.training.optim import build_optimizer, learning_rates
 from src.training.run import Run
@@ -199,4 +199,4 @@ class GroupObjective:
 
 def minibatches(images: int, size: int, seed: int, index: int, number: int) -> list[np.ndarray]:
     """Pass `number` over rollout `index`: a shuffled division of range(images) into arrays of `size`."""
-    return list(permutation("minibatch", seed, (index, number), images).reshape(-1, size))
+    return list(generator("minibatch", seed, index, number).permutation(images).reshape(-1, size))

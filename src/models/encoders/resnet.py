@@ -15,6 +15,7 @@ from src.config.kinds import ResNetVariant
 
 # blocks, width of the 3x3 convolution, stride; the last stage would have stride 2 in a classifier.
 _STAGES = ((3, 64, 1), (4, 128, 2), (6, 256, 2), (3, 512, 1))
+_NORM_EPS = 1e-5  # of all variants
 _EXPANSION = 4
 
 
@@ -32,17 +33,16 @@ class _Conv(nn.Cell):
 class _FrozenNorm(nn.Cell):
     """Batch norm by stored statistics, in training too: a per-channel scale and shift."""
 
-    def __init__(self, channels: int, eps: float) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.gamma = Parameter(initializer("ones", (channels,), ms.float32))
         self.beta = Parameter(initializer("zeros", (channels,), ms.float32))
         self.moving_mean = Parameter(initializer("zeros", (channels,), ms.float32), requires_grad=False)
         self.moving_variance = Parameter(initializer("ones", (channels,), ms.float32), requires_grad=False)
-        self.eps = eps
 
     def scale_and_shift(self) -> tuple[ms.Tensor, ms.Tensor]:
         """-> scale [C], shift [C] with norm(x) = x * scale + shift."""
-        scale = self.gamma / ops.sqrt(self.moving_variance + self.eps)
+        scale = self.gamma / ops.sqrt(self.moving_variance + _NORM_EPS)
         return scale, self.beta - self.moving_mean * scale
 
 
@@ -62,15 +62,15 @@ class _Bottleneck(nn.Cell):
         out_channels = width * _EXPANSION
         on_1x1 = variant.stride_on == "1x1"
         self.conv1 = _Conv(in_channels, width, 1, stride if on_1x1 else 1)
-        self.norm1 = _FrozenNorm(width, variant.norm_eps)
+        self.norm1 = _FrozenNorm(width)
         self.conv2 = _Conv(width, width, 3, 1 if on_1x1 else stride)
-        self.norm2 = _FrozenNorm(width, variant.norm_eps)
+        self.norm2 = _FrozenNorm(width)
         self.conv3 = _Conv(width, out_channels, 1)
-        self.norm3 = _FrozenNorm(out_channels, variant.norm_eps)
+        self.norm3 = _FrozenNorm(out_channels)
         self.first = first
         if first:
             shortcut = _Conv(in_channels, out_channels, 1, stride)
-            self.down_sample = nn.CellList([shortcut, _FrozenNorm(out_channels, variant.norm_eps)])
+            self.down_sample = nn.CellList([shortcut, _FrozenNorm(out_channels)])
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
         y = ops.relu(_conv_norm(x, self.conv1, self.norm1))
@@ -102,7 +102,7 @@ class ResNet50(nn.Cell):
         self.channels = 2048
         self.tokens = (-(-image_size // 16)) ** 2
         self.conv1 = _Conv(3, 64, 7, stride=2)
-        self.norm = _FrozenNorm(64, variant.norm_eps)
+        self.norm = _FrozenNorm(64)
         self.pad_around = variant.pool_padding == "around"
         # Zeros never win after a ReLU. Not ops.pad: its gradient on CPU is wrong from the second call on.
         self.pad = nn.Pad(((0, 0), (0, 0), (1, 1), (1, 1)))
