@@ -81,7 +81,9 @@ class CrossEntropy:
             ids, mask = self.targets.batch(batches[number - first], min(size, len(order) - number * size), epoch)
             ids, weights = share(ids), share(token_weights(mask, "token"))
             arrays = (inputs, ids, weights, *self._dropout(epoch * self.updates + number, *ids.shape))
-            yield Batch(arrays, time.perf_counter() - started)
+            yield Batch(
+                arrays, time.perf_counter() - started, may_stop=number > first
+            )  # a run makes one update at least
 
     def _dropout(self, step: int, rows: int, tokens: int) -> list[np.ndarray]:
         """Return dropout masks bool [M, T, D] for this worker's rows, one for each dropout site of the policy."""

@@ -111,7 +111,7 @@ class Run:
             say(text)
 
     def validate(self) -> dict[str, float]:
-        """Score greedy captions of the validation split by CIDEr; save the weights as `best` if the score is the best."""
+        """Score greedy captions of the validation split by CIDEr; save the weights as `best` if the score improved."""
         image_ids = [record.image_id for record in self.dataset.records["val"]]
         ids, mask = self.val_batches.map("validation", lambda _, inputs: self.greedy(inputs)[:2])
         captions, ended = decode_completions(self.tokenizer, self.policy.token_ids.eos, ids, mask)
