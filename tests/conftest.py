@@ -37,7 +37,7 @@ CHANNELS = 6
 
 # Files that take a minute or more: begun first, so that no process waits for one at the end.
 LONG = ["test_workers.py", "test_captioning_run.py", "test_pipeline.py", "test_comparison.py", "test_resume.py"]
-LONG += ["test_caprl_run.py", "test_export.py", "test_extend.py", "test_encoder.py"]
+LONG += ["test_policy.py", "test_caprl_run.py", "test_export.py", "test_extend.py", "test_encoder.py"]
 
 
 def pytest_collection_modifyitems(items):

@@ -44,4 +44,7 @@ PREPROCESSING = {
 }
 
 # encoder.kind -> the valid values of encoder.variant.
-KINDS = {"resnet50": tuple(VARIANTS), "cnn": ("cnn",)}
+KINDS = {
+    "resnet50": tuple(VARIANTS),
+    "cnn": ("cnn",),
+}
