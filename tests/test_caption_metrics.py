@@ -127,9 +127,7 @@ def test_a_metric_that_fails_is_named_and_the_others_are_kept(monkeypatch, capsy
     assert list(scores.metrics) == [key for key in KEYS if key != "METEOR"] and "meteor" not in scores.segments
     assert scores.left_out == {"METEOR": "ZeroDivisionError: by zero"} and scores.notes == []
     said = [
-        line
-        for line in capsys.readouterr().err.splitlines()
-        if not line.startswith("SPICE is left out: its models are missing")
+        line for line in capsys.readouterr().err.splitlines() if not line.startswith("SPICE is left out: its models")
     ]
     assert said == ["METEOR is left out: ZeroDivisionError: by zero"]
     for name in ("_bleu", "_rouge", "_cider"):
@@ -163,8 +161,8 @@ def test_a_results_file_of_some_images_of_a_split(tmp_path, capsys):
     path = tmp_path / "captions.json"
     path.write_text(json.dumps([{"image_id": "7", "caption": "a"}, {"image_id": 8, "caption": "b"}]))
     assert load_split_captions(path, {8: [], 7: [], 9: []}.keys(), "test") == {7: "a", 8: "b"}
-    line = "has captions of 2 of 3 images of the test split: only these are scored, with CIDEr's document frequencies of the"
-    assert f"{path} {line} whole split\n" == capsys.readouterr().err
+    line = "has captions of 2 of 3 images of the test split: only these are scored, with CIDEr's document frequencies"
+    assert f"{path} {line} of the whole split\n" == capsys.readouterr().err
     assert load_split_captions(path, ["7", "8"], "val") == {"7": "a", "8": "b"}
     assert capsys.readouterr().err == ""
     with pytest.raises(InputError, match=r"captions.json: 1 of 2 .* not in the val split .*8"):

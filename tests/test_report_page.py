@@ -10,9 +10,9 @@ from hostile import TEXT
 from PIL import Image
 
 from src.data.image_url import thumbnail_url
-from src.evaluation.gallery import Picture, ScoredCaption
+from src.evaluation.gallery import Gallery, Picture, ScoredCaption
 from src.evaluation.html import label, render_page
-from src.evaluation.tables import ReportTable, best_cells, difference_tables, history_table, score_tables
+from src.evaluation.report_tables import ReportTable, best_cells, difference_tables, history_tables, score_tables
 
 
 def printed(name, value):
@@ -64,7 +64,7 @@ def test_intervals_that_exclude_0_are_marked():
 def test_histories_by_hand():
     first = [{"step": 0, "val/CIDEr": 0.5}, {"step": 1, "train/kl": -1e-9}, {"step": 2, "val/CIDEr": 0.75}]
     second = [{"step": 0, "val/CIDEr": 0.25}, {"step": 1, "train/kl": 0.0}, {"step": 2, "val/CIDEr": 1.25}]
-    table = history_table({"ce": [[{"step": 1, "train/loss": 2.0}]], "grpo": [first, second]})
+    (table,) = history_tables({"ce": [[{"step": 1, "train/loss": 2.0}]], "grpo": [first, second]})
     assert table.columns == ["val/CIDEr", "train/kl", "train/loss"]
     assert table.rows == {"ce": ["", "", "2.000 to 2.000"], "grpo": ["0.375 to 1.000", "0.000 to 0.000", ""]}
 
@@ -128,7 +128,9 @@ def page(browser, tmp_path):
     """The page of three pictures, freshly opened."""
     systems = {name: {"CIDEr": values(1.0 + max(gains))} for name, gains in ({"ce": [0]} | GAINS).items()}
     file = tmp_path / "report.html"
-    text = render_page("CE, SCST and GRPO", "three images", score_tables(systems), {}, [], list(pictures()), 100)
+    text = render_page(
+        "CE, SCST and GRPO", "three images", score_tables(systems), {}, [], Gallery(list(pictures()), 100)
+    )
     file.write_text(text, encoding="utf-8")
     browser.get_log("browser"), browser.get_log("performance")  # of the page before
     browser.get(file.as_uri())

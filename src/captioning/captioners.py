@@ -23,7 +23,7 @@ from src.decoding.attention import Attention, attend_words
 from src.decoding.generation import Outputs, compile_generation
 from src.decoding.sampler import GreedyDecoder
 from src.evaluation.evaluate import build_decoder, build_sampler
-from src.evaluation.files import decoding_name
+from src.evaluation.result_files import decoding_name
 from src.models.build import load_policy
 from src.runtime.rng import uniforms
 from src.runtime.workers import Workers

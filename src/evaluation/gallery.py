@@ -16,12 +16,12 @@ from src.data.photographs import UnusableImage
 from src.data.records import Record
 from src.data.words import Words
 from src.evaluation.caption_metrics import load_captions
-from src.evaluation.files import read_arrays, read_samples
 from src.evaluation.report import System
+from src.evaluation.result_files import read_arrays, read_samples
 from src.rewards.cider import CiderD
 from src.runtime.errors import InputError
 
-GALLERY = 60  # images: a page of about 2 MB with two systems
+_MOST = 60  # images: a page of about 2 MB with two systems
 _SIDE = 320  # pixels of an image's longer side
 
 
@@ -52,6 +52,13 @@ class Picture(NamedTuple):
         return gains({system: rows[0].cider for system, rows in self.captions.items()})
 
 
+class Gallery(NamedTuple):
+    """The chosen images, in dataset order; images: size of the split they come from."""
+
+    pictures: Sequence[Picture]
+    images: int
+
+
 def gains(ciders: Mapping[str, Any]) -> dict[str, Any]:
     """Subtract CE's CIDEr, a number or one per image [n], from every other system's; keep it if there is one system."""
     if len(ciders) == 1:
@@ -59,7 +66,7 @@ def gains(ciders: Mapping[str, Any]) -> dict[str, Any]:
     return {system: cider - ciders["ce"] for system, cider in ciders.items() if system != "ce"}
 
 
-def choose_images(ciders: Mapping[str, np.ndarray], most: int = GALLERY) -> dict[int, str]:
+def choose_images(ciders: Mapping[str, np.ndarray], most: int = _MOST) -> dict[int, str]:
     """Choose at most `most` of n images: a third with the highest and a third with the lowest gain (best and worst
     first), the mean over systems; the rest are evenly spaced among the others in dataset order.
 
@@ -77,8 +84,8 @@ def choose_images(ciders: Mapping[str, np.ndarray], most: int = GALLERY) -> dict
     return chosen | {int(index): "even" for index in even}
 
 
-def build_gallery(systems: Mapping[str, System], split: str, name: str) -> tuple[list[Picture], int]:
-    """Build the chosen images of a split, in dataset order, and return them with n. name: as of `results_name`.
+def build_gallery(systems: Mapping[str, System], split: str, name: str) -> Gallery:
+    """Build the gallery of a split. name: as in `results_name`.
 
     Errors: InputError if the results belong to other images than the configuration names now, or an image is broken.
     """
@@ -103,7 +110,7 @@ def build_gallery(systems: Mapping[str, System], split: str, name: str) -> tuple
         Picture(record.file.name, url, record.captions, reasons[index], {key: captions[key][place] for key in systems})
         for place, (index, record, url) in enumerate(zip(chosen, shown, thumbnails(config, shown)))
     ]
-    return pictures, len(records)
+    return Gallery(pictures, len(records))
 
 
 def read_groups(system: System, records: Sequence[Record], split: str, name: str) -> list[list[str]]:
