@@ -185,7 +185,7 @@ def test_hostile_text_is_shown_and_runs_nothing(browser, tmp_path):
     card = next(pictures())._replace(name=TEXT, ground_truths=(TEXT,), captions={"ce": [row, row], TEXT: [row, row]})
     file = tmp_path / "report.html"
     table = ReportTable(TEXT, [TEXT], {TEXT: [TEXT]}, frozenset([(TEXT, TEXT)]), TEXT)
-    file.write_text(render_page(TEXT, TEXT, [table], {}, [table], [card], 1), encoding="utf-8")
+    file.write_text(render_page(TEXT, TEXT, [table], {}, [table], Gallery([card], 1)), encoding="utf-8")
     browser.get_log("browser")  # of the page before
     browser.get(file.as_uri())
     assert browser.get_log("browser") == []
@@ -217,7 +217,7 @@ def test_chinese_words_are_chosen_and_found_without_blanks_between_them(browser,
     row = ScoredCaption(text, 1.0, words, attention(" ".join(words)))
     cards = [Picture("cat.png", "data:,", ("一只猫",), "highest", {"ce": [row]}), *pictures()]
     cards = [card._replace(captions={"ce": card.captions["ce"]}) for card in cards]
-    (tmp_path / "report.html").write_text(render_page("CE", "", [], {}, [], cards, 100), encoding="utf-8")
+    (tmp_path / "report.html").write_text(render_page("CE", "", [], {}, [], Gallery(cards, 100)), encoding="utf-8")
     browser.get((tmp_path / "report.html").as_uri())
     line = find(browser, ".words")[0]
     assert [button.text for button in line.find_elements("css selector", "button")] == words

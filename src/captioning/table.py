@@ -7,7 +7,7 @@ from src.captioning.captions import Captions
 
 
 class CaptionTable:
-    """Takes captions in place of a CaptionFile if there is no --output."""
+    """Print captions if there is no --output; used like CaptionFile."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._columns = ["photograph", "decoding", *names]
@@ -36,11 +36,11 @@ def table_rows(path: str, captions: Captions) -> list[list[str]]:
         ["", row[0].decoding, *[f"{caption.caption} ({caption.logprob:.1f})" for caption in row]]
         for row in zip(*captions.values())
     ]
-    rows[0][0] = one_line(path)
+    rows[0][0] = printable(path)
     return [[cell.replace("|", "\\|") for cell in row] for row in rows]
 
 
-def one_line(path: str) -> str:
-    """Print a path in one line: escape terminal controls, line breaks and lone surrogates."""
+def printable(path: str) -> str:
+    """Escape terminal controls, line breaks and lone surrogates in a path."""
     escaped = ("Cc", "Cs", "Zl", "Zp")  # but not U+202F and U+200D, which macOS and emoji put into names
     return "".join(c.encode("unicode_escape").decode() if category(c) in escaped else c for c in path)

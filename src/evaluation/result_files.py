@@ -65,7 +65,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
-        reason = isinstance(error, OSError) and error.strerror or one_line(error)
+        reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
         raise InputError(f"{path} cannot be read ({reason}); evaluate that run again") from None
 
 
