@@ -16,8 +16,7 @@ from src.captioning.arguments import name_checkpoints, read_image_arguments
 from src.captioning.captions import DecodedCaption
 from src.captioning.collection import prepare, share
 from src.captioning.inputs import Found, find_photographs, skipped_note
-from src.captioning.output import CaptionFile, DonePaths
-from src.captioning.table import CaptionTable, printable
+from src.captioning.output import CaptionFile, CaptionTable, DonePaths, printable
 from src.data import digests, image_formats
 from src.data.digests import state_key
 from src.runtime.errors import InputError

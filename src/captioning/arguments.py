@@ -19,9 +19,7 @@ def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --images and --output."""
     images = "files, folders, patterns, @LIST (docs/captioning.md)"
     parser.add_argument("--images", nargs="+", metavar="PHOTO", help=images)
-    parser.add_argument(
-        "--output", type=given_path, help="with --images: append JSON lines instead of printing a table"
-    )
+    parser.add_argument("--output", type=given_path, help="with --images: append JSON lines, print no table")
 
 
 def read_image_arguments(arguments: argparse.Namespace, default: Path | None = None) -> dict[str, Path]:
@@ -35,9 +33,8 @@ def read_image_arguments(arguments: argparse.Namespace, default: Path | None = N
         words = getattr(arguments, flag) or []
         arguments.overrides += [word for word in words if is_setting(word)]
         setattr(arguments, flag, [word for word in words if not is_setting(word)])
-    arguments.images = [
-        "@" * (word[:1] == "@") + os.path.expanduser(word.removeprefix("@")) for word in arguments.images
-    ]
+    paths = [re.fullmatch("(@?)(.*)", word, re.DOTALL) for word in arguments.images]
+    arguments.images = [path[1] + os.path.expanduser(path[2]) for path in paths if path]  # the shell leaves ~ behind @
     checkpoints = name_checkpoints(arguments.checkpoint or ())
     if wants_images and not arguments.images:
         raise InputError("--images names no photograph, only settings; add files or folders")

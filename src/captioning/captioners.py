@@ -5,6 +5,7 @@ encoder's input, float32 [3, image_size, image_size].
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -20,8 +21,7 @@ from src.data.photographs import Photograph
 from src.data.tokenizer import decode_completions
 from src.data.words import ENGLISH, build_chinese
 from src.decoding.attention import Attention, attend_words
-from src.decoding.generation import Outputs, compile_generation
-from src.decoding.sampler import GreedyDecoder
+from src.decoding.generation import Outputs
 from src.evaluation.evaluate import build_decoder, build_sampler
 from src.evaluation.result_files import decoding_name
 from src.models.build import load_policy
@@ -84,11 +84,9 @@ class _Decoders:
         self.encoder = weights_digest(policy.encoder)
         if self.encoder not in encoders:
             encoders[self.encoder] = graphs.compile("encoder", policy.encoder)
-        greedy = GreedyDecoder(policy, config.eval.tokens)
-        self._single = {"greedy": compile_generation("greedy", greedy, graphs.compile)}
-        if config.eval.beams > 1:
-            self._single[decoding_name(config.eval)] = build_decoder(config, policy, graphs)
-        self._sampler = build_sampler(config, policy, graphs) if config.eval.samples else None
+        single = {decoding_name(one): one for one in (replace(config.eval, beams=1), config.eval)}
+        self._single = {name: build_decoder(one, policy, graphs) for name, one in single.items()}
+        self._sampler = build_sampler(config.eval, policy, graphs) if config.eval.samples else None
         self._attention = graphs.compile("attention", Attention(policy))
         self._eos = policy.token_ids.eos
         self._tokens, self._segmentation = config.eval.tokens, config.data.segmentation

@@ -16,8 +16,7 @@ from tqdm import tqdm
 from src.captioning.captioners import Captioners
 from src.captioning.captions import Captions
 from src.captioning.inputs import Found, find_photographs, skipped_note
-from src.captioning.output import CaptionFile, DonePaths, path_digest
-from src.captioning.table import CaptionTable, printable
+from src.captioning.output import CaptionFile, CaptionTable, DonePaths, path_digest, printable
 from src.config.schema import Config
 from src.data.photographs import READER, Photograph, UnusableImage, read_photograph
 from src.runtime.environment import start_time

@@ -31,12 +31,13 @@ def build_page(model: "PageModel") -> gr.Blocks:
     """Build the page: a file to drop, the captions of all checkpoints, and the attention of the selected caption."""
 
     def caption(path: str | None) -> tuple[Any, ...]:
+        nothing = ("", gr.Dropdown(visible=False), "", None)
         if path is None:
-            return "", "", gr.Dropdown(visible=False), "", None
+            return "", *nothing
         try:
             shown = model.show(path)
         except UnusableImage as reason:
-            return PARTS.failure(reason), "", gr.Dropdown(visible=False), "", None
+            return PARTS.failure(reason), *nothing
         names = gr.Dropdown(choices=choices(shown.captions), value=0, visible=True)
         picture = PARTS.photograph(picture_url(shown.small))
         return picture, PARTS.captions_table(shown.captions), names, attention_strip(shown, 0), shown

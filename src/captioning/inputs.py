@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from src.captioning.table import printable
+from src.captioning.output import printable
 from src.data.image_formats import SUFFIXES, is_read, needs
 from src.runtime.errors import InputError
 
@@ -86,9 +86,7 @@ def _lines(path: str) -> Iterator[str]:
                 if line := line.rstrip("\r\n"):
                     yield line
     except OSError as error:
-        raise InputError(
-            f"@{path}: the list cannot be read ({error.strerror}); fix the path or its permissions"
-        ) from None
+        raise InputError(f"@{path}: the list cannot be read ({error.strerror}); fix its path or permissions") from None
 
 
 def _walk(folder: str, skipped: Counter[str]) -> Iterator[Found]:

@@ -1,4 +1,4 @@
-"""Files of captions: JSON lines that several workers append to, and that a killed run resumes from.
+"""Print captions as a Markdown table, or append them to JSON lines that workers share and killed runs resume from.
 
 FILE.jsonl has one line for each photograph, FILE.bad.jsonl one for each file that the last run could not use, and
 FILE.settings.json the settings behind the captions. Lines are appended whole, under a lock; a torn last line is
@@ -9,9 +9,10 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 
@@ -20,6 +21,46 @@ from src.config.rules import flatten
 from src.data.digests import state_key
 from src.runtime.errors import InputError
 from src.runtime.files import append_json_lines, json_lines, lock
+
+
+class CaptionTable:
+    """Print captions if there is no --output; used like CaptionFile."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._columns = ["photograph", "decoding", *names]
+        self._begun = False
+
+    def write(
+        self, captioned: Mapping[str, Captions], failed: Mapping[str, str], files: Mapping[str, tuple[int, int]]
+    ) -> None:
+        """Print the rows of a batch, its columns aligned."""
+        rows = [row for path, captions in captioned.items() for row in table_rows(path, captions)]
+        widths = [max(map(len, column)) for column in zip(self._columns, *rows)]
+        if rows and not self._begun:
+            self._begun = True
+            rows = [self._columns, ["-" * width for width in widths], *rows]
+        for row in rows:
+            print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |", flush=True)
+
+    def summary(self, captioned: int, failed: int, seconds: float, before: int) -> str:
+        """Return the last line, for stderr."""
+        return f"captioned {captioned:,}, {failed:,} failed"
+
+
+def table_rows(path: str, captions: Captions) -> list[list[str]]:
+    """Build a row for each decoding: the path (once), the decoding, and each checkpoint's caption with its log-prob."""
+    rows = [
+        ["", row[0].decoding, *[f"{caption.caption} ({caption.logprob:.1f})" for caption in row]]
+        for row in zip(*captions.values())
+    ]
+    rows[0][0] = printable(path)
+    return [[cell.replace("|", "\\|") for cell in row] for row in rows]
+
+
+def printable(path: str) -> str:
+    """Escape terminal controls, line breaks and lone surrogates in a path."""
+    escaped = ("Cc", "Cs", "Zl", "Zp")  # but not U+202F and U+200D, which macOS and emoji put into names
+    return "".join(c.encode("unicode_escape").decode() if category(c) in escaped else c for c in path)
 
 
 class CaptionFile:
@@ -62,7 +103,7 @@ class CaptionFile:
             return flatten(json.loads(self.settings.read_text(encoding="utf-8")))
         except (OSError, ValueError):
             raise InputError(
-                f"{self.settings} is missing or damaged, so nothing says how {self.path} was made; pass another --output"
+                f"{self.settings} is missing or damaged, so nothing says how {self.path} was made; use another --output"
             ) from None
 
     def done(self) -> "DonePaths":
@@ -100,7 +141,7 @@ class CaptionFile:
 
 
 class DonePaths:
-    """Captioned paths with key and state of their files, in 24 bytes each. If a path has several lines, the last counts.
+    """Captioned paths with key and state of their files, in 24 bytes each. Of several lines of a path, the last counts.
 
     The chance that two of a million paths share a digest is 3e-8.
     """
@@ -112,8 +153,7 @@ class DonePaths:
 
     def is_settled(self, path: str) -> bool:
         """Return whether a path has a caption, and its file is unchanged or gone."""
-        row = self._row(path)
-        if row is None:
+        if (row := self._row(path)) is None:
             return False
         with contextlib.suppress(OSError):
             return row["state"] != 0 and int(row["state"]) == state_key(os.stat(path))
@@ -121,8 +161,7 @@ class DonePaths:
 
     def key(self, path: str) -> int | None:
         """Return the key of the photograph that a path was captioned with, or None."""
-        row = self._row(path)
-        return None if row is None else int(row["key"])
+        return None if (row := self._row(path)) is None else int(row["key"])
 
     def __len__(self) -> int:
         return len(np.unique(self._rows["path"]))

@@ -55,8 +55,17 @@ def compute_metrics(
     """
     documents, results = tokenized(captions, ground_truths, words, tokenized_truths=tokenized_truths)
     truths = {image_id: documents[image_id] for image_id in results}
-    scorers = _scorers(words, documents)
     scores = CaptionScores({}, {}, {}, [])
+    scorers: dict[str, Callable[[Truths, Truths], Scores]]
+    scorers = {"BLEU": _bleu, "METEOR": _meteor, "ROUGE_L": _rouge, "CIDEr": partial(_cider, documents)}
+    if words.language != "en":
+        del scorers["METEOR"]
+        scores.notes.append("METEOR and SPICE are left out: they are made for English")
+    elif spice_has_models():
+        scorers["SPICE"] = _spice
+    else:
+        command = "python -m pycocoevalcap.spice.get_stanford_models"
+        say_once(f"SPICE is left out: its models are missing; '{command}' downloads them (400 MB)")
     with Progress("metrics", len(scorers), "metric") as bar:
         for name, scorer in scorers.items():
             try:
@@ -71,8 +80,6 @@ def compute_metrics(
             bar.update(note=name)
     if not scores.metrics:
         raise InputError(f"no metric could be computed; the first failed with {next(iter(scores.left_out.values()))}")
-    if words.language == "zh":
-        scores.notes.append("METEOR and SPICE are left out: they are made for English")
     if len(documents) == 1 and "CIDEr" in scores.metrics:
         scores.notes.append(_ONE_IMAGE)
     for note in scores.notes:
@@ -155,20 +162,6 @@ def load_split_captions(path: Path, image_ids: Collection[ImageId], split: str) 
         say = f"{path} has captions of {len(captions):,} of {len(image_ids):,} images of the {split} split"
         print(f"{say}: only these are scored, with CIDEr's document frequencies of the whole split", file=sys.stderr)
     return captions
-
-
-def _scorers(words: Words, documents: Truths) -> dict[str, Callable[[Truths, Truths], Scores]]:
-    """Return the scorers by the name in messages, in the order of the tables."""
-    english = words.language == "en"
-    scorers: dict[str, Callable[[Truths, Truths], Scores]] = {"BLEU": _bleu}
-    scorers |= {"METEOR": _meteor} if english else {}
-    scorers |= {"ROUGE_L": _rouge, "CIDEr": partial(_cider, documents)}
-    if english and spice_has_models():
-        scorers["SPICE"] = _spice
-    elif english:
-        command = "python -m pycocoevalcap.spice.get_stanford_models"
-        say_once(f"SPICE is left out: its models are missing; '{command}' downloads them (400 MB)")
-    return scorers
 
 
 def _bleu(truths: Truths, results: Truths) -> Scores:

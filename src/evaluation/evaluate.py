@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from mindspore import Tensor
 
-from src.config.schema import Config
+from src.config.schema import Config, EvalConfig
 from src.data.dataset import Dataset
 from src.data.questions import load_questions, questions_file
 from src.data.record import ImageId, with_known_ids
@@ -50,7 +50,7 @@ def evaluate(
     (source,) = build_sources(config, {split: records}, [split], policy.encoder, workers)
     batches = SplitBatches(source, len(records), config.eval.batch_images, workers)
     graphs = graph_cache(config, tokenizer, workers)
-    decoder = build_decoder(config, policy, graphs)
+    decoder = build_decoder(config.eval, policy, graphs)
     completions = batches.map(f"decoding {split}", lambda _, inputs: decoder(inputs)[:2])
     texts, ended = decode_completions(tokenizer, policy.token_ids.eos, *completions)
     drawn = _sample_captions(config, policy, tokenizer, graphs, batches) if config.eval.samples else []
@@ -62,8 +62,8 @@ def evaluate(
     captions = {record.image_id: text for record, text in zip(records, texts)}
     folder = owning_folder(config, checkpoint)
     name = results_name(split, config.eval)
-    rows = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
-    write_json(folder / f"captions_{name}.json", rows)  # COCO's results format
+    coco = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
+    write_json(folder / f"captions_{name}.json", coco)
     result, segments = scored(captions, dataset, split, decoding_name(config.eval))
     result["endings"] = {"truncated": float(1 - ended.mean())}
     if dataset.words.language == "en":
@@ -85,18 +85,17 @@ def evaluate(
     return result
 
 
-def build_decoder(config: Config, policy: Policy, graphs: GraphCache) -> Callable[[Tensor], Outputs]:
+def build_decoder(settings: EvalConfig, policy: Policy, graphs: GraphCache) -> Callable[[Tensor], Outputs]:
     """Build the decoder of the configuration: greedy, or beam search."""
-    settings = config.eval
     if settings.beams == 1:
         return compile_generation("greedy", GreedyDecoder(policy, settings.tokens), graphs.compile)
     beams = BeamDecoder(policy, settings.tokens, settings.beams, settings.length_penalty, settings.block_trigrams)
     return compile_generation("beams", beams, graphs.compile)
 
 
-def build_sampler(config: Config, policy: Policy, graphs: GraphCache) -> Callable[[Tensor, Tensor], Outputs]:
+def build_sampler(settings: EvalConfig, policy: Policy, graphs: GraphCache) -> Callable[[Tensor, Tensor], Outputs]:
     """Build the sampler of captions from the whole distribution."""
-    sampler = GroupSampler(policy, config.eval.tokens, temperature=1.0, top_k=0)
+    sampler = GroupSampler(policy, settings.tokens, temperature=1.0, top_k=0)
     return compile_generation("sampler", sampler, graphs.compile)
 
 
@@ -105,7 +104,7 @@ def _sample_captions(
 ) -> list[list[str]]:
     """Sample `eval.samples` captions of every image."""
     group_size, tokens = config.eval.samples, config.eval.tokens
-    sampler = build_sampler(config, policy, graphs)
+    sampler = build_sampler(config.eval, policy, graphs)
 
     def sample(first: int, inputs: Tensor) -> Sequence[Tensor]:
         draws = uniforms(config.seed, 0, first * group_size, len(inputs) * group_size, tokens)

@@ -79,9 +79,8 @@ def choose_images(ciders: Mapping[str, np.ndarray], most: int = _MOST) -> dict[i
     order = np.argsort(-gain, kind="stable")
     rest = np.sort(order[third : images - third])
     even = rest[np.arange(most - 2 * third) * len(rest) // max(1, most - 2 * third)]
-    chosen = {int(index): "highest" for index in order[:third]}
-    chosen |= {int(index): "lowest" for index in order[::-1][:third]}
-    return chosen | {int(index): "even" for index in even}
+    groups = {"highest": order[:third], "lowest": order[::-1][:third], "even": even}
+    return {int(index): reason for reason, indices in groups.items() for index in indices}
 
 
 def build_gallery(systems: Mapping[str, System], split: str, name: str) -> Gallery:
@@ -130,10 +129,7 @@ def read_groups(system: System, records: Sequence[Record], split: str, name: str
 
 
 def scored_groups(
-    groups: Sequence[Sequence[str]],
-    score: Callable[..., np.ndarray],
-    looks: Sequence[Sequence[np.ndarray]],
-    words: Words,
+    groups: Sequence[Sequence[str]], score: Callable[..., np.ndarray], looks: Sequence[Sequence], words: Words
 ) -> list[list[ScoredCaption]]:
     """Score the captions of each image, [images][G], with CIDEr: greedy, then samples, best first. score: as CiderD."""
     flat = [caption for group in groups for caption in group]
