@@ -80,19 +80,11 @@ def serve_page(model: "PageModel", host: str, port: int) -> gr.Blocks:
     """Start the server in a thread of its own. Errors: InputError if host or port is not available."""
     processing_utils.async_ssrf_protected_download = refuse_url
     page = build_page(model).queue(max_size=20)
+    private = {"share": False, "ssr_mode": False, "show_api": False, "quiet": True, "prevent_thread_lock": True}
+    limits = {"max_file_size": MAX_UPLOAD, "state_session_capacity": _SESSIONS}
+    middleware = {"middleware": [Middleware(OwnHostOnly)]}
     try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            show_api=False,
-            prevent_thread_lock=True,
-            max_file_size=MAX_UPLOAD,
-            state_session_capacity=_SESSIONS,
-            ssr_mode=False,
-            app_kwargs={"middleware": [Middleware(OwnHostOnly)]},
-        )
+        page.launch(server_name=host, server_port=port, app_kwargs=middleware, **private, **limits)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot serve on {host}:{port} ({error}); pass another --host or --port") from None
     return page

@@ -84,7 +84,7 @@ def resampled(images: int, resamples: int) -> np.ndarray:
     return np.stack([np.bincount(draw, minlength=images) for draw in draws]).astype(np.float64)
 
 
-def paired_differences(system: Segments, other: Segments, resamples: int) -> dict[str, dict[str, float]]:
+def paired_differences(system: Segments, other: Segments, resamples: int) -> dict[str, dict]:
     """Compute system minus other for each metric: `mean` (of the whole split), `low` and `high` of the 95 % interval.
 
     Both are scored on the same resampled images (Koehn 2004); the interval takes percentiles.

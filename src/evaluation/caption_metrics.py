@@ -41,19 +41,22 @@ class CaptionScores(NamedTuple):
 
 
 def compute_metrics(
-    captions: Mapping[ImageId, str],
-    ground_truths: Mapping[ImageId, Sequence[str]],
-    *,
-    words: Words = ENGLISH,
-    tokenized_truths: bool = False,
+    captions: Mapping[ImageId, str], ground_truths: Mapping[ImageId, Sequence[str]], words: Words = ENGLISH
 ) -> CaptionScores:
     """Score one caption per image id against its ground truths; document frequencies come from all `ground_truths`.
 
-    tokenized_truths: the ground truths (not the captions) are already tokenized by `words`. A metric that fails is left
-    out, with one line on stderr. Errors: InputError if a caption has no ground truths, if Java is missing to tokenize
-    English captions, or if every metric fails. METEOR takes 10 s to load.
+    ground_truths: already tokenized by `words`, unlike the captions. A metric that fails is left out, with one line on
+    stderr. Errors: InputError if a caption has no ground truths, if Java is missing to tokenize English captions, or if
+    every metric fails. METEOR takes 10 s to load.
     """
-    documents, results = tokenized(captions, ground_truths, words, tokenized_truths=tokenized_truths)
+    if not captions:
+        raise InputError("no captions to score; pass captions of at least one image")
+    missing = [image_id for image_id in captions if not ground_truths.get(image_id)]
+    if missing:
+        raise InputError(f"no ground truth for {len(missing)} images (first image_id {missing[0]}); remove them")
+    lines = words.tokenize(list(captions.values()))
+    results = {image_id: [line] for image_id, line in zip(captions, lines, strict=True)}
+    documents = {image_id: list(rows) for image_id, rows in ground_truths.items()}
     truths = {image_id: documents[image_id] for image_id in results}
     scores = CaptionScores({}, {}, {}, [])
     scorers: dict[str, Callable[[Truths, Truths], Scores]]
@@ -85,25 +88,6 @@ def compute_metrics(
     for note in scores.notes:
         say_once(note)
     return scores
-
-
-def tokenized(
-    captions: Mapping[ImageId, str],
-    ground_truths: Mapping[ImageId, Sequence[str]],
-    words: Words = ENGLISH,
-    *,
-    tokenized_truths: bool = False,
-) -> tuple[dict[ImageId, list[str]], dict[ImageId, list[str]]]:
-    """Tokenize all ground truths, and the captions, for pycocoevalcap's scorers."""
-    if not captions:
-        raise InputError("no captions to score; pass captions of at least one image")
-    missing = [image_id for image_id in captions if not ground_truths.get(image_id)]
-    if missing:
-        raise InputError(f"no ground truth for {len(missing)} images (first image_id {missing[0]}); remove them")
-    truths = {image_id: list(rows) for image_id, rows in ground_truths.items()}
-    truths = truths if tokenized_truths else words.tokenize_images(truths)
-    lines = words.tokenize(list(captions.values()))
-    return truths, {image_id: [line] for image_id, line in zip(captions, lines, strict=True)}
 
 
 def signature(*, tokens: str, document_frequencies: str, decoding: str, num_images: int, of: int | None = None) -> str:

@@ -4,6 +4,7 @@ A system is CE or one RL method; its runs differ in their seed.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
@@ -114,17 +115,14 @@ def differences(segments: Mapping[str, Sequence[Segments]], resamples: int) -> d
     """
     result = {}
     whole = {system: [whole_split(seed) for seed in seeds] for system, seeds in segments.items()}
-    for ours in (name for name in segments if name != "ce"):
-        for other in segments:
-            same_budget = other.endswith(EQUAL_UPDATES) == ours.endswith(EQUAL_UPDATES)
-            is_grpo = ours.removesuffix(EQUAL_UPDATES) == "grpo"
-            if other == ours or (other != "ce" and not (is_grpo and same_budget)):
-                continue
+    for ours, other in permutations(segments, 2):
+        same_budget = other.endswith(EQUAL_UPDATES) == ours.endswith(EQUAL_UPDATES)
+        is_grpo = ours.removesuffix(EQUAL_UPDATES) == "grpo"
+        if ours != "ce" and (other == "ce" or (is_grpo and same_budget)):
             pair = paired_differences(average_seeds(segments[ours]), average_seeds(segments[other]), resamples)
-            result[f"{ours}-{other}"] = {
-                name: values | {"seeds": [mine[name] - theirs[name] for mine, theirs in zip(whole[ours], whole[other])]}
-                for name, values in pair.items()
-            }
+            for name, values in pair.items():
+                values["seeds"] = [mine[name] - theirs[name] for mine, theirs in zip(whole[ours], whole[other])]
+            result[f"{ours}-{other}"] = pair
     return result
 
 

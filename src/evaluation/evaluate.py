@@ -122,7 +122,7 @@ def scored(
     The scores are metrics, signature, number of images and, unless empty, `left_out` and `notes` (CaptionScores).
     """
     words = dataset.words
-    scores = compute_metrics(captions, dataset.by_image_id(split), words=words, tokenized_truths=True)
+    scores = compute_metrics(captions, dataset.by_image_id(split), words)
     images = len(dataset.records[split])
     line = signature(
         tokens=words.name, document_frequencies=split, decoding=decoding, num_images=len(captions), of=images

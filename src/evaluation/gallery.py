@@ -1,7 +1,7 @@
-"""The gallery of a report: some images with every system's captions, their CIDEr, and the attention of each word.
+"""Build the gallery of a report: some images with every system's captions, their CIDEr, and each word's attention.
 
 A system is CE or one RL method. Letters: n images of a split, G captions of one image (greedy, then the samples),
-T tokens, N image tokens. MindSpore is imported only where models run, so that templates render without it.
+N image tokens. MindSpore is imported only where models run, so that templates render without it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +26,7 @@ _SIDE = 320  # pixels of an image's longer side
 
 
 class ScoredCaption(NamedTuple):
-    """A caption of one image; cider: on pycocoevalcap's scale; words: as people choose them in the text; looks:
-    attention of each, float32 [words, N].
-    """
+    """cider: as in pycocoevalcap; words: as a reader selects them; looks: attention of each, float32 [words, N]."""
 
     text: str
     cider: float
@@ -37,9 +35,7 @@ class ScoredCaption(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image of the gallery; url: a data: URL; chosen: highest, lowest or even; captions: by system, greedy first,
-    then the samples, best first.
-    """
+    """url: a data: URL; chosen: highest, lowest or even; captions: by system, greedy, then samples, best first."""
 
     name: str
     url: str
@@ -100,8 +96,8 @@ def build_gallery(systems: Mapping[str, System], split: str, name: str) -> Galle
     scorer = CiderD(truths, eos=False)
     captions = {}
     for key, system in systems.items():
-        groups = read_groups(system, records, split, name)
-        groups = [groups[index] for index in chosen]
+        every = read_groups(system, records, split, name)
+        groups = [every[index] for index in chosen]
         looks = look(system, records, split, chosen, groups, dataset.words)
         captions[key] = scored_groups(groups, lambda rows, *rest: scorer(chosen[rows], *rest), looks, dataset.words)
     shown = [records[index] for index in chosen]

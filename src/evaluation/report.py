@@ -46,9 +46,7 @@ def metrics_table(results: Mapping[str, dict]) -> str:
 
 
 def prism_tables(results: Mapping[str, dict]) -> list[ReportTable]:
-    """Build the table of Prism's scores of the systems that have them, times 100, with 95 % intervals; none if no
-    system has. Rows: all questions, the best of K captions, and each type of question.
-    """
+    """Build the table of Prism's scores, times 100, with 95 % intervals, of the systems that have any."""
     found = {system: result["prism"] for system, result in results.items() if "prism" in result}
     if not found:
         return []
