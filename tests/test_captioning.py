@@ -299,7 +299,7 @@ def test_a_photograph_that_was_replaced_is_captioned_again(tmp_path, monkeypatch
 
     def looked_at(done) -> dict:
         rows = {one.path: prepare(Model(), done, *one) for one in share([str(tmp_path)], done, Workers())}
-        return {os.path.basename(path): row and row.found for path, row in rows.items()}
+        return {os.path.basename(path): row and row[1] for path, row in rows.items()}
 
     for name in ("same.bmp", "touched.bmp", "replaced.bmp"):
         Image.new("RGB", (8, 8), "black").save(tmp_path / name)

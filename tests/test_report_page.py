@@ -26,8 +26,9 @@ def test_best_values_by_hand():
         "METEOR": {"CE": 0.7, "SCST": 0.7, "GRPO": 0.7},
         "vocabulary": {"CE": 100, "SCST": 200, "GRPO": 300},  # neither
     }
-    assert best_cells(columns, printed) == {("SCST", "CIDEr"), ("GRPO", "CIDEr"), ("SCST", "mBLEU")}
-    assert best_cells({"CIDEr": {"CE": 1.0}}, printed) == frozenset()
+    rows = {system: {name: values[system] for name, values in columns.items()} for system in ("CE", "SCST", "GRPO")}
+    assert best_cells(rows, list(columns), printed) == {("SCST", "CIDEr"), ("GRPO", "CIDEr"), ("SCST", "mBLEU")}
+    assert best_cells({"CE": {"CIDEr": 1.0}}, ["CIDEr"], printed) == frozenset()
 
 
 def values(*seeds):

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -26,12 +26,7 @@ from src.runtime.progress import Progress
 from src.runtime.threads import in_order
 from src.runtime.workers import Workers
 
-
-class Prepared(NamedTuple):
-    """A path with the captioners' input, or with the reason why it cannot be captioned."""
-
-    path: str
-    found: Photograph | str
+Prepared = tuple[str, Photograph | str]  # a path with the captioners' input, or the reason why it has none
 
 
 def caption_photographs(
@@ -113,12 +108,12 @@ def share(
 def prepare(captioners: Captioners, done: DonePaths, path: str, reason: str | None) -> Prepared | None:
     """Read and preprocess one photograph, in a thread; None if the file was rewritten with the same bytes."""
     if reason is not None:
-        return Prepared(path, reason)
+        return path, reason
     try:
         photograph = read_photograph(path)
-        return None if done.key(path) == photograph.key else Prepared(path, captioners.prepare(photograph))
+        return None if done.key(path) == photograph.key else (path, captioners.prepare(photograph))
     except UnusableImage as error:
-        return Prepared(path, str(error))
+        return path, str(error)
 
 
 def _caption_batch(

@@ -94,10 +94,8 @@ def _walk(folder: str, skipped: Counter[str]) -> Iterator[Found]:
     empty = True
     for parent, folders, names in os.walk(folder, onerror=errors.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
+        for name in sorted(name for name in names if not name.startswith(".")):
             suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
             if is_read(suffix):
                 empty = False
                 yield Found(os.path.join(parent, name))

@@ -34,7 +34,12 @@ class CaptionTable:
         self, captioned: Mapping[str, Captions], failed: Mapping[str, str], files: Mapping[str, tuple[int, int]]
     ) -> None:
         """Print the rows of a batch, its columns aligned."""
-        rows = [row for path, captions in captioned.items() for row in table_rows(path, captions)]
+        rows = []
+        for path, captions in captioned.items():
+            for number, options in enumerate(zip(*captions.values())):
+                cells = ["" if number else printable(path), options[0].decoding]
+                cells += [f"{caption.caption} ({caption.logprob:.1f})" for caption in options]
+                rows.append([cell.replace("|", "\\|") for cell in cells])
         widths = [max(map(len, column)) for column in zip(self._columns, *rows)]
         if rows and not self._begun:
             self._begun = True
@@ -45,16 +50,6 @@ class CaptionTable:
     def summary(self, captioned: int, failed: int, seconds: float, before: int) -> str:
         """Return the last line, for stderr."""
         return f"captioned {captioned:,}, {failed:,} failed"
-
-
-def table_rows(path: str, captions: Captions) -> list[list[str]]:
-    """Build a row for each decoding: the path (once), the decoding, and each checkpoint's caption with its log-prob."""
-    rows = [
-        ["", row[0].decoding, *[f"{caption.caption} ({caption.logprob:.1f})" for caption in row]]
-        for row in zip(*captions.values())
-    ]
-    rows[0][0] = printable(path)
-    return [[cell.replace("|", "\\|") for cell in row] for row in rows]
 
 
 def printable(path: str) -> str:

@@ -39,7 +39,8 @@ def comparison_tables(report: Mapping[str, Any], published: Mapping[str, str]) -
     """Build the tables of a comparison from its report.json. published: CIDEr by system (`published_figures`)."""
     tables = score_tables(report["systems"]) + difference_tables(report["differences"])
     for title, section in (("Budget of one seed", "budget"), ("Stability", "stability")):
-        tables.append(value_table(f"{title} (docs/metrics.md).", report[section]))
+        names = list(next(iter(report[section].values())))
+        tables.append(_value_table(f"{title} (docs/metrics.md).", report[section], names))
     if published:
         tables.append(ReportTable("Published CIDEr", ["CIDEr"], {key: [figure] for key, figure in published.items()}))
     return tables
@@ -50,16 +51,14 @@ def score_tables(systems: Mapping[str, Mapping[str, dict]]) -> list[ReportTable]
     first, *rest = systems.values()
     names = [name for name in first if all(name in table for table in rest)]
     metrics = [name for name in names if name in METRICS]
-    columns = {name: {system: table[name]["mean"] for system, table in systems.items()} for name in metrics}
+    means = {system: {name: table[name]["mean"] for name in names} for system, table in systems.items()}
     rows = {system: [_printed_score(table[name]) for name in metrics] for system, table in systems.items()}
     seeds = ", means and standard deviations over seeds" if len(first[names[0]]["seeds"]) > 1 else ""
     title = f"Scores of decoded captions, times 100{seeds}. The best value of each column is marked."
-    tables = [ReportTable(title, metrics, rows, best_cells(columns, lambda name, value: f"{100 * value:.1f}"))]
-    others = [name for name in names if name not in METRICS]
-    if others:
+    tables = [ReportTable(title, metrics, rows, best_cells(means, metrics, lambda name, value: f"{100 * value:.1f}"))]
+    if others := [name for name in names if name not in METRICS]:
         title = "Diversity of sampled captions, and endings of the decoded ones (docs/metrics.md)."
-        means = {system: {name: table[name]["mean"] for name in others} for system, table in systems.items()}
-        tables.append(value_table(title, means))
+        tables.append(_value_table(title, means, others))
     return tables
 
 
@@ -83,28 +82,24 @@ def difference_tables(pairs: Mapping[str, Mapping[str, dict]]) -> list[ReportTab
     return [ReportTable(title, metrics, rows, clear, mark="excludes 0")]
 
 
-def value_table(title: str, systems: Mapping[str, Mapping[str, float]]) -> ReportTable:
-    """Build a table of values by system and name."""
-    names = list(next(iter(systems.values())))
-    columns = {name: {system: values[name] for system, values in systems.items()} for name in names}
+def _value_table(title: str, systems: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> ReportTable:
     rows = {system: [_printed_number(name, values[name]) for name in names] for system, values in systems.items()}
-    return ReportTable(title, names, rows, best_cells(columns, _printed_number))
+    return ReportTable(title, names, rows, best_cells(systems, names, _printed_number))
 
 
 def best_cells(
-    columns: Mapping[str, Mapping[str, float]], printed: Callable[[str, float], str]
+    rows: Mapping[str, Mapping[str, float]], names: Sequence[str], printed: Callable[[str, float], str]
 ) -> frozenset[tuple[str, str]]:
     """Find the cells (row, column) with the best printed value of their column; none if the whole column prints alike.
 
-    columns: the value of each row, by metric. A metric has no best unless high or low is better.
+    A metric has no best unless high or low is better.
     """
     best = set()
-    for name, values in columns.items():
-        if name not in HIGHER_IS_BETTER | LOWER_IS_BETTER:
-            continue
+    for name in HIGHER_IS_BETTER.union(LOWER_IS_BETTER).intersection(names):
+        values = {row: rows[row][name] for row in rows}
         winner = printed(name, (max if name in HIGHER_IS_BETTER else min)(values.values()))
-        rows = {(row, name) for row, value in values.items() if printed(name, value) == winner}
-        best |= rows if len(rows) < len(values) else set()
+        cells = {(row, name) for row, value in values.items() if printed(name, value) == winner}
+        best |= cells if len(cells) < len(rows) else set()
     return frozenset(best)
 
 
