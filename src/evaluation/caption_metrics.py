@@ -60,12 +60,13 @@ def compute_metrics(
     truths = {image_id: documents[image_id] for image_id in results}
     scores = CaptionScores({}, {}, {}, [])
     scorers: dict[str, Callable[[Truths, Truths], Scores]]
-    scorers = {"BLEU": _bleu, "METEOR": _meteor, "ROUGE_L": _rouge, "CIDEr": partial(_cider, documents)}
+    scorers = {"BLEU": _bleu, "METEOR": _meteor, "ROUGE_L": partial(_mean, "ROUGE_L", _rouge)}
+    scorers["CIDEr"] = partial(_mean, "CIDEr", partial(_cider, documents))
     if words.language != "en":
         del scorers["METEOR"]
         scores.notes.append("METEOR and SPICE are left out: they are made for English")
     elif spice_has_models():
-        scorers["SPICE"] = _spice
+        scorers["SPICE"] = partial(_mean, "SPICE", score_spice)
     else:
         command = "python -m pycocoevalcap.spice.get_stanford_models"
         say_once(f"SPICE is left out: its models are missing; '{command}' downloads them (400 MB)")
@@ -168,20 +169,17 @@ def _meteor(truths: Truths, results: Truths) -> Scores:
     return {"METEOR": score}, {"meteor": statistics}
 
 
-def _rouge(truths: Truths, results: Truths) -> Scores:
-    return _mean("ROUGE_L", np.asarray(Rouge().compute_score(truths, results)[1]))
+def _rouge(truths: Truths, results: Truths) -> np.ndarray:
+    return Rouge().compute_score(truths, results)[1]
 
 
-def _cider(documents: Truths, truths: Truths, results: Truths) -> Scores:
-    """Document frequencies come from all `documents`, with or without results."""
+def _cider(documents: Truths, truths: Truths, results: Truths) -> np.ndarray:
+    """Take document frequencies from all `documents`, with or without results."""
     captions = {**results, **{image_id: [""] for image_id in documents if image_id not in results}}
-    _, per_image = Cider().compute_score({image_id: documents[image_id] for image_id in captions}, captions)
-    return _mean("CIDEr", per_image[: len(results)])
+    return Cider().compute_score({image_id: documents[image_id] for image_id in captions}, captions)[1][: len(results)]
 
 
-def _spice(truths: Truths, results: Truths) -> Scores:
-    return _mean("SPICE", score_spice(truths, results))
-
-
-def _mean(name: str, per_image: np.ndarray) -> Scores:
+def _mean(name: str, score: Callable[[Truths, Truths], np.ndarray], truths: Truths, results: Truths) -> Scores:
+    """Average the scores of each image."""
+    per_image = np.asarray(score(truths, results))
     return {name: float(per_image.mean())}, {name: per_image}
