@@ -28,3 +28,11 @@ def test_everything_is_read_and_what_is_broken_is_named(tmp_path):
     settings += ["data.dataset=mine", f"data.root={tmp_path}/mine"]
     result = run("-m", "src.commands.check", "--config", "configs/demo/ce.yaml", *settings)
     assert result.returncode == 2 and f"1 images would stop a run, first {broken}" in result.stderr, result.stderr
+
+
+def test_the_former_name_says_the_new_one():
+    done = run("-m", "src.data.check", "--config", "configs/demo/ce.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: src.data.check is now src.commands.check: python -m src.commands.check --config FILE\n"
+    )

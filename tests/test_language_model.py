@@ -56,7 +56,7 @@ def test_a_server_that_dies_in_the_middle_stops_the_run_which_goes_on_with_anoth
             time.sleep(0.2)
         process.kill()
         errors = training.communicate()[1]
-    assert training.returncode == 3 and "caprl got no answer" in errors and "the same command goes on" in errors
+    assert training.returncode == 3 and "caprl got no answer" in errors and "run the same command to resume" in errors
     with language_model(PORT, tmp_path / "log"):
         done = run(*command)
     assert done.returncode == 0, done.stderr

@@ -37,7 +37,7 @@ class Source(Protocol):
 class RolloutCollector:
     """Samples, rewards and scores rollouts of `rollout_images` images in batches of `sample_images`.
 
-    images: how many there are to train on. reference: the frozen policy that KL is measured against.
+    images: the number of training images. reference: the frozen policy for the KL term.
     """
 
     config: Config
@@ -94,8 +94,8 @@ class RolloutCollector:
         return rollout, stats | {"time/rollout_s": sampled_at - started, "time/reward_s": rewarded_at - sampled_at}
 
     def _sample(self, index: int, images: np.ndarray, places: list[np.ndarray]) -> list[np.ndarray]:
-        """This worker's completion_ids, mask, old_logprobs and ref_logprobs [rows, T], and ids and mask of the greedy
-        captions [images, T]: none of them where the baseline is not greedy."""
+        """Return this worker's completion_ids, mask, old_logprobs and ref_logprobs [rows, T], then ids and mask of its
+        greedy captions [images, T], which are empty unless the baseline is greedy."""
         rl, seed = self.config.rl, self.config.seed
         parts = []
         bar = Progress(f"rollout {index + 1}", len(places), "batch")
@@ -104,10 +104,14 @@ class RolloutCollector:
             draws = uniforms(seed, index, int(own[0]) * rl.group_size, rows, rl.tokens)
             inputs = Tensor(inputs)
             outputs = self.sampler(inputs, Tensor(draws.reshape(len(own), rl.group_size, -1)))
+            # Without greedy rows, the reference is queued before the host waits for the sampler.
+            reference = None if self.greedy else self.ref_logprobs(inputs, outputs[0])
             groups = [output.asnumpy().reshape(len(own), -1, rl.tokens) for output in outputs]  # [B, G or G+1, T]
             ids, mask, old_logprobs = [group[:, : rl.group_size].reshape(rows, -1) for group in groups]
             greedy = [group[:, rl.group_size :].reshape(-1, rl.tokens) for group in groups[:2]]
-            parts.append([ids, mask, old_logprobs, self.ref_logprobs(inputs, Tensor(ids)).asnumpy(), *greedy])
+            if reference is None:
+                reference = self.ref_logprobs(inputs, Tensor(ids))
+            parts.append([ids, mask, old_logprobs, reference.asnumpy(), *greedy])
         return [np.concatenate(rows) for rows in zip(*parts)]
 
     def _reward(

@@ -1,4 +1,4 @@
-"""Cross-entropy on all captions of an image with one encoding: what an epoch of updates is made of.
+"""The cross-entropy objective: all captions of an image share one encoding.
 
 Letters: B images, K captions per image, M = B*K rows (row = b*K + k), T tokens, D width.
 """
@@ -16,7 +16,7 @@ from src.training.run import Run
 
 
 class CaptionTargets:
-    """Target tokens of all training captions, and the choice of K of them per image and epoch."""
+    """Target tokens of all training captions; selects K captions per image and epoch."""
 
     def __init__(self, run: Run) -> None:
         truths = run.dataset.ground_truths["train"]
@@ -28,7 +28,7 @@ class CaptionTargets:
         self.seed = run.config.seed
 
     def batch(self, images: np.ndarray, real: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """ids int32 and mask float32, each [M, T]; all 0 in the mask for images from `real` on, which are padding."""
+        """Return ids int32 and mask float32, each [M, T]; the mask is 0 for padding, the images from `real` on."""
         k = self.captions_per_image
         ids = np.zeros((len(images), k, self.ids.shape[1]), np.int32)
         mask = np.zeros(ids.shape, np.float32)
@@ -42,7 +42,7 @@ class CaptionTargets:
 
 
 class CrossEntropy:
-    """The objective of stage ce; a unit is an epoch (see Objective in src/training/loop.py)."""
+    """The objective of stage ce (see Objective in src/training/loop.py). A unit is an epoch."""
 
     label, unit = "CE", "epoch"
     validates_first = False
@@ -61,14 +61,14 @@ class CrossEntropy:
             run.say(f"{cut} are longer than {limit} and were cut")
 
     def ends_before(self, epoch: int) -> str | None:
-        """Why training ends before `epoch`: none of the last ce.patience validations was the best; None if not."""
+        """Return why training ends before `epoch`: none of the last ce.patience validations improved. Else None."""
         patience, state = self.settings.patience, self.run.state
         if not out_of_patience(state.step, state.best_step, patience * self.run.config.eval.every * self.updates):
             return None
         return f"CE ends after epoch {epoch}: none of the last {patience} validations was better (ce.patience)"
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """This worker's share of each batch of an epoch from its update `first` on.
+        """Yield this worker's share of each batch of an epoch, starting with update `first`.
 
         The last batch is padded with masked images. Weights count the tokens of the whole batch.
         """
@@ -81,10 +81,12 @@ class CrossEntropy:
             ids, mask = self.targets.batch(batches[number - first], min(size, len(order) - number * size), epoch)
             ids, weights = share(ids), share(token_weights(mask, "token"))
             arrays = (inputs, ids, weights, *self._dropout(epoch * self.updates + number, *ids.shape))
-            yield Batch(arrays, time.perf_counter() - started)
+            yield Batch(
+                arrays, time.perf_counter() - started, may_stop=number > first
+            )  # a run makes one update at least
 
     def _dropout(self, step: int, rows: int, tokens: int) -> list[np.ndarray]:
-        """Dropout masks bool [M, T, D] of this worker's rows, one for each dropout site of the policy."""
+        """Return dropout masks bool [M, T, D] for this worker's rows, one for each dropout site of the policy."""
         rates = np.array(self.run.policy.dropout_sites)
         if not len(rates):
             return []
@@ -94,10 +96,10 @@ class CrossEntropy:
         return [np.ascontiguousarray(keep[:, site]) for site in range(len(rates))]
 
     def describe(self, stats: dict[str, float]) -> str:
-        """What the progress bar and the line of an epoch say of its last update."""
+        """Summarise the loss."""
         return f"loss {stats['loss']:.3f}"
 
 
 def out_of_patience(step: int, best_step: int, steps: int) -> bool:
-    """Whether the last `steps` updates brought no better validation; never for 0."""
+    """Return whether the last `steps` updates brought no better validation; never if `steps` is 0."""
     return steps > 0 and step - best_step >= steps

@@ -1,4 +1,4 @@
-"""Where the graphs of a run are kept, and what they depend on."""
+"""The cache of a run's compiled graphs."""
 
 import os
 from pathlib import Path

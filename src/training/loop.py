@@ -1,6 +1,6 @@
-"""One loop for every objective: batches, updates, validation, checkpoints; and the objective of RL.
+"""The training loop, shared by every objective, and the objective of RL.
 
-CE counts in epochs, RL in rollouts: a unit. Letters: B images, G group size, M = B*G rows (row = b*G + g), T tokens.
+A unit is an epoch for CE and a rollout for RL. Letters: B images, G group size, M = B*G rows (row = b*G + g), T tokens.
 """
 
 import time
@@ -23,14 +23,14 @@ from src.training.run import Run
 from src.training.run_folder import FIRST
 from src.training.step import Step, Update, build_loss_scale, build_step
 
-SAVE_SECONDS = 60  # between checkpoints: rollouts may be shorter than it takes to write one
+SAVE_SECONDS = 60  # between checkpoints: writing one may take longer than a rollout
 
 
 class Batch(NamedTuple):
-    """The inputs of the loss cell for one update, as arrays of this worker.
+    """This worker's inputs of the loss cell for one update.
 
-    seconds: spent on making them, as far as it counts as training; logged: statistics to log with this update;
-    may_stop: whether workers ask here if the run must stop.
+    seconds: training time spent on preparing them; logged: statistics to log with this update; may_stop: whether the
+    workers check before this update if the run must stop.
     """
 
     arrays: tuple[np.ndarray, ...]
@@ -40,10 +40,10 @@ class Batch(NamedTuple):
 
 
 class Objective(Protocol):
-    """What is trained: `units` times `updates` updates.
+    """A training objective of `units` times `updates` updates.
 
-    validates_first: whether the weights that the run starts from may become `best`. resumes_within_unit: whether a
-    checkpoint between two updates of a unit can be resumed from; `save_steps` asks for one every so many, 0: never.
+    validates_first: whether the initial weights may become `best`. resumes_within_unit: whether a run can resume from a
+    checkpoint between two updates of a unit. save_steps: updates between such checkpoints; 0 for none.
     """
 
     label: str
@@ -57,20 +57,20 @@ class Objective(Protocol):
     save_steps: int
 
     def ends_before(self, unit: int) -> str | None:
-        """Why training ends before a unit; None where it does not."""
+        """Return why training ends before `unit`, or None to continue."""
 
     def batches(self, unit: int, first: int) -> Iterator[Batch]:
-        """The batches of a unit from its update `first` on."""
+        """Yield the batches of a unit, starting with its update `first`."""
 
     def describe(self, stats: dict[str, float]) -> str:
-        """The statistics of an update in a few words."""
+        """Summarise the statistics of an update in a few words."""
 
 
 def train(run: Run, objective: Objective) -> None:
     """Train from the state of `run` to the last unit of the objective.
 
-    Checkpoints are taken between units: with every validation, after SAVE_SECONDS, and when the run must stop, unless
-    that is within a unit of an objective that cannot resume there: the unit is repeated.
+    Saves a checkpoint after a unit if it was validated, if SAVE_SECONDS have passed, or if the run must stop. A run
+    that stops within a unit saves one only if the objective can resume there; otherwise it repeats the unit.
     """
     config, state = run.config, run.state
     rates = learning_rates(objective.settings.optimizer, objective.units * objective.updates)
@@ -122,7 +122,7 @@ def train(run: Run, objective: Objective) -> None:
 
 
 def _prepare(run: Run, objective: Objective, rates: np.ndarray) -> Step:
-    """The update, with the optimiser's state of the checkpoint that the run resumes from; else a first checkpoint."""
+    """Build the update. Load the optimiser's state if the run resumes; otherwise save the first checkpoint."""
     settings = objective.settings
     optimizer = build_optimizer(run.policy.trained_parameters(), settings.optimizer, rates)
     loss_scale = build_loss_scale(run.config.precision)
@@ -141,7 +141,7 @@ def _prepare(run: Run, objective: Objective, rates: np.ndarray) -> Step:
 
 
 class GroupObjective:
-    """GRPO or SCST: groups of completions, rewarded by how they compare. A unit is a rollout."""
+    """GRPO or SCST: compare the rewards of a group of completions. A unit is a rollout."""
 
     unit = "rollout"
     validates_first = True
@@ -167,10 +167,10 @@ class GroupObjective:
         self.reward_mean = 0.0
 
     def ends_before(self, rollout: int) -> None:
-        """Never: all rollouts are made."""
+        """Return None: training never ends early."""
 
     def batches(self, index: int, first: int) -> Iterator[Batch]:
-        """Minibatches of whole groups: `passes` over rollout number `index`, which is collected first."""
+        """Collect rollout number `index`, then yield its minibatches of whole groups, `passes` times."""
         run = self.run
         try:
             rollout, stats = self.collector.collect(index)
@@ -193,10 +193,10 @@ class GroupObjective:
                 seconds, stats = 0.0, {}
 
     def describe(self, stats: dict[str, float]) -> str:
-        """Reward and distance."""
+        """Summarise reward and KL."""
         return f"reward {self.reward_mean:.3f}, KL {stats['kl']:.4f}"
 
 
 def minibatches(images: int, size: int, seed: int, index: int, number: int) -> list[np.ndarray]:
-    """Pass `number` over rollout `index`: a shuffled division of range(images) into arrays of `size`."""
+    """Shuffle range(images) and divide it into arrays of `size`, for pass `number` over rollout `index`."""
     return list(generator("minibatch", seed, index, number).permutation(images).reshape(-1, size))

@@ -45,10 +45,10 @@ from src.training.watch import TrainingWatch
 
 @dataclass
 class TrainingState:
-    """What a checkpoint keeps beside parameters.
+    """The state that a checkpoint stores beside the parameters.
 
-    step: updates made; seconds: of sampling, rewards and updates; best_score: the best validation CIDEr, at best_step.
-    data: identifies the splits (data_state); init: digest of the checkpoint that the run started from.
+    step: number of updates; seconds: spent on sampling, rewards and updates; best_score: the best validation CIDEr, at
+    best_step; data: identifies the splits (data_state); init: digest of the checkpoint that the run started from.
     """
 
     step: int = 0
@@ -60,17 +60,17 @@ class TrainingState:
 
     @classmethod
     def from_saved(cls, saved: dict[str, Any]) -> "TrainingState":
-        """The state of a checkpoint, without what says how it was made."""
+        """Return the state of a checkpoint, without the fields that only describe its origin."""
         return cls(**{name: saved[name] for name in (entry.name for entry in fields(cls)) if name in saved})
 
     def to_save(self) -> dict[str, Any]:
-        """JSON values."""
+        """Return the state as JSON values."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass
 class Run:
-    """The parts of a stage. resumed: the checkpoint that it resumes from; optimizer_state: what `last` holds too."""
+    """The parts of a stage. resumed: the checkpoint that the run resumes from. optimizer_state: saved with `last`."""
 
     config: Config
     folder: Path
@@ -93,7 +93,7 @@ class Run:
     began: tuple[int, str] = (0, "")  # step, and digest of the trained weights, where this process begins
 
     def save(self, name: str) -> None:
-        """Write checkpoints/<name> with the present parameters and state; the first worker does."""
+        """Write checkpoints/<name> with the present parameters and state, on the first worker."""
         if self.workers.is_first:
             made_by = {"stage": self.config.stage, "tokenizer": self.tokenizer.fingerprint, "version": __version__}
             optimizer_state = self.optimizer_state if name == "last" else None
@@ -106,12 +106,12 @@ class Run:
             self.metrics.write(self.state.step, values | {"time/total_s": self.state.seconds})
 
     def say(self, text: str) -> None:
-        """Print a line beside the progress bar; the first worker does."""
+        """Print a line above the progress bar, on the first worker."""
         if self.workers.is_first:
             say(text)
 
     def validate(self) -> dict[str, float]:
-        """Score greedy captions of the validation split by CIDEr; a better score than any before is kept as `best`."""
+        """Score greedy captions of the validation split by CIDEr; save the weights as `best` if the score improved."""
         image_ids = [record.image_id for record in self.dataset.records["val"]]
         ids, mask = self.val_batches.map("validation", lambda _, inputs: self.greedy(inputs)[:2])
         captions, ended = decode_completions(self.tokenizer, self.policy.token_ids.eos, ids, mask)

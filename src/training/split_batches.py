@@ -1,4 +1,4 @@
-"""All images of a split in batches of one size, divided among the workers."""
+"""Apply a function to all images of a split, in batches divided among the workers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from src.runtime.workers import Workers
 
 @dataclass(frozen=True)
 class SplitBatches:
-    """source: of `images` images, in batches of `batch_images` over all workers, each of which takes its share."""
+    """A source of `images` images, in batches of `batch_images` over all workers; each worker takes its share."""
 
     source: ImageSource | FeatureSource
     images: int
@@ -23,10 +23,10 @@ class SplitBatches:
     workers: Workers
 
     def map(self, description: str, function: Callable[[int, Tensor], Sequence[Tensor]]) -> list[np.ndarray]:
-        """The outputs of a function for all images in order, on every worker.
+        """Return the outputs of `function` for all images in order, on every worker.
 
-        function: of the place of a share's first image and of its inputs; each output has as many rows for each image.
-        description: of the progress shown.
+        function: takes the index of the first image and the inputs [B, ...]; each of its outputs has the same number of
+        rows for every image. description: of the progress bar.
         """
         batches = padded_batches(self.images, self.workers.multiple(self.batch_images))
         shares = [
