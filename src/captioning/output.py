@@ -131,7 +131,7 @@ class CaptionFile:
     def summary(self, captioned: int, failed: int, seconds: float, before: int) -> str:
         """Return the last line: how many, how fast, and where failures are listed."""
         text = f"{self.path}: captioned {captioned:,} in {seconds:.0f} s ({captioned / seconds:.1f}/s)"
-        text += f", {before:,} were there" if before else ""
+        text += f", {before:,} already captioned" if before else ""
         return text + (f", {failed:,} failed: {self.bad}" if failed else "")
 
 
