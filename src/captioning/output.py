@@ -96,7 +96,7 @@ class CaptionFile:
     def _old_settings(self) -> dict[str, Any]:
         try:
             return flatten(json.loads(self.settings.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError):  # not even an object
             raise InputError(
                 f"{self.settings} is missing or damaged, so nothing says how {self.path} was made; use another --output"
             ) from None
