@@ -64,7 +64,7 @@ def main() -> None:
         return
     setup_device(config)
     if arguments.images:
-        from src.captioning.run import caption_photographs
+        from src.captioning.collection import caption_photographs
 
         caption_photographs(config, checkpoints, arguments.images, arguments.output, workers)
         return

@@ -5,8 +5,8 @@ import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from test_caption_metrics import no_spice, scenes, scores  # noqa: F401  fixtures
 
+from src.data.words import ENGLISH
 from src.evaluation.bootstrap import average_seeds, corpus_metrics, meteor_score, paired_differences, whole_split
-from src.evaluation.caption_metrics import tokenized
 from src.evaluation.java_metrics import meteor_child
 
 
@@ -18,7 +18,9 @@ def test_the_whole_split_gives_the_whole_scores(scores):  # noqa: F811
 def test_a_resample_is_scored_as_pycocoevalcap_scores_it(scores):  # noqa: F811
     draw = np.random.default_rng(3).integers(0, 20, 20)
     counts = np.bincount(draw, minlength=20)[None].astype(float)
-    truths, results = tokenized(*scenes())
+    captions, truths = scenes()
+    truths = ENGLISH.tokenize_images(truths)
+    results = {key: [line] for key, line in zip(captions, ENGLISH.tokenize(list(captions.values())))}
     ids = list(results)
     resampled_truths = {place: truths[ids[image]] for place, image in enumerate(draw)}
     resampled_results = {place: results[ids[image]] for place, image in enumerate(draw)}

@@ -14,6 +14,7 @@ import pytest
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from src.data import ptb
+from src.data.words import ENGLISH
 from src.evaluation import caption_metrics, java_metrics
 from src.evaluation.caption_metrics import compute_metrics, load_captions, load_split_captions, signature
 from src.rewards.cider import corpus_cider
@@ -60,7 +61,8 @@ def scores(no_spice, tmp_path_factory):
         patch.setenv("_JAVA_OPTIONS", "-Duser.language.format=de -Duser.country.format=DE -Xmx1900m")
         patch.setenv("LC_ALL", "C")
         patch.setattr(tempfile, "tempdir", str(folder))
-        return compute_metrics(*scenes())
+        captions, truths = scenes()
+        return compute_metrics(captions, ENGLISH.tokenize_images(truths))
 
 
 def test_equals_pycocoevalcap_pipeline(scores, monkeypatch, tmp_path):
@@ -96,24 +98,22 @@ def test_hand_worked_example(monkeypatch, capsys):
     monkeypatch.setattr(caption_metrics, "score_meteor", lambda truths, results: (0.25, None))
     truths = {1: ["a dog sits"], 2: ["the cat sleeps"]}
     first, second = 2.5 * (2 / 3 + 1 / 2), 2.5 / math.sqrt(6) * math.exp(-1 / 72)
-    for tokenized_truths in (False, True):
-        metrics, segments, *_ = compute_metrics(
-            {2: "A cat.", 1: "a dog runs"}, truths, tokenized_truths=tokenized_truths
-        )
-        assert metrics["Bleu_1"] == pytest.approx(3 / 5 * math.exp(-1 / 5))
-        assert metrics["Bleu_2"] == pytest.approx(math.sqrt(3 / 5 * 1 / 3) * math.exp(-1 / 5))
-        assert metrics["METEOR"] == 0.25
-        assert metrics["ROUGE_L"] == pytest.approx((2 / 3 + 2.44 / 6 / (1 / 3 + 0.72)) / 2)
-        np.testing.assert_allclose(segments["CIDEr"], [second, first])  # in the order of the captions
-        assert metrics["CIDEr"] == pytest.approx((first + second) / 2)
+    metrics, segments, *_ = compute_metrics({2: "A cat.", 1: "a dog runs"}, truths)
+    assert metrics["Bleu_1"] == pytest.approx(3 / 5 * math.exp(-1 / 5))
+    assert metrics["Bleu_2"] == pytest.approx(math.sqrt(3 / 5 * 1 / 3) * math.exp(-1 / 5))
+    assert metrics["METEOR"] == 0.25
+    assert metrics["ROUGE_L"] == pytest.approx((2 / 3 + 2.44 / 6 / (1 / 3 + 0.72)) / 2)
+    np.testing.assert_allclose(segments["CIDEr"], [second, first])  # in the order of the captions
+    assert metrics["CIDEr"] == pytest.approx((first + second) / 2)
     assert corpus_cider({2: "a cat", 1: "a dog runs"}, truths) == pytest.approx((first + second) / 2)
     assert capsys.readouterr().out == ""
 
 
-def test_tokenized_truths_are_left_as_they_are(monkeypatch):
+def test_truths_are_left_as_they_are(monkeypatch):
     monkeypatch.setattr(caption_metrics, "score_meteor", lambda truths, results: (0.0, None))
     truths = {1: ["A dog ."], 2: ["a cat"]}
-    assert compute_metrics({1: "a dog", 2: "a cat"}, truths, tokenized_truths=True).metrics["Bleu_1"] < 0.9
+    assert compute_metrics({1: "a dog", 2: "a cat"}, truths).metrics["Bleu_1"] < 0.9
+    truths = ENGLISH.tokenize_images(truths)
     assert compute_metrics({1: "a dog", 2: "a cat"}, truths).metrics["Bleu_1"] == pytest.approx(1)
 
 
@@ -123,20 +123,24 @@ def fail(*_):
 
 def test_a_metric_that_fails_is_named_and_the_others_are_kept(monkeypatch, capsys):
     monkeypatch.setattr(caption_metrics, "score_meteor", fail)
-    scores = compute_metrics({1: "a dog", 2: "a cat"}, {1: ["a dog"], 2: ["a cat"]}, tokenized_truths=True)
+    scores = compute_metrics({1: "a dog", 2: "a cat"}, {1: ["a dog"], 2: ["a cat"]})
     assert list(scores.metrics) == [key for key in KEYS if key != "METEOR"] and "meteor" not in scores.segments
     assert scores.left_out == {"METEOR": "ZeroDivisionError: by zero"} and scores.notes == []
-    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("SPICE is left out, for want")]
+    said = [
+        line for line in capsys.readouterr().err.splitlines() if not line.startswith("SPICE is left out: its models")
+    ]
     assert said == ["METEOR is left out: ZeroDivisionError: by zero"]
     for name in ("_bleu", "_rouge", "_cider"):
         monkeypatch.setattr(caption_metrics, name, fail)
-    with pytest.raises(InputError, match="no metric could be computed, first ZeroDivisionError: by zero"):
-        compute_metrics({1: "a"}, {1: ["a"]}, tokenized_truths=True)
+    with pytest.raises(
+        InputError, match="no metric could be computed; the first failed with ZeroDivisionError: by zero"
+    ):
+        compute_metrics({1: "a"}, {1: ["a"]})
 
 
 def test_one_image_has_no_cider_and_says_why(monkeypatch, capsys):
     monkeypatch.setattr(caption_metrics, "score_meteor", lambda truths, results: (0.5, None))
-    scores = compute_metrics({1: "a dog runs fast"}, {1: ["a dog runs fast"]}, tokenized_truths=True)
+    scores = compute_metrics({1: "a dog runs fast"}, {1: ["a dog runs fast"]})
     assert scores.metrics["CIDEr"] == 0 and scores.metrics["Bleu_4"] == pytest.approx(1)
     (note,) = scores.notes
     assert "log 1 = 0" in note and capsys.readouterr().err.endswith(f"{note}\n")
@@ -146,7 +150,7 @@ def test_a_subset_is_scored_as_in_the_whole_split(scores):
     """CIDEr of an image does not depend on which others are scored; its document frequencies are the split's."""
     captions, truths = scenes()
     kept = dict(reversed(list(captions.items())[4:9]))
-    subset = compute_metrics(kept, truths)
+    subset = compute_metrics(kept, ENGLISH.tokenize_images(truths))
     for name, values in subset.segments.items():
         np.testing.assert_allclose(values, scores.segments[name][4:9][::-1], atol=1e-12, err_msg=name)
     assert subset.metrics["CIDEr"] == pytest.approx(scores.segments["CIDEr"][4:9].mean())
@@ -157,8 +161,8 @@ def test_a_results_file_of_some_images_of_a_split(tmp_path, capsys):
     path = tmp_path / "captions.json"
     path.write_text(json.dumps([{"image_id": "7", "caption": "a"}, {"image_id": 8, "caption": "b"}]))
     assert load_split_captions(path, {8: [], 7: [], 9: []}.keys(), "test") == {7: "a", 8: "b"}
-    line = "has captions of 2 of 3 images of the test split: scores are of these, CIDEr's document frequencies of the"
-    assert f"{path} {line} whole split\n" == capsys.readouterr().err
+    line = "has captions of 2 of 3 images of the test split: only these are scored, with CIDEr's document frequencies"
+    assert f"{path} {line} of the whole split\n" == capsys.readouterr().err
     assert load_split_captions(path, ["7", "8"], "val") == {"7": "a", "8": "b"}
     assert capsys.readouterr().err == ""
     with pytest.raises(InputError, match=r"captions.json: 1 of 2 .* not in the val split .*8"):

@@ -14,10 +14,9 @@ from PIL import Image
 
 from src.captioning.arguments import name_checkpoints, read_image_arguments
 from src.captioning.captions import DecodedCaption
+from src.captioning.collection import prepare, share
 from src.captioning.inputs import Found, find_photographs, skipped_note
-from src.captioning.output import CaptionFile, DonePaths
-from src.captioning.run import prepare, share
-from src.captioning.table import CaptionTable, one_line
+from src.captioning.output import CaptionFile, CaptionTable, DonePaths, printable
 from src.data import digests, image_formats
 from src.data.digests import state_key
 from src.runtime.errors import InputError
@@ -143,29 +142,29 @@ def test_names_of_checkpoints(checkpoints):
 
 
 @pytest.mark.parametrize(
-    "words, mend",
+    "words, message",
     [
-        (["CE=a", "CE=p/best"], "a and p/best are both called CE; give NAME=PATH"),
+        (["CE=a", "CE=p/best"], "a and p/best are both called CE; pass NAME=PATH"),
         (["a|b=a"], r"'a\|b' must be letters"),
         (["CE=gone"], "--checkpoint CE=gone: there is no file gone"),
         (["CE=a", "B="], "--checkpoint B=: there is no file behind ="),
     ],
 )
-def test_checkpoints_that_cannot_be_taken(checkpoints, words, mend):
-    with pytest.raises(InputError, match=mend):
+def test_checkpoints_that_cannot_be_taken(checkpoints, words, message):
+    with pytest.raises(InputError, match=message):
         name_checkpoints(words)
 
 
 @pytest.mark.parametrize(
-    "words, mend",
+    "words, message",
     [
         (arguments(checkpoint=["A=a", "B=a"]), "several checkpoints are for --images"),
         (arguments(checkpoint=["A=a"], output="x.jsonl"), "--output is for --images"),
         (arguments(checkpoint=["A=a"], images=["eval.beams=3"]), "--images names no photograph"),
     ],
 )
-def test_flags_that_do_not_go_together(checkpoints, words, mend):
-    with pytest.raises(InputError, match=mend):
+def test_flags_that_do_not_go_together(checkpoints, words, message):
+    with pytest.raises(InputError, match=message):
         read_image_arguments(words)
 
 
@@ -242,10 +241,10 @@ def test_processes_append_whole_lines(tmp_path):
 def test_captions_of_other_settings_are_not_mixed(file):
     file.write({"a.png": CAPTIONS}, {}, {"a.png": (5, 0)})
     other = {**MADE_FROM, "eval": {"beams": 3}, "checkpoints": {"CE": "1", "GRPO": "2"}}
-    with pytest.raises(InputError, match=r"made with other checkpoints\.GRPO, eval\.beams; give another --output"):
+    with pytest.raises(InputError, match=r"made with other checkpoints\.GRPO, eval\.beams; pass another --output"):
         again(file, other)
     file.settings.write_text("")
-    with pytest.raises(InputError, match="which says what it was made with, is not"):
+    with pytest.raises(InputError, match="is missing or damaged, so nothing says how"):
         again(file)
 
 
@@ -262,7 +261,7 @@ def test_a_line_that_is_none_of_captions_is_named(file):
 
 def test_a_file_that_cannot_be_written(tmp_path):
     (tmp_path / "x").touch()
-    with pytest.raises(InputError, match=r"cannot write .*/x: .*; give another --output"):
+    with pytest.raises(InputError, match=r"cannot write .*/x: .*; pass another --output"):
         CaptionFile(tmp_path / "x/captions.jsonl").open(MADE_FROM)
 
 
@@ -300,7 +299,7 @@ def test_a_photograph_that_was_replaced_is_captioned_again(tmp_path, monkeypatch
 
     def looked_at(done) -> dict:
         rows = {one.path: prepare(Model(), done, *one) for one in share([str(tmp_path)], done, Workers())}
-        return {os.path.basename(path): row and row.found for path, row in rows.items()}
+        return {os.path.basename(path): row and row[1] for path, row in rows.items()}
 
     for name in ("same.bmp", "touched.bmp", "replaced.bmp"):
         Image.new("RGB", (8, 8), "black").save(tmp_path / name)
@@ -350,6 +349,6 @@ def test_the_table(capsys):
         "|            | sample   | a\\|b (-3.0)  | a\\|b (-3.0)        |",
         "| two\\nlines | greedy   | a dog (-1.5) | a brown dog (-2.2) |",
     ]
-    assert one_line("naïve 写真\x1b[31m\udce9\u2028\x85") == "naïve 写真\\x1b[31m\\udce9\\u2028\\x85"
+    assert printable("naïve 写真\x1b[31m\udce9\u2028\x85") == "naïve 写真\\x1b[31m\\udce9\\u2028\\x85"
     for name in ("9.41.12\u202fAM.jpg", "a\u00a0b", "\U0001f468\u200d\U0001f469"):  # to be copied from the screen
-        assert one_line(name) == name
+        assert printable(name) == name

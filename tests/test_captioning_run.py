@@ -19,8 +19,8 @@ from tiny import PYTHON, ROOT, TINY, WORLD, free_port, run
 
 import src.runtime.device
 from src.captioning.captioners import Captioners
+from src.captioning.collection import caption_photographs
 from src.captioning.page import attention_strip
-from src.captioning.run import caption_photographs
 from src.captioning.serve import PageModel
 from src.config.load import load_config
 from src.data.dataset import build_image_source
@@ -154,9 +154,15 @@ def test_hostile_files(runs, tmp_path):
 def test_nothing_that_can_be_captioned_is_status_2(runs, tmp_path):
     begin, settings = words(runs)
     done = run("eval.py", *begin, "--images", str(tmp_path), "*.nothing", *settings)
-    assert done.returncode == 2 and done.stderr.splitlines()[-1] == "error: no photograph could be captioned"
+    assert (
+        done.returncode == 2
+        and done.stderr.splitlines()[-1] == "error: no photograph could be captioned; check the files behind --images"
+    )
     done = run("eval.py", *begin[:2], "--checkpoint", "nothing", *settings)
-    assert (done.returncode, done.stderr) == (2, "error: --checkpoint nothing: there is no file nothing\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: --checkpoint nothing: there is no file nothing; pass [NAME=]PATH\n",
+    )
 
 
 def lines(path):
@@ -229,7 +235,7 @@ def test_the_time_limit_leaves_whole_batches(runs, photographs, whole, tmp_path)
     done = run("eval.py", *begin, *images, *settings, "stop_after_minutes=0.001")
     assert done.returncode == 5 and "stop_after_minutes=0.001 is reached" in done.stderr and len(lines(output)) == 4
     done = run("eval.py", *begin, *images, *settings)
-    assert done.returncode == 0 and "captioned 7 in " in done.stderr and "4 were there" in done.stderr
+    assert done.returncode == 0 and "captioned 7 in " in done.stderr and "4 already captioned" in done.stderr
     close({row["image"]: row["captions"] for row in lines(output)}, whole)
 
 

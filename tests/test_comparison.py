@@ -13,11 +13,11 @@ from tiny import PYTHON, ROOT, TINY, WORLD, documented, run, tiny_data
 from src.commands.comparison import is_evaluated, plan_runs
 from src.config.load import load_config
 from src.config.plan import load_plan
-from src.evaluation import comparison
-from src.evaluation.comparison import budget, over_seeds, published_figures, stability, write_comparison
-from src.evaluation.files import examined_by, scored_as, write_arrays, write_json
-from src.evaluation.plots import BINS, binned, series
-from src.evaluation.tables import METRICS
+from src.evaluation import comparison_report
+from src.evaluation.comparison_report import budget, over_seeds, published_figures, stability, write_comparison
+from src.evaluation.plots import BINS, binned
+from src.evaluation.report_tables import METRICS, series
+from src.evaluation.result_files import examined_by, scored_as, write_arrays, write_json
 from src.runtime.errors import InputError
 from src.runtime.files import file_digest
 
@@ -83,7 +83,7 @@ def test_published_figures(tmp_path, monkeypatch):
     entry = {"system": "grpo", "dataset": "demo", "split": "test", "decoding": "greedy", "metric": "CIDEr"}
     file = tmp_path / "published.yaml"
     file.write_text(yaml.safe_dump({"results": [entry | {"value": 50.5, "source": "a paper"}]}))
-    monkeypatch.setattr(comparison, "PUBLISHED", file)
+    monkeypatch.setattr(comparison_report, "PUBLISHED", file)
     assert published_figures("demo") == {"grpo": "50.5 (greedy; a paper)"}
 
 

@@ -7,7 +7,7 @@ import yaml
 
 from src.commands.comparison import distinct, plan_runs
 from src.config.plan import load_plan
-from src.evaluation.comparison import EQUAL_UPDATES
+from src.evaluation.comparison_report import EQUAL_UPDATES
 from src.runtime.errors import InputError
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -12,7 +12,7 @@ from src.captioning.captions import DecodedCaption
 from src.captioning.page import PARTS, Shown, attention_strip
 from src.config.load import load_config
 from src.evaluation import report_page
-from src.evaluation.gallery import Picture, ScoredCaption
+from src.evaluation.gallery import Gallery, Picture, ScoredCaption
 from src.evaluation.report import System
 from src.runtime import device
 
@@ -55,7 +55,8 @@ def assert_inert(render):
 def gallery(text):
     """What `build_gallery` returns: one image, two systems, greedy captions and a sample."""
     row = ScoredCaption(text, 0.5, [text], np.full((1, 4), 0.25))
-    return [Picture(text, "data:,", (text, text), "even", {"ce": [row, row], text: [row, row]})], 7
+    picture = Picture(text, "data:,", (text, text), "even", {"ce": [row, row], text: [row, row]})
+    return Gallery([picture], 7)
 
 
 @pytest.fixture

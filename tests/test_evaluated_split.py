@@ -71,7 +71,7 @@ def test_a_file_of_captions_needs_the_annotations_of_its_split_alone(settings, t
     file.write_text(json.dumps([{"image_id": 101, "caption": "a dog"}, {"image_id": "103", "caption": "a cat"}]))
     scored = []
 
-    def compute(captions, truths, **options):
+    def compute(captions, truths, words):
         scored.append((captions, list(truths)))
         return CaptionScores({"CIDEr": 0.5}, {"CIDEr": np.zeros(2)}, {}, [])
 

@@ -5,9 +5,9 @@ import re
 
 import numpy as np
 
-from src.evaluation.gallery import Picture, ScoredCaption
+from src.evaluation.gallery import Gallery, Picture, ScoredCaption
 from src.evaluation.html import label, listed, packed, render_page
-from src.evaluation.tables import ReportTable
+from src.evaluation.report_tables import ReportTable
 
 
 def picture(name="1.png", chosen="even", greedy=0.5, text="a dog"):
@@ -21,7 +21,7 @@ def picture(name="1.png", chosen="even", greedy=0.5, text="a dog"):
 
 
 def page(*pictures, title="CE and GRPO", tables=(), images=100):
-    return render_page(title, "", tables, {}, [], pictures, images)
+    return render_page(title, "", tables, {}, [], Gallery(pictures, images))
 
 
 def test_json_cannot_end_its_script_and_says_the_same():

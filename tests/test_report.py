@@ -29,7 +29,7 @@ def test_runs_side_by_side_with_one_signature(tmp_path):
         write_report({"CE": tmp_path / "a", "GRPO": tmp_path / "b"}, tmp_path / "b/report.md", "test")
     for name, examiner in (("a", "exact reading on 01"), ("b", "exact reading on 23")):
         (tmp_path / name / "eval_test.json").write_text(json.dumps(result(0.5) | {"prism": {"examined_by": examiner}}))
-    with pytest.raises(InputError, match=r"differently .* exact reading on 01 and exact reading on 23"):
+    with pytest.raises(InputError, match=r"differently: exact reading on 01 and exact reading on 23"):
         write_report({"CE": tmp_path / "a", "GRPO": tmp_path / "b"}, tmp_path / "b/report.md", "test")
     with pytest.raises(InputError, match=r"eval_val\.json"):
         write_report({"CE": tmp_path / "a"}, tmp_path / "a/report.md", "val")

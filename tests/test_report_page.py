@@ -10,9 +10,9 @@ from hostile import TEXT
 from PIL import Image
 
 from src.data.image_url import thumbnail_url
-from src.evaluation.gallery import Picture, ScoredCaption
+from src.evaluation.gallery import Gallery, Picture, ScoredCaption
 from src.evaluation.html import label, render_page
-from src.evaluation.tables import ReportTable, best_cells, difference_tables, history_table, score_tables
+from src.evaluation.report_tables import ReportTable, best_cells, difference_tables, history_tables, score_tables
 
 
 def printed(name, value):
@@ -26,8 +26,9 @@ def test_best_values_by_hand():
         "METEOR": {"CE": 0.7, "SCST": 0.7, "GRPO": 0.7},
         "vocabulary": {"CE": 100, "SCST": 200, "GRPO": 300},  # neither
     }
-    assert best_cells(columns, printed) == {("SCST", "CIDEr"), ("GRPO", "CIDEr"), ("SCST", "mBLEU")}
-    assert best_cells({"CIDEr": {"CE": 1.0}}, printed) == frozenset()
+    rows = {system: {name: values[system] for name, values in columns.items()} for system in ("CE", "SCST", "GRPO")}
+    assert best_cells(rows, list(columns), printed) == {("SCST", "CIDEr"), ("GRPO", "CIDEr"), ("SCST", "mBLEU")}
+    assert best_cells({"CE": {"CIDEr": 1.0}}, ["CIDEr"], printed) == frozenset()
 
 
 def values(*seeds):
@@ -64,7 +65,7 @@ def test_intervals_that_exclude_0_are_marked():
 def test_histories_by_hand():
     first = [{"step": 0, "val/CIDEr": 0.5}, {"step": 1, "train/kl": -1e-9}, {"step": 2, "val/CIDEr": 0.75}]
     second = [{"step": 0, "val/CIDEr": 0.25}, {"step": 1, "train/kl": 0.0}, {"step": 2, "val/CIDEr": 1.25}]
-    table = history_table({"ce": [[{"step": 1, "train/loss": 2.0}]], "grpo": [first, second]})
+    (table,) = history_tables({"ce": [[{"step": 1, "train/loss": 2.0}]], "grpo": [first, second]})
     assert table.columns == ["val/CIDEr", "train/kl", "train/loss"]
     assert table.rows == {"ce": ["", "", "2.000 to 2.000"], "grpo": ["0.375 to 1.000", "0.000 to 0.000", ""]}
 
@@ -128,7 +129,9 @@ def page(browser, tmp_path):
     """The page of three pictures, freshly opened."""
     systems = {name: {"CIDEr": values(1.0 + max(gains))} for name, gains in ({"ce": [0]} | GAINS).items()}
     file = tmp_path / "report.html"
-    text = render_page("CE, SCST and GRPO", "three images", score_tables(systems), {}, [], list(pictures()), 100)
+    text = render_page(
+        "CE, SCST and GRPO", "three images", score_tables(systems), {}, [], Gallery(list(pictures()), 100)
+    )
     file.write_text(text, encoding="utf-8")
     browser.get_log("browser"), browser.get_log("performance")  # of the page before
     browser.get(file.as_uri())
@@ -183,7 +186,7 @@ def test_hostile_text_is_shown_and_runs_nothing(browser, tmp_path):
     card = next(pictures())._replace(name=TEXT, ground_truths=(TEXT,), captions={"ce": [row, row], TEXT: [row, row]})
     file = tmp_path / "report.html"
     table = ReportTable(TEXT, [TEXT], {TEXT: [TEXT]}, frozenset([(TEXT, TEXT)]), TEXT)
-    file.write_text(render_page(TEXT, TEXT, [table], {}, [table], [card], 1), encoding="utf-8")
+    file.write_text(render_page(TEXT, TEXT, [table], {}, [table], Gallery([card], 1)), encoding="utf-8")
     browser.get_log("browser")  # of the page before
     browser.get(file.as_uri())
     assert browser.get_log("browser") == []
@@ -215,7 +218,7 @@ def test_chinese_words_are_chosen_and_found_without_blanks_between_them(browser,
     row = ScoredCaption(text, 1.0, words, attention(" ".join(words)))
     cards = [Picture("cat.png", "data:,", ("一只猫",), "highest", {"ce": [row]}), *pictures()]
     cards = [card._replace(captions={"ce": card.captions["ce"]}) for card in cards]
-    (tmp_path / "report.html").write_text(render_page("CE", "", [], {}, [], cards, 100), encoding="utf-8")
+    (tmp_path / "report.html").write_text(render_page("CE", "", [], {}, [], Gallery(cards, 100)), encoding="utf-8")
     browser.get((tmp_path / "report.html").as_uri())
     line = find(browser, ".words")[0]
     assert [button.text for button in line.find_elements("css selector", "button")] == words

@@ -130,7 +130,7 @@ def test_captions_equal_to_their_ground_truth_score_10_on_all_ways(segmentation,
     words = build_chinese(segmentation)
     by_id = dict(enumerate(captions))
     truths = {image_id: [caption] for image_id, caption in by_id.items()}
-    scores = compute_metrics(by_id, truths, words=words)
+    scores = compute_metrics(by_id, words.tokenize_images(truths), words)
     assert scores.metrics["CIDEr"] == pytest.approx(10) and scores.metrics["Bleu_4"] == pytest.approx(1)
     assert list(scores.metrics) == ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr"]
     assert scores.notes == ["METEOR and SPICE are left out: they are made for English"]

@@ -59,4 +59,4 @@ def host_phases(sizes: Sizes) -> Iterator[Phase]:
     yield Phase("reward_pycocoevalcap", len(rows), peer)
     scored: dict[ImageId, list[str]] = {image: truths[image] for image in range(min(sizes.scored, sizes.documents))}
     candidates: dict[ImageId, str] = {image: captions[0] for image, captions in scored.items()}
-    yield Phase("metrics", len(scored), lambda: compute_metrics(candidates, scored, tokenized_truths=True))
+    yield Phase("metrics", len(scored), lambda: compute_metrics(candidates, scored))

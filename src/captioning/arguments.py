@@ -1,4 +1,4 @@
-"""The flags of captioning photographs, which eval.py and scripts/run_eval.sh share."""
+"""The flags for captioning photographs, shared by eval.py and scripts/run_eval.sh."""
 
 import argparse
 import os
@@ -12,38 +12,36 @@ from src.runtime.errors import InputError
 from src.runtime.files import given_file, given_path
 
 _NAME = re.compile(r"[\w.+-][\w.+ -]*")
-_NOT_IN_NAMES = re.compile(r"[^\w.+= -]+")  # of a folder, which a column may be called as
+_NOT_IN_NAMES = re.compile(r"[^\w.+= -]+")  # of a folder that gives a column its name
 
 
 def add_image_arguments(parser: argparse.ArgumentParser) -> None:
-    """--images and --output."""
-    parser.add_argument(
-        "--images", nargs="+", metavar="PHOTO", help="files, folders, patterns, @LIST (docs/captioning.md)"
-    )
-    parser.add_argument("--output", type=given_path, help="with --images: JSON lines to append to, in place of a table")
+    """Add --images and --output."""
+    images = "files, folders, patterns, @LIST (docs/captioning.md)"
+    parser.add_argument("--images", nargs="+", metavar="PHOTO", help=images)
+    parser.add_argument("--output", type=given_path, help="with --images: append JSON lines, print no table")
 
 
 def read_image_arguments(arguments: argparse.Namespace, default: Path | None = None) -> dict[str, Path]:
-    """The checkpoints by name; key=value words that stand behind --checkpoint or --images move to the overrides.
+    """Return the checkpoints by name; move key=value words behind --checkpoint or --images to the overrides.
 
-    arguments.config becomes the file that is given, an exported folder's, or `default`.
-    Raises InputError where the flags do not go together.
+    arguments.config becomes the given file, an exported folder's, or `default`.
+    Errors: InputError if the flags exclude each other.
     """
     wants_images = arguments.images is not None
     for flag in ("checkpoint", "images"):
         words = getattr(arguments, flag) or []
         arguments.overrides += [word for word in words if is_setting(word)]
         setattr(arguments, flag, [word for word in words if not is_setting(word)])
-    arguments.images = [_without_home(word) for word in arguments.images]
+    paths = [re.fullmatch("(@?)(.*)", word, re.DOTALL) for word in arguments.images]
+    arguments.images = [path[1] + os.path.expanduser(path[2]) for path in paths if path]  # the shell leaves ~ behind @
     checkpoints = name_checkpoints(arguments.checkpoint or ())
     if wants_images and not arguments.images:
-        raise InputError("--images names no photograph, only settings")
+        raise InputError("--images names no photograph, only settings; add files or folders")
     if not arguments.images and arguments.output is not None:
-        raise InputError("--output is for --images: a split's captions go into the run folder")
+        raise InputError("--output is for --images: captions of a split go into the run folder")
     if not arguments.images and len(checkpoints) > 1:
-        raise InputError(
-            "several checkpoints are for --images: a split is evaluated with one; photographs go behind --images"
-        )
+        raise InputError("several checkpoints are for --images; pass one to evaluate a split, or add --images")
     if arguments.config is None and not any(path.is_dir() for path in checkpoints.values()):
         arguments.config = default
     for name, path in checkpoints.items():
@@ -52,9 +50,9 @@ def read_image_arguments(arguments: argparse.Namespace, default: Path | None = N
 
 
 def name_checkpoints(words: Sequence[str]) -> dict[str, Path]:
-    """Checkpoints by name, from NAME=PATH, or PATH alone, which is called as the folder of its run.
+    """Return checkpoints by name, from NAME=PATH, or PATH alone, which is named after the folder of its run.
 
-    Raises InputError where there is no such file, or a name cannot stand in a table, or stands for two.
+    Errors: InputError if a file is missing, or a name does not fit into a table or is used twice.
     """
     checkpoints: dict[str, Path] = {}
     for word in words:
@@ -65,17 +63,11 @@ def name_checkpoints(words: Sequence[str]) -> dict[str, Path]:
             name = file.parent.parent.name if file.parent.name == "checkpoints" else file.name
             name = _NOT_IN_NAMES.sub("-", name).strip()
         elif not _NAME.fullmatch(name):
-            raise InputError(f"--checkpoint {word}: '{name}' must be letters, digits, '.', '+', '-', '_' and blanks")
+            raise InputError(f"--checkpoint {word}: '{name}' must be letters, digits, '.', '+', '-', '_' and spaces")
         path = given_file(text)
         if not text or not os.path.exists(path):
-            raise InputError(f"--checkpoint {word}: there is no file {text or 'behind ='}")
+            raise InputError(f"--checkpoint {word}: there is no file {text or 'behind ='}; pass [NAME=]PATH")
         if name in checkpoints:
-            raise InputError(f"--checkpoint: {checkpoints[name]} and {path} are both called {name}; give NAME=PATH")
+            raise InputError(f"--checkpoint: {checkpoints[name]} and {path} are both called {name}; pass NAME=PATH")
         checkpoints[name] = path
     return checkpoints
-
-
-def _without_home(item: str) -> str:
-    """What --images is given, where the shell may have left ~ (behind @)."""
-    list_sign = "@" if item.startswith("@") else ""
-    return list_sign + os.path.expanduser(item.removeprefix(list_sign))

@@ -1,6 +1,9 @@
-"""The captions of one photograph, as the table, the file and the page take them."""
+"""The captions of one photograph, for the table, the file and the page."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 
 class DecodedCaption(NamedTuple):
@@ -12,3 +15,5 @@ class DecodedCaption(NamedTuple):
 
 
 Captions = dict[str, list[DecodedCaption]]  # by checkpoint: the greedy one, the best beam, the samples
+# By checkpoint, for each caption: the words as a reader selects them, and the attention of each, float32 [words, N].
+Looks = Mapping[str, Sequence[tuple[list[str], np.ndarray]]]

@@ -31,12 +31,13 @@ def build_page(model: "PageModel") -> gr.Blocks:
     """Build the page: a file to drop, the captions of all checkpoints, and the attention of the selected caption."""
 
     def caption(path: str | None) -> tuple[Any, ...]:
+        nothing = ("", gr.Dropdown(visible=False), "", None)
         if path is None:
-            return "", "", gr.Dropdown(visible=False), "", None
+            return "", *nothing
         try:
             shown = model.show(path)
         except UnusableImage as reason:
-            return PARTS.failure(reason), "", gr.Dropdown(visible=False), "", None
+            return PARTS.failure(reason), *nothing
         names = gr.Dropdown(choices=choices(shown.captions), value=0, visible=True)
         picture = PARTS.photograph(picture_url(shown.small))
         return picture, PARTS.captions_table(shown.captions), names, attention_strip(shown, 0), shown
@@ -79,19 +80,11 @@ def serve_page(model: "PageModel", host: str, port: int) -> gr.Blocks:
     """Start the server in a thread of its own. Errors: InputError if host or port is not available."""
     processing_utils.async_ssrf_protected_download = refuse_url
     page = build_page(model).queue(max_size=20)
+    private = {"share": False, "ssr_mode": False, "show_api": False, "quiet": True, "prevent_thread_lock": True}
+    limits = {"max_file_size": MAX_UPLOAD, "state_session_capacity": _SESSIONS}
+    middleware = {"middleware": [Middleware(OwnHostOnly)]}
     try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            show_api=False,
-            prevent_thread_lock=True,
-            max_file_size=MAX_UPLOAD,
-            state_session_capacity=_SESSIONS,
-            ssr_mode=False,
-            app_kwargs={"middleware": [Middleware(OwnHostOnly)]},
-        )
+        page.launch(server_name=host, server_port=port, app_kwargs=middleware, **private, **limits)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot serve on {host}:{port} ({error}); pass another --host or --port") from None
     return page

@@ -3,14 +3,13 @@
 Letters: H, W pixels of the small picture; N image tokens, a square grid. Nothing here needs gradio or a model.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from src.captioning.captions import Captions
+from src.captioning.captions import Captions, Looks
 from src.data.image_url import jpeg_url
 from src.evaluation.html import build_templates
 
@@ -21,21 +20,18 @@ PARTS: Any = build_templates(Path(__file__).parent).get_template("page.html").mo
 
 
 class Shown(NamedTuple):
-    """One photograph's results. small: uint8 [H, W, 3]; looks: by checkpoint, the words of each caption and the
-    attention of each, float32 [words, N].
-    """
+    """One photograph's results. small: uint8 [H, W, 3]."""
 
     small: np.ndarray
     captions: Captions
-    looks: Mapping[str, Sequence[tuple[list[str], np.ndarray]]]
+    looks: Looks
 
 
 def small_picture(pixels: np.ndarray) -> np.ndarray:
     """Resize a photograph, uint8 [h, w, 3], for the page, uint8 [H, W, 3]; the aspect ratio is kept."""
     image = Image.fromarray(pixels)
-    scale = _SIDE / max(image.size)
-    size = [max(1, round(side * scale)) for side in image.size]
-    return np.asarray(image.resize((size[0], size[1]), Image.Resampling.BICUBIC))
+    width, height = (max(1, round(side * _SIDE / max(image.size))) for side in image.size)
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def picture_url(picture: np.ndarray) -> str:
@@ -45,8 +41,8 @@ def picture_url(picture: np.ndarray) -> str:
 
 def choices(captions: Captions) -> list[tuple[str, int]]:
     """List (text, number) of every caption, numbered across all checkpoints."""
-    texts = [f"{name}, {row.decoding}: {row.caption}" for name, rows in captions.items() for row in rows]
-    return [(text, number) for number, text in enumerate(texts)]
+    rows = ((name, row) for name, rows in captions.items() for row in rows)
+    return [(f"{name}, {row.decoding}: {row.caption}", number) for number, (name, row) in enumerate(rows)]
 
 
 def attention_strip(shown: Shown, number: int) -> str:

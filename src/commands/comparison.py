@@ -14,10 +14,10 @@ from src.config.plan import Plan, load_plan
 from src.config.rules import check_workers
 from src.config.schema import Config
 from src.data.locate import evaluated_split
-from src.evaluation.comparison import EQUAL_UPDATES, published_figures, write_comparison
-from src.evaluation.files import examined_by, read_evaluation, results_name, scored_as
+from src.evaluation.comparison_report import EQUAL_UPDATES, published_figures, write_comparison
 from src.evaluation.report import System
 from src.evaluation.report_page import write_comparison_page
+from src.evaluation.result_files import examined_by, read_evaluation, results_name, scored_as
 from src.runtime.cluster import add_cluster_arguments, read_cluster
 from src.runtime.environment import run_program
 from src.runtime.errors import InputError

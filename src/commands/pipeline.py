@@ -17,8 +17,8 @@ from src.config.schema import Config
 from src.data.locate import evaluated_split
 from src.data.questions import questions_file
 from src.data.record import SPLITS
-from src.evaluation.files import results_name
 from src.evaluation.report import System, owning_folder, write_report
+from src.evaluation.result_files import results_name
 from src.models.folder import init_file
 from src.runtime.cluster import Cluster, add_cluster_arguments, read_cluster
 from src.runtime.environment import run_program

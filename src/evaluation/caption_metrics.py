@@ -1,4 +1,4 @@
-"""Scores of captions by pycocoevalcap, over words as src/data/words.py makes them, and the line that says how."""
+"""Score captions with pycocoevalcap, over words as src/data/words.py makes them, and say how in one line."""
 
 import json
 import sys
@@ -21,17 +21,17 @@ from src.runtime.errors import InputError
 from src.runtime.progress import Progress
 
 _WANTED = 'a list of {"image_id": int or str, "caption": str}'
-ONE_IMAGE = "CIDEr is 0.0: it weighs words by the logarithm of the number of images, and there is one image, log 1 = 0"
+_ONE_IMAGE = "CIDEr is 0.0: it weighs words by the logarithm of the number of images, and there is one image, log 1 = 0"
 
 Truths = Mapping[ImageId, list[str]]
 Scores = tuple[dict[str, float], dict[str, np.ndarray]]  # metrics and segments of one scorer
 
 
 class CaptionScores(NamedTuple):
-    """`metrics`: Bleu_1..4, METEOR, ROUGE_L, CIDEr, SPICE on pycocoevalcap's scale.
+    """metrics: Bleu_1..4, METEOR, ROUGE_L, CIDEr, SPICE on pycocoevalcap's scale.
 
-    `segments`: what src.evaluation.bootstrap computes them from, one row per image in the order of the captions.
-    `left_out`: metrics that failed, and why. `notes`: what a reader of the scores must know, a line each.
+    segments: what src.evaluation.bootstrap computes them from, one row per image in the order of the captions.
+    left_out: reasons by metric that failed. notes: what a reader of the scores must know, a line each.
     """
 
     metrics: dict[str, float]
@@ -41,62 +41,58 @@ class CaptionScores(NamedTuple):
 
 
 def compute_metrics(
-    captions: Mapping[ImageId, str],
-    ground_truths: Mapping[ImageId, Sequence[str]],
-    *,
-    words: Words = ENGLISH,
-    tokenized_truths: bool = False,
+    captions: Mapping[ImageId, str], ground_truths: Mapping[ImageId, Sequence[str]], words: Words = ENGLISH
 ) -> CaptionScores:
-    """Score one caption per image id against its ground truths; document frequencies are those of all `ground_truths`.
+    """Score one caption per image id against its ground truths; document frequencies come from all `ground_truths`.
 
-    tokenized_truths: the ground truths (not the captions) come from `words` already. What fails is left out, with one
-    line on stderr. InputError if a caption has no ground truths, if English captions cannot be tokenised without
-    Java, or if every metric fails. METEOR takes 10 s to load.
+    ground_truths: already tokenized by `words`, unlike the captions. A metric that fails is left out, with one line on
+    stderr. Errors: InputError if a caption has no ground truths, if Java is missing to tokenize English captions, or if
+    every metric fails. METEOR takes 10 s to load.
     """
-    documents, results = tokenized(captions, ground_truths, words, tokenized_truths=tokenized_truths)
+    if not captions:
+        raise InputError("no captions to score; pass captions of at least one image")
+    missing = [image_id for image_id in captions if not ground_truths.get(image_id)]
+    if missing:
+        raise InputError(f"no ground truth for {len(missing)} images (first image_id {missing[0]}); remove them")
+    lines = words.tokenize(list(captions.values()))
+    results = {image_id: [line] for image_id, line in zip(captions, lines, strict=True)}
+    documents = {image_id: list(rows) for image_id, rows in ground_truths.items()}
     truths = {image_id: documents[image_id] for image_id in results}
-    scorers = _scorers(words, documents)
-    metrics: dict[str, float] = {}
-    segments: dict[str, np.ndarray] = {}
-    left_out: dict[str, str] = {}
+    scores = CaptionScores({}, {}, {}, [])
+    scorers: dict[str, Callable[[Truths, Truths], Scores]]
+    scorers = {"BLEU": _bleu, "METEOR": _meteor, "ROUGE_L": partial(_mean, "ROUGE_L", _rouge)}
+    scorers["CIDEr"] = partial(_mean, "CIDEr", partial(_cider, documents))
+    if words.language != "en":
+        del scorers["METEOR"]
+        scores.notes.append("METEOR and SPICE are left out: they are made for English")
+    elif spice_has_models():
+        scorers["SPICE"] = partial(_mean, "SPICE", score_spice)
+    else:
+        command = "python -m pycocoevalcap.spice.get_stanford_models"
+        say_once(f"SPICE is left out: its models are missing; '{command}' downloads them (400 MB)")
     with Progress("metrics", len(scorers), "metric") as bar:
         for name, scorer in scorers.items():
             try:
                 found, statistics = scorer(truths, results)
-            except Exception as error:  # whatever one scorer runs into, the others are worth hours of training
+            except Exception as error:  # whatever one scorer runs into, keep the others: they cost hours of training
                 kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-                left_out[name] = kind + " ".join(str(error).split())
-                print(f"{name} is left out: {left_out[name]}", file=sys.stderr)
+                scores.left_out[name] = kind + " ".join(str(error).split())
+                print(f"{name} is left out: {scores.left_out[name]}", file=sys.stderr)
             else:
-                metrics |= found
-                segments |= statistics
+                scores.metrics.update(found)
+                scores.segments.update(statistics)
             bar.update(note=name)
-    if not metrics:
-        raise InputError(f"no metric could be computed, first {next(iter(left_out.values()))}")
-    notes = ["METEOR and SPICE are left out: they are made for English"] if words.language == "zh" else []
-    notes += [ONE_IMAGE] if len(documents) == 1 and "CIDEr" in metrics else []
-    for note in notes:
+    if not scores.metrics:
+        raise InputError(f"no metric could be computed; the first failed with {next(iter(scores.left_out.values()))}")
+    if len(documents) == 1 and "CIDEr" in scores.metrics:
+        scores.notes.append(_ONE_IMAGE)
+    for note in scores.notes:
         say_once(note)
-    return CaptionScores(metrics, segments, left_out, notes)
-
-
-def tokenized(
-    captions: Mapping[ImageId, str],
-    ground_truths: Mapping[ImageId, Sequence[str]],
-    words: Words = ENGLISH,
-    *,
-    tokenized_truths: bool = False,
-) -> tuple[dict[ImageId, list[str]], dict[ImageId, list[str]]]:
-    """All ground truths, and the captions, as pycocoevalcap's scorers take them."""
-    _check_images(captions, ground_truths)
-    truths = {image_id: list(rows) for image_id, rows in ground_truths.items()}
-    truths = truths if tokenized_truths else words.tokenize_images(truths)
-    lines = words.tokenize(list(captions.values()))
-    return truths, {image_id: [line] for image_id, line in zip(captions, lines, strict=True)}
+    return scores
 
 
 def signature(*, tokens: str, document_frequencies: str, decoding: str, num_images: int, of: int | None = None) -> str:
-    """How the scores of `compute_metrics` were made, in SacreBLEU's manner.
+    """Describe how the scores of `compute_metrics` were made, as SacreBLEU does.
 
     tokens: Words.name. document_frequencies: the name of the evaluated split, whose ground truths give CIDEr's
     document frequencies. decoding: for example "greedy", "beam3", or "file" for captions made elsewhere.
@@ -108,20 +104,20 @@ def signature(*, tokens: str, document_frequencies: str, decoding: str, num_imag
 
 
 def load_captions(path: str | Path) -> dict[ImageId, str]:
-    """Read a COCO results file: a list of {"image_id": int or str, "caption": str}; other keys are not read.
+    """Read a COCO results file: a list of {"image_id": int or str, "caption": str}; other keys are ignored.
 
-    InputError naming the file and the first wrong entry. An empty caption is a caption.
+    Errors: InputError naming the file and the first wrong entry. An empty caption is valid.
     """
     try:
         entries = json.loads(Path(path).read_bytes())
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give a COCO results file") from None
+        raise InputError(f"{path}: no such file; pass a COCO results file") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror}); fix the file or its permissions") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}); want {_WANTED}") from error
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: want {_WANTED} with at least one entry")
+        raise InputError(f"{path}: want {_WANTED}, with at least one entry")
     captions: dict[ImageId, str] = {}
     for number, entry in enumerate(entries):
         image_id: Any = entry.get("image_id") if isinstance(entry, dict) else None
@@ -136,7 +132,7 @@ def load_captions(path: str | Path) -> dict[ImageId, str]:
 
 
 def load_split_captions(path: Path, image_ids: Collection[ImageId], split: str) -> dict[ImageId, str]:
-    """The captions of a results file by the image ids of a split; where some images have none, stderr says so.
+    """Read captions of a split from a results file, and say on stderr if some images have none.
 
     Errors: InputError naming the file, and an image that is not in the split.
     """
@@ -144,52 +140,26 @@ def load_split_captions(path: Path, image_ids: Collection[ImageId], split: str) 
     others = [image_id for image_id in captions if image_id not in image_ids]
     if others:
         raise InputError(
-            f"{path}: {len(others)} of {len(captions)} captions are of images that are not in the {split} split "
-            f"(first image_id {others[0]!r}); give the split that was captioned as --split, or take them out"
+            f"{path}: {len(others)} of {len(captions)} captions belong to images that are not in the {split} split "
+            f"(first image_id {others[0]!r}); pass the captioned split as --split, or remove them"
         )
     if len(captions) < len(image_ids):
         say = f"{path} has captions of {len(captions):,} of {len(image_ids):,} images of the {split} split"
-        print(f"{say}: scores are of these, CIDEr's document frequencies of the whole split", file=sys.stderr)
+        print(f"{say}: only these are scored, with CIDEr's document frequencies of the whole split", file=sys.stderr)
     return captions
 
 
-def _check_images(captions: Mapping[ImageId, str], ground_truths: Mapping[ImageId, Sequence[str]]) -> None:
-    if not captions:
-        raise InputError("no captions to score")
-    missing = [image_id for image_id in captions if not ground_truths.get(image_id)]
-    if missing:
-        raise InputError(f"no ground truth for {len(missing)} images (first image_id {missing[0]}): leave them out")
-
-
-def _scorers(words: Words, documents: Truths) -> dict[str, Callable[[Truths, Truths], Scores]]:
-    """The scorers by the name that error messages use, in the order of the tables."""
-    english = words.language == "en"
-    scorers: dict[str, Callable[[Truths, Truths], Scores]] = {"BLEU": _bleu}
-    scorers |= {"METEOR": _meteor} if english else {}
-    scorers |= {"ROUGE_L": _rouge, "CIDEr": partial(_cider, documents)}
-    if english and spice_has_models():
-        scorers["SPICE"] = _spice
-    elif english:
-        command = "python -m pycocoevalcap.spice.get_stanford_models"
-        say_once(f"SPICE is left out, for want of its models: '{command}' downloads them (400 MB)")
-    return scorers
-
-
 def _bleu(truths: Truths, results: Truths) -> Scores:
-    """Bleu_1..4, and per image [n, 10] the counts that they are computed from."""
+    """Compute Bleu_1..4, and for each image [n, 10] the counts they come from."""
     scorer = BleuScorer(n=4)
     for image_id, (caption,) in results.items():
         scorer += (caption, truths[image_id])
     bleu, _ = scorer.compute_score(option="closest")
-    counts = [
-        [
-            image["testlen"],
-            min((abs(length - image["testlen"]), length) for length in image["reflen"])[1],
-            *image["guess"],
-            *image["correct"],
-        ]
-        for image in scorer.ctest
-    ]
+    counts = []
+    for image in scorer.ctest:
+        length = image["testlen"]
+        closest = min(image["reflen"], key=lambda truth: (abs(truth - length), truth))
+        counts.append([length, closest, *image["guess"], *image["correct"]])
     metrics = {f"Bleu_{n}": float(score) for n, score in enumerate(bleu, start=1)}
     return metrics, {"bleu": np.array(counts, np.float64)}
 
@@ -199,18 +169,17 @@ def _meteor(truths: Truths, results: Truths) -> Scores:
     return {"METEOR": score}, {"meteor": statistics}
 
 
-def _rouge(truths: Truths, results: Truths) -> Scores:
-    score, per_image = Rouge().compute_score(truths, results)
-    return {"ROUGE_L": float(score)}, {"ROUGE_L": np.asarray(per_image)}
+def _rouge(truths: Truths, results: Truths) -> np.ndarray:
+    return Rouge().compute_score(truths, results)[1]
 
 
-def _cider(documents: Truths, truths: Truths, results: Truths) -> Scores:
-    """Document frequencies are of all `documents`, with or without results."""
+def _cider(documents: Truths, truths: Truths, results: Truths) -> np.ndarray:
+    """Take document frequencies from all `documents`, with or without results."""
     captions = {**results, **{image_id: [""] for image_id in documents if image_id not in results}}
-    _, per_image = Cider().compute_score({image_id: documents[image_id] for image_id in captions}, captions)
-    return {"CIDEr": float(np.mean(per_image[: len(results)]))}, {"CIDEr": per_image[: len(results)]}
+    return Cider().compute_score({image_id: documents[image_id] for image_id in captions}, captions)[1][: len(results)]
 
 
-def _spice(truths: Truths, results: Truths) -> Scores:
-    per_image = score_spice(truths, results)
-    return {"SPICE": float(per_image.mean())}, {"SPICE": per_image}
+def _mean(name: str, score: Callable[[Truths, Truths], np.ndarray], truths: Truths, results: Truths) -> Scores:
+    """Average the scores of each image."""
+    per_image = np.asarray(score(truths, results))
+    return {name: float(per_image.mean())}, {name: per_image}

@@ -1,13 +1,13 @@
-"""Evaluate a checkpoint on a split."""
+"""Evaluate a checkpoint on a split: decode, score, and write the results."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mindspore import Tensor
 
-from src.config.schema import Config
+from src.config.schema import Config, EvalConfig
 from src.data.dataset import Dataset
 from src.data.questions import load_questions, questions_file
 from src.data.record import ImageId, with_known_ids
@@ -15,11 +15,11 @@ from src.data.tokenizer import Tokenizer, decode_completions
 from src.decoding.beam import BeamDecoder
 from src.decoding.generation import Outputs, compile_generation
 from src.decoding.sampler import GreedyDecoder, GroupSampler
-from src.evaluation.caption_metrics import CaptionScores, compute_metrics, signature
+from src.evaluation.caption_metrics import compute_metrics, signature
 from src.evaluation.diversity import broken_endings, diversity
-from src.evaluation.files import decoding_name, examined_by, results_name, scored_as, write_arrays, write_json
 from src.evaluation.prism import prism
 from src.evaluation.report import owning_folder
+from src.evaluation.result_files import decoding_name, examined_by, results_name, scored_as, write_arrays, write_json
 from src.models.build import load_policy
 from src.models.policy import Policy
 from src.runtime.compile_cache import GraphCache
@@ -35,16 +35,14 @@ from src.training.split_batches import SplitBatches
 def evaluate(
     config: Config, dataset: Dataset, checkpoint: Path, split: str, workers: Workers, with_prism: bool
 ) -> dict[str, Any] | None:
-    """Captions of a split and their scores, written as captions_<split>.json and eval_<split>.json.
+    """Caption a split, and write captions_<split>.json and their scores, eval_<split>.json.
 
-    Names end in _<decoding> where that is not greedy. Segment statistics for confidence intervals go into
-    segments_<split>.npz, `eval.samples` captions per image into samples_<split>.json. Returns what the JSON of scores
-    holds, which is written last; captions are written before they are scored, so that they are kept. Each worker
-    decodes its share; the first scores, and the others return None. with_prism: also what the questions of
-    caprl.questions about the images find in the samples.
+    Names end in _<decoding> unless that is greedy. Segment statistics for confidence intervals go into
+    segments_<split>.npz, `eval.samples` captions per image into samples_<split>.json. Captions are saved before they
+    are scored; the scores are written last, and returned. Each worker decodes its share; the first scores, and the
+    others return None. with_prism: also answer caprl.questions from the samples.
     """
-    questions = {}
-    if with_prism:
+    if with_prism:  # bad questions fail before the model is loaded
         path = questions_file(config, split)
         questions = with_known_ids(load_questions(path), dataset.by_image_id(split), path)
     policy, tokenizer = load_policy(config, checkpoint, cached=not config.encoder.trainable)
@@ -52,11 +50,10 @@ def evaluate(
     (source,) = build_sources(config, {split: records}, [split], policy.encoder, workers)
     batches = SplitBatches(source, len(records), config.eval.batch_images, workers)
     graphs = graph_cache(config, tokenizer, workers)
-    decoder = build_decoder(config, policy, graphs)
+    decoder = build_decoder(config.eval, policy, graphs)
     completions = batches.map(f"decoding {split}", lambda _, inputs: decoder(inputs)[:2])
     texts, ended = decode_completions(tokenizer, policy.token_ids.eos, *completions)
-    drawn = sample_captions(config, policy, tokenizer, graphs, batches) if config.eval.samples else None
-    answerer = None
+    drawn = _sample_captions(config, policy, tokenizer, graphs, batches) if config.eval.samples else []
     if with_prism:
         answerer = build_answerer(config.caprl, dataset.words.language)
     workers.wait()
@@ -65,19 +62,19 @@ def evaluate(
     captions = {record.image_id: text for record, text in zip(records, texts)}
     folder = owning_folder(config, checkpoint)
     name = results_name(split, config.eval)
-    write_json(folder / f"captions_{name}.json", caption_rows(captions))
+    coco = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
+    write_json(folder / f"captions_{name}.json", coco)
     result, segments = scored(captions, dataset, split, decoding_name(config.eval))
     result["endings"] = {"truncated": float(1 - ended.mean())}
     if dataset.words.language == "en":
         result["endings"] = {"function_word": broken_endings(texts)} | result["endings"]
-    samples = {}
-    if drawn is not None:
-        samples = {record.image_id: rows for record, rows in zip(records, drawn)}
-        rows = [{"image_id": image_id, "captions": captions} for image_id, captions in samples.items()]
+    samples = {record.image_id: texts for record, texts in zip(records, drawn)}
+    if samples:
+        rows = [{"image_id": image_id, "captions": texts} for image_id, texts in samples.items()]
         write_json(folder / f"samples_{split}.json", rows)
-        training = {caption for rows in dataset.ground_truths["train"] for caption in rows}
+        training = {caption for truths in dataset.ground_truths["train"] for caption in truths}
         result["diversity"] = diversity(dataset.words.tokenize_images(samples), dataset.by_image_id(split), training)
-    if answerer is not None:
+    if with_prism:
         result["prism"], found = prism(samples, questions, answerer, config)
         result["prism"]["examined_by"] = examined_by(config, split)
         result["metrics"] |= {f"prism_{name}": result["prism"][name]["value"] for name in ("mean", "best")}
@@ -88,27 +85,26 @@ def evaluate(
     return result
 
 
-def build_decoder(config: Config, policy: Policy, graphs: GraphCache) -> Callable[[Tensor], Outputs]:
-    """The decoder that the configuration asks for."""
-    settings = config.eval
+def build_decoder(settings: EvalConfig, policy: Policy, graphs: GraphCache) -> Callable[[Tensor], Outputs]:
+    """Build the decoder of the configuration: greedy, or beam search."""
     if settings.beams == 1:
         return compile_generation("greedy", GreedyDecoder(policy, settings.tokens), graphs.compile)
     beams = BeamDecoder(policy, settings.tokens, settings.beams, settings.length_penalty, settings.block_trigrams)
     return compile_generation("beams", beams, graphs.compile)
 
 
-def build_sampler(config: Config, policy: Policy, graphs: GraphCache) -> Callable[[Tensor, Tensor], Outputs]:
-    """What draws captions from the whole distribution."""
-    sampler = GroupSampler(policy, config.eval.tokens, temperature=1.0, top_k=0)
+def build_sampler(settings: EvalConfig, policy: Policy, graphs: GraphCache) -> Callable[[Tensor, Tensor], Outputs]:
+    """Build the sampler of captions from the whole distribution."""
+    sampler = GroupSampler(policy, settings.tokens, temperature=1.0, top_k=0)
     return compile_generation("sampler", sampler, graphs.compile)
 
 
-def sample_captions(
+def _sample_captions(
     config: Config, policy: Policy, tokenizer: Tokenizer, graphs: GraphCache, batches: SplitBatches
 ) -> list[list[str]]:
-    """`eval.samples` captions of every image."""
+    """Sample `eval.samples` captions of every image."""
     group_size, tokens = config.eval.samples, config.eval.tokens
-    sampler = build_sampler(config, policy, graphs)
+    sampler = build_sampler(config.eval, policy, graphs)
 
     def sample(first: int, inputs: Tensor) -> Sequence[Tensor]:
         draws = uniforms(config.seed, 0, first * group_size, len(inputs) * group_size, tokens)
@@ -118,21 +114,15 @@ def sample_captions(
     return [texts[start : start + group_size] for start in range(0, len(texts), group_size)]
 
 
-def caption_rows(captions: Mapping[ImageId, str]) -> list[dict[str, Any]]:
-    """Captions in COCO's results format."""
-    return [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
-
-
 def scored(
     captions: dict[ImageId, str], dataset: Dataset, split: str, decoding: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Metrics, signature and number of images of captions, one for each image of a split or of some of it; and their
-    segment statistics.
+    """Score captions, one for each image of a split or of part of it; return the scores and the segment statistics.
 
-    Also what failed (`left_out`) and what to know about the scores (`notes`), where there is anything.
+    The scores are metrics, signature, number of images and, unless empty, `left_out` and `notes` (CaptionScores).
     """
     words = dataset.words
-    scores: CaptionScores = compute_metrics(captions, dataset.by_image_id(split), words=words, tokenized_truths=True)
+    scores = compute_metrics(captions, dataset.by_image_id(split), words)
     images = len(dataset.records[split])
     line = signature(
         tokens=words.name, document_frequencies=split, decoding=decoding, num_images=len(captions), of=images

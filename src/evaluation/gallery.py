@@ -1,7 +1,7 @@
-"""The gallery of a report: some images with every system's captions, their CIDEr, and the attention of each word.
+"""Build the gallery of a report: some images with every system's captions, their CIDEr, and each word's attention.
 
 A system is CE or one RL method. Letters: n images of a split, G captions of one image (greedy, then the samples),
-T tokens, N image tokens. MindSpore is imported only where models run, so that templates render without it.
+N image tokens. MindSpore is imported only where models run, so that templates render without it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,19 +16,17 @@ from src.data.photographs import UnusableImage
 from src.data.records import Record
 from src.data.words import Words
 from src.evaluation.caption_metrics import load_captions
-from src.evaluation.files import read_arrays, read_samples
 from src.evaluation.report import System
+from src.evaluation.result_files import read_arrays, read_samples
 from src.rewards.cider import CiderD
 from src.runtime.errors import InputError
 
-GALLERY = 60  # images: a page of about 2 MB with two systems
+_MOST = 60  # images: a page of about 2 MB with two systems
 _SIDE = 320  # pixels of an image's longer side
 
 
 class ScoredCaption(NamedTuple):
-    """A caption of one image; cider: on pycocoevalcap's scale; words: as people choose them in the text; looks:
-    attention of each, float32 [words, N].
-    """
+    """cider: as in pycocoevalcap; words: as a reader selects them; looks: attention of each, float32 [words, N]."""
 
     text: str
     cider: float
@@ -37,9 +35,7 @@ class ScoredCaption(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """An image of the gallery; url: a data: URL; chosen: highest, lowest or even; captions: by system, greedy first,
-    then the samples, best first.
-    """
+    """url: a data: URL; chosen: highest, lowest or even; captions: by system, greedy, then samples, best first."""
 
     name: str
     url: str
@@ -52,6 +48,13 @@ class Picture(NamedTuple):
         return gains({system: rows[0].cider for system, rows in self.captions.items()})
 
 
+class Gallery(NamedTuple):
+    """The chosen images, in dataset order; images: size of the split they come from."""
+
+    pictures: Sequence[Picture]
+    images: int
+
+
 def gains(ciders: Mapping[str, Any]) -> dict[str, Any]:
     """Subtract CE's CIDEr, a number or one per image [n], from every other system's; keep it if there is one system."""
     if len(ciders) == 1:
@@ -59,7 +62,7 @@ def gains(ciders: Mapping[str, Any]) -> dict[str, Any]:
     return {system: cider - ciders["ce"] for system, cider in ciders.items() if system != "ce"}
 
 
-def choose_images(ciders: Mapping[str, np.ndarray], most: int = GALLERY) -> dict[int, str]:
+def choose_images(ciders: Mapping[str, np.ndarray], most: int = _MOST) -> dict[int, str]:
     """Choose at most `most` of n images: a third with the highest and a third with the lowest gain (best and worst
     first), the mean over systems; the rest are evenly spaced among the others in dataset order.
 
@@ -72,13 +75,12 @@ def choose_images(ciders: Mapping[str, np.ndarray], most: int = GALLERY) -> dict
     order = np.argsort(-gain, kind="stable")
     rest = np.sort(order[third : images - third])
     even = rest[np.arange(most - 2 * third) * len(rest) // max(1, most - 2 * third)]
-    chosen = {int(index): "highest" for index in order[:third]}
-    chosen |= {int(index): "lowest" for index in order[::-1][:third]}
-    return chosen | {int(index): "even" for index in even}
+    groups = {"highest": order[:third], "lowest": order[::-1][:third], "even": even}
+    return {int(index): reason for reason, indices in groups.items() for index in indices}
 
 
-def build_gallery(systems: Mapping[str, System], split: str, name: str) -> tuple[list[Picture], int]:
-    """Build the chosen images of a split, in dataset order, and return them with n. name: as of `results_name`.
+def build_gallery(systems: Mapping[str, System], split: str, name: str) -> Gallery:
+    """Build the gallery of a split. name: as in `results_name`.
 
     Errors: InputError if the results belong to other images than the configuration names now, or an image is broken.
     """
@@ -94,8 +96,8 @@ def build_gallery(systems: Mapping[str, System], split: str, name: str) -> tuple
     scorer = CiderD(truths, eos=False)
     captions = {}
     for key, system in systems.items():
-        groups = read_groups(system, records, split, name)
-        groups = [groups[index] for index in chosen]
+        every = read_groups(system, records, split, name)
+        groups = [every[index] for index in chosen]
         looks = look(system, records, split, chosen, groups, dataset.words)
         captions[key] = scored_groups(groups, lambda rows, *rest: scorer(chosen[rows], *rest), looks, dataset.words)
     shown = [records[index] for index in chosen]
@@ -103,7 +105,7 @@ def build_gallery(systems: Mapping[str, System], split: str, name: str) -> tuple
         Picture(record.file.name, url, record.captions, reasons[index], {key: captions[key][place] for key in systems})
         for place, (index, record, url) in enumerate(zip(chosen, shown, thumbnails(config, shown)))
     ]
-    return pictures, len(records)
+    return Gallery(pictures, len(records))
 
 
 def read_groups(system: System, records: Sequence[Record], split: str, name: str) -> list[list[str]]:
@@ -123,10 +125,7 @@ def read_groups(system: System, records: Sequence[Record], split: str, name: str
 
 
 def scored_groups(
-    groups: Sequence[Sequence[str]],
-    score: Callable[..., np.ndarray],
-    looks: Sequence[Sequence[np.ndarray]],
-    words: Words,
+    groups: Sequence[Sequence[str]], score: Callable[..., np.ndarray], looks: Sequence[Sequence], words: Words
 ) -> list[list[ScoredCaption]]:
     """Score the captions of each image, [images][G], with CIDEr: greedy, then samples, best first. score: as CiderD."""
     flat = [caption for group in groups for caption in group]

@@ -14,10 +14,10 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from src.data.image_url import data_url
-from src.evaluation.tables import ReportTable
+from src.evaluation.report_tables import ReportTable
 
 if TYPE_CHECKING:
-    from src.evaluation.gallery import Picture
+    from src.evaluation.gallery import Gallery
 
 _PAGE = Path(__file__).parent / "page"
 # One sign for each of 64 levels of attention: as short in JSON as a digit, and never escaped.
@@ -38,15 +38,14 @@ def render_page(
     tables: Sequence[ReportTable],
     plots: Mapping[Path, str],
     histories: Sequence[ReportTable],
-    pictures: Sequence["Picture"],
-    images: int,
+    gallery: "Gallery",
 ) -> str:
     """Render the page. Its Content-Security-Policy allows only our style and script, by digest.
 
-    plots: captions by PNG file; histories: the plotted values; images: size of the split the pictures come from.
+    plots: captions by PNG file; histories: the plotted values.
     """
     style, script = ((_PAGE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    captions = [caption for picture in pictures for rows in picture.captions.values() for caption in rows]
+    captions = [caption for picture in gallery.pictures for rows in picture.captions.values() for caption in rows]
     templates = build_templates(_PAGE)
     templates.filters |= {"label": label, "listed": listed, "digest": _digest}
     return templates.get_template("page.html").render(
@@ -55,9 +54,8 @@ def render_page(
         tables=tables,
         plots={data_url("png", path.read_bytes()): caption for path, caption in plots.items()},
         histories=histories,
-        pictures=pictures,
-        images=images,
-        chosen=Counter(picture.chosen for picture in pictures),
+        **gallery._asdict(),
+        chosen=Counter(picture.chosen for picture in gallery.pictures),
         looks=[list(map(packed, caption.words, caption.looks)) for caption in captions],
         style=style,
         script=script,

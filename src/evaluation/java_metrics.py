@@ -1,4 +1,4 @@
-"""METEOR and SPICE, which are Java programs of pycocoevalcap's, in English."""
+"""Run METEOR and SPICE, the Java programs in pycocoevalcap, for English."""
 
 import contextlib
 import json
@@ -22,49 +22,44 @@ SPICE_JAR = Path(spice.__file__).resolve().with_name(spice.SPICE_JAR)
 
 
 def score_meteor(truths: Mapping[ImageId, list[str]], results: Mapping[ImageId, list[str]]) -> tuple[float, np.ndarray]:
-    """METEOR, and per image [n, 23] the statistics that it is computed from (src.evaluation.bootstrap).
+    """Compute METEOR, and for each image [n, 23] the statistics it comes from (src.evaluation.bootstrap).
 
-    InputError if Java is missing or fails.
+    Errors: InputError if Java is missing or fails.
     """
-
-    def one_field(texts: list[str]) -> list[str]:
-        """||| separates METEOR's fields, and pycocoevalcap leaves it in ground truths."""
-        return [text.replace("|||", " ") for text in texts]
-
+    # ||| separates METEOR's fields, and pycocoevalcap leaves it in ground truths.
+    one_field = [
+        {image_id: [text.replace("|||", " ") for text in texts] for image_id, texts in captions.items()}
+        for captions in (truths, results)
+    ]
     with meteor_child() as meteor:
-        score, _ = meteor.compute_score(
-            {image_id: one_field(texts) for image_id, texts in truths.items()},
-            {image_id: one_field(texts) for image_id, texts in results.items()},
-        )
+        score, _ = meteor.compute_score(*one_field)
         statistics = np.array([line.split() for line in meteor.lines], np.float64)
     perfect = (statistics[:, 21:23] == statistics[:, 0:2]).all(1) & (statistics[:, 20] == 1)
-    statistics[perfect, 20] = 0  # as METEOR does before it sums
+    statistics[perfect, 20] = 0  # as METEOR does before summing
     return float(score), statistics
 
 
 class _Meteor(meteor_module.Meteor):
-    """Meteor's own interface to its process, which is started here."""
+    """pycocoevalcap's interface to METEOR, with a process that is started here, and the lines of statistics."""
 
     def __init__(self, jar: Path, stderr: IO[bytes]) -> None:
         arguments = ["-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
-        # stderr is a file: nobody reads a pipe while METEOR works, and a full one would stop it for ever.
+        # stderr is a file: nothing reads a pipe while METEOR runs, and a full pipe would block it.
         self.meteor_p = start_java(arguments, heap=METEOR_HEAP, stdin=PIPE, stdout=PIPE, stderr=stderr)
         self.lock = threading.Lock()
         self.lines: list[str] = []
 
     def _stat(self, hypothesis_str: str, reference_list: list[str]) -> str:
-        """Meteor's own, but keeps the line of statistics."""
-        line = super()._stat(hypothesis_str, reference_list)
-        self.lines.append(line)
-        return line
+        self.lines.append(super()._stat(hypothesis_str, reference_list))
+        return self.lines[-1]
 
     def __del__(self) -> None:
-        """Meteor's own waits for ever on its lock after a failure; `meteor_child` ends the process instead."""
+        """Replace a method that may block on its lock after a failure; `meteor_child` ends the process."""
 
 
 @contextlib.contextmanager
 def meteor_child() -> Iterator[_Meteor]:
-    """METEOR's Java process, ended on leaving whatever happens; InputError if it breaks."""
+    """Start METEOR's Java process, and end it on leaving. Errors: InputError if it fails."""
     with plain_jar(METEOR_JAR, "data") as jar, tempfile.TemporaryFile() as stderr:
         meteor = _Meteor(jar, stderr)
         child = meteor.meteor_p
@@ -72,24 +67,24 @@ def meteor_child() -> Iterator[_Meteor]:
             yield meteor
         except (OSError, ValueError) as error:  # a closed pipe, or a line that is not a number
             with contextlib.suppress(TimeoutExpired):
-                child.wait(1)  # for its own status, where it has ended
+                child.wait(1)  # for its own status, if it has ended
             child.kill()
             stderr.seek(0)
             raise java_failure("METEOR", child.returncode, stderr.read()) from error
         finally:
             child.kill()
             child.wait()
-            with contextlib.suppress(OSError):  # what was not written yet
+            with contextlib.suppress(OSError):  # unwritten data
                 child.communicate()  # closes the pipes
 
 
 def spice_has_models() -> bool:
-    """Whether SPICE's models, which no package holds, have been fetched."""
+    """Return whether SPICE's models, which are in no package, have been downloaded."""
     return (SPICE_JAR.parent / "lib" / f"{get_stanford_models.JAR}-models.jar").is_file()
 
 
 def score_spice(truths: Mapping[ImageId, list[str]], results: Mapping[ImageId, list[str]]) -> np.ndarray:
-    """SPICE of each image, in the order of `results`. InputError if Java is missing or fails."""
+    """Compute SPICE of each image, in the order of `results`. Errors: InputError if Java is missing or fails."""
     rows = [{"image_id": key, "test": caption, "refs": truths[key]} for key, (caption,) in results.items()]
     with plain_jar(SPICE_JAR, "lib") as jar, tempfile.TemporaryDirectory(prefix="spice-") as folder:
         captions, scores = Path(folder, "captions.json"), Path(folder, "scores.json")
@@ -105,7 +100,7 @@ def score_spice(truths: Mapping[ImageId, list[str]], results: Mapping[ImageId, l
 
 
 def _spice_cache(folder: str) -> Path:
-    """Where SPICE keeps what it has parsed: beside its jar, or for this time alone where that cannot be written."""
+    """Return the folder of SPICE's cache: beside its jar or, if that is read-only, a temporary one."""
     for cache in (SPICE_JAR.parent / "cache", Path(folder, "cache")):
         with contextlib.suppress(OSError):
             cache.mkdir(exist_ok=True)

@@ -1,7 +1,8 @@
-"""Plots of runs and of their comparison, as PNG files."""
+"""Plot runs and their comparison, as PNG files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -9,24 +10,18 @@ import numpy as np
 matplotlib.use("Agg")  # no display
 from matplotlib import pyplot as plt
 
+from src.evaluation.report_tables import Runs, logged, series
+
 BINS = 40  # of a curve: single updates are too noisy to compare by eye
-
-HISTORIES = ("val/CIDEr", "rollout/reward_mean", "rollout/length_mean", "train/entropy", "train/kl", "train/loss")
-
-Runs = Mapping[str, Sequence[Sequence[dict]]]  # system -> lines of metrics.jsonl of each seed
 
 
 def plot_learning(runs: Runs, budget: Mapping[str, Mapping[str, float]], target: Path) -> None:
-    """learning.png: validation CIDEr against decoded captions and against seconds of sampling, reward and updates."""
+    """Plot learning.png: validation CIDEr against decoded captions and against seconds of training."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
-    for color, system, seeds in _rl_systems(runs):
-        captions_per_step = budget[system]["captions"] / budget[system]["updates"]
-        for seed, lines in enumerate(seeds):
-            steps, scores = series(lines, "val/CIDEr")
-            label = system if seed == 0 else None
-            axes[0].plot(steps * captions_per_step, 100 * scores, color=color, label=label, alpha=0.7)
-            seconds = [line["time/total_s"] for line in lines if "val/CIDEr" in line]
-            axes[1].plot(seconds, 100 * scores, color=color, alpha=0.7)
+    for system, lines, style in _rl_runs(runs):
+        steps, scores = series(lines, "val/CIDEr")
+        axes[0].plot(steps * budget[system]["captions"] / budget[system]["updates"], 100 * scores, **style)
+        axes[1].plot([line["time/total_s"] for line in lines if "val/CIDEr" in line], 100 * scores, **style)
     axes[0].set(xlabel="decoded captions", ylabel="validation CIDEr")
     axes[1].set(xlabel="seconds of sampling, reward and updates")
     axes[0].legend()
@@ -34,32 +29,24 @@ def plot_learning(runs: Runs, budget: Mapping[str, Mapping[str, float]], target:
 
 
 def plot_curves(runs: Runs, target: Path) -> None:
-    """curves.png: reward, KL against the CE policy, entropy and length against the share of the run; means of its
-    40ths.
-    """
-    names = ("rollout/reward_mean", "train/kl", "train/entropy", "rollout/length_mean")
+    """Plot curves.png: reward, KL, entropy and length against the share of the run, averaged in BINS."""
     figure, axes = plt.subplots(2, 2, figsize=(11, 8))
-    axes = axes.flat
-    for axis, name in zip(axes, names):
-        for color, system, seeds in _rl_systems(runs):
-            for seed, lines in enumerate(seeds):
-                steps, values = binned(*series(lines, name))
-                label = system if seed == 0 else None
-                axis.plot(steps / max(1, steps.max(initial=0)), values, color=color, label=label, alpha=0.7)
+    names = ("rollout/reward_mean", "train/kl", "train/entropy", "rollout/length_mean")
+    for axis, name in zip(axes.flat, names):
+        for _, lines, style in _rl_runs(runs):
+            steps, values = binned(*series(lines, name))
+            axis.plot(steps / max(1, steps.max(initial=0)), values, **style)
         axis.set(xlabel="share of the run", ylabel=name)
-    axes[0].legend()
+    axes.flat[0].legend()
     _save(figure, target / "curves.png")
 
 
-def plot_histories(runs: Mapping[str, Sequence[dict]], path: Path) -> None:
-    """What of HISTORIES the stages of one run have logged, against the updates of each; means of 40ths.
-
-    runs: lines of metrics.jsonl by stage.
-    """
-    names = [name for name in HISTORIES if any(name in line for lines in runs.values() for line in lines)]
+def plot_histories(runs: Runs, path: Path) -> None:
+    """Plot the `logged` histories of the stages of one run against the updates of each, averaged in BINS."""
+    names = logged(runs)
     figure, axes = plt.subplots(-(-len(names) // 3), 3, figsize=(13, 3.6 * -(-len(names) // 3)), squeeze=False)
     for axis, name in zip(axes.flat, names):
-        for number, (stage, lines) in enumerate(runs.items()):
+        for number, (stage, (lines,)) in enumerate(runs.items()):
             steps, values = binned(*series(lines, name))
             if len(steps):
                 axis.plot(steps, values, color=f"C{number}", label=stage, marker="." if len(steps) < 15 else None)
@@ -71,7 +58,7 @@ def plot_histories(runs: Mapping[str, Sequence[dict]], path: Path) -> None:
 
 
 def plot_quality_diversity(evaluations: Mapping[str, Sequence[dict]], target: Path) -> None:
-    """quality_diversity.png: CIDEr of greedy captions against self-CIDEr of samples, one point per seed."""
+    """Plot quality_diversity.png: CIDEr of greedy captions against self-CIDEr of samples, one point per seed."""
     figure, axis = plt.subplots(figsize=(6, 4))
     for number, (system, results) in enumerate(evaluations.items()):
         known = [result for result in results if "diversity" in result and "CIDEr" in result["metrics"]]
@@ -82,14 +69,8 @@ def plot_quality_diversity(evaluations: Mapping[str, Sequence[dict]], target: Pa
     _save(figure, target / "quality_diversity.png")
 
 
-def series(lines: Sequence[dict], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one logged name."""
-    found = [(line["step"], line[name]) for line in lines if name in line]
-    return np.array([step for step, _ in found]), np.array([value for _, value in found])
-
-
 def binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means of x and of y over BINS runs of neighbours of about the same length; what is shorter stays as it is."""
+    """Average x and y over at most BINS runs of neighbours of about the same length."""
     bins = min(BINS, len(x))
     if bins == 0:
         return x, y
@@ -97,11 +78,11 @@ def binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean_x, mean_y
 
 
-def _rl_systems(runs: Runs) -> Iterator[tuple[str, str, Sequence[Sequence[dict]]]]:
-    """Colour, name and seeds of every system but CE; a system has one colour in all plots."""
+def _rl_runs(runs: Runs) -> Iterator[tuple[str, Sequence[dict], dict[str, Any]]]:
+    """Yield every run except CE's with its style; a system has one colour in all plots and one label."""
     for number, (system, seeds) in enumerate(runs.items()):
-        if system != "ce":
-            yield f"C{number}", system, seeds
+        for seed, lines in enumerate(seeds if system != "ce" else ()):
+            yield system, lines, {"color": f"C{number}", "label": None if seed else system, "alpha": 0.7}
 
 
 def _save(figure: plt.Figure, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Prism evaluation: what someone who sees sampled captions alone can answer about their images (arXiv:2406.14544).
+"""Prism evaluation: how many questions about an image its sampled captions alone can answer (arXiv:2406.14544).
 
 Letters: n images with questions, K captions of each, Q questions on an image, R resamples.
 """
@@ -24,78 +24,66 @@ def prism(
     answerer: Answerer,
     config: Config,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Scores of K captions of every image, by the questions on those images that have any.
+    """Score K captions of every image by the questions on those images that have any.
 
-    Each question is put once to each caption, its options in an order of their own, CANNOT last. A question without an
-    answer is left out. Returns what eval_<split>.json holds under `prism`: `mean` and `best`, the means over images of
-    an image's mean accuracy and of that of its best caption, and the accuracy of each type of question, all with 95 %
-    intervals (`value`, `low`, `high`), and how many there were; and as segments `prism_mean` and `prism_best`, float64
-    of every image of `samples`, NaN without questions.
-    Errors: InputError where no image has a question, RunStopped where more than caprl.max_failed got no answer.
+    Each question is asked once about each caption, with its options in a random order, CANNOT last. Unanswered
+    questions are left out. Returns what eval_<split>.json holds under `prism`: `mean` and `best`, the means over images
+    of an image's mean accuracy and of the accuracy of its best caption, and the accuracy of each type of question, all
+    with 95 % intervals (`value`, `low`, `high`), and counts; and as segments `prism_mean` and `prism_best`, float64 of
+    every image of `samples`, NaN without questions.
+    Errors: InputError if no image has a question, RunStopped if more than caprl.max_failed got no answer.
     """
     asked = [image_id for image_id in samples if questions.get(image_id)]
     if not asked:
-        raise InputError(f"caprl.questions={config.caprl.questions} has no question on an image of this split")
-    presented = [
-        present(question, caption, generator("prism", config.seed, number, k, q).permutation(len(question.options)))
-        for image_id, number in ((image_id, counter_of(image_id)) for image_id in asked)
-        for k, caption in enumerate(samples[image_id])
-        for q, question in enumerate(questions[image_id])
-    ]
+        raise InputError(
+            f"caprl.questions={config.caprl.questions} has no question on an image of this split; use the "
+            "questions of this split"
+        )
+    types_of = {image_id: [question.type for question in questions[image_id]] for image_id in asked}
+    types = [name for image_id in asked for name in types_of[image_id]]
+    cells, presented = [], []  # (image, caption, question), and what the answerer gets
+    for image, image_id in enumerate(asked):
+        number = counter_of(image_id)
+        for k, caption in enumerate(samples[image_id]):
+            for q, question in enumerate(questions[image_id]):
+                order = generator("prism", config.seed, number, k, q).permutation(len(question.options))
+                cells.append((image, k, q))
+                presented.append(present(question, caption, order))
     answers = answerer.answer([presentation for presentation, _ in presented])
     failed = answers.count(None)
     if failed > config.caprl.max_failed * len(answers):
         raise RunStopped(
-            f"{failed} of {len(answers)} questions got no answer, caprl.max_failed={config.caprl.max_failed}: see to "
-            "the answering model; the captions are written, the same command scores them"
+            f"{failed} of {len(answers)} questions got no answer, more than caprl.max_failed={config.caprl.max_failed} "
+            "allows; check the answering model; the captions are saved, and the same command scores them"
         )
-    flat = np.array([np.nan if answer is None else answer == truth for answer, (_, truth) in zip(answers, presented)])
-    sizes = [len(samples[image_id]) * len(questions[image_id]) for image_id in asked]
-    hits = [
-        part.reshape(len(samples[image_id]), -1) for image_id, part in zip(asked, np.split(flat, np.cumsum(sizes)[:-1]))
-    ]  # [K, Q] of each image
-    accuracy = np.array([nan_mean(rows, 1) for rows in hits])  # [n, K]
+    images, captions, width = (1 + max(column) for column in zip(*cells))
+    hits = np.ma.masked_all((images, captions, width))  # [n, K, Q], masked where there is no question or no answer
+    for cell, answer, (_, truth) in zip(cells, answers, presented):
+        if answer is not None:
+            hits[cell] = answer == truth
+    accuracy = hits.mean(2)  # [n, K]
+    scores = {"mean": accuracy.mean(1).filled(np.nan), "best": accuracy.max(1).filled(np.nan)}
     counts = resampled(len(asked), RESAMPLES)
-    ones = np.ones(len(asked))
-    mean, best = nan_mean(accuracy, 1), nan_max(accuracy)
-    result: dict[str, Any] = {"mean": interval(mean, ones, counts), "best": interval(best, ones, counts)}
-    types = np.array([question.type for image_id in asked for question in questions[image_id]])
-    image = np.repeat(np.arange(len(asked)), [len(questions[image_id]) for image_id in asked])
-    columns = np.concatenate([nan_mean(rows, 0) for rows in hits])  # of each question, over the captions
+    result: dict[str, Any] = {name: interval(values, np.ones(len(asked)), counts) for name, values in scores.items()}
+    by_question = hits.mean(1)  # [n, Q]
+    kinds = np.array([[*types_of[image_id], *[""] * (width - len(types_of[image_id]))] for image_id in asked])
     result["types"] = {}
     for name in sorted(set(types)):
-        known = (types == name) & ~np.isnan(columns)
-        if not known.any():
-            continue
-        number = np.bincount(image[known], minlength=len(asked))
-        total = np.bincount(image[known], columns[known], minlength=len(asked))
-        result["types"][name] = interval(total, number, counts) | {"questions": int(number.sum())}
-    result |= {"images": len(asked), "questions": len(types), "captions_per_image": len(samples[asked[0]])}
-    result |= {"failed": failed / len(answers)}
+        found = np.ma.masked_where(kinds != name, by_question)
+        if found.count():
+            number_of = found.count(1)
+            result["types"][name] = interval(found.sum(1).filled(0), number_of, counts)
+            result["types"][name]["questions"] = int(number_of.sum())
+    result |= {"images": len(asked), "questions": len(types), "captions_per_image": captions}
+    result["failed"] = failed / len(answers)
     place = {image_id: number for number, image_id in enumerate(asked)}
-    segments = {
-        name: np.array([values[place[i]] if i in place else np.nan for i in samples])
-        for name, values in (("prism_mean", mean), ("prism_best", best))
-    }
-    return result, segments
-
-
-def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """The mean of what is not NaN; NaN where all is."""
-    known = ~np.isnan(values)
-    count = known.sum(axis)
-    return np.divide(np.where(known, values, 0.0).sum(axis), count, out=np.full(count.shape, np.nan), where=count > 0)
-
-
-def nan_max(values: np.ndarray) -> np.ndarray:
-    """The largest of each row [n, K] that is not NaN; NaN where all are."""
-    largest = np.where(np.isnan(values), -np.inf, values).max(1)
-    return np.where(np.isinf(largest), np.nan, largest)
+    places = [place.get(image_id, -1) for image_id in samples]
+    return result, {f"prism_{name}": np.append(values, np.nan)[places] for name, values in scores.items()}
 
 
 def interval(totals: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-    """sum(totals) / sum(sizes) over images [n] and the ends of its 95 % interval. counts: of `resampled`."""
-    known = ~np.isnan(totals)  # not so an image whose questions got no answer
+    """Compute sum(totals) / sum(sizes) over images [n] with its 95 % interval. counts: from `resampled`."""
+    known = ~np.isnan(totals)  # NaN: an image without answers
     totals, sizes, counts = totals[known], sizes[known], counts[:, known]
     held = counts @ sizes
     ratios = (counts @ totals)[held > 0] / held[held > 0]

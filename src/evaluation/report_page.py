@@ -7,21 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from src.evaluation.comparison import differences, over_seeds, published_figures, read_results
-from src.evaluation.files import write_text
-from src.evaluation.gallery import build_gallery
+from src.evaluation.comparison_report import differences, over_seeds, published_figures, read_results
+from src.evaluation.gallery import Gallery, build_gallery
 from src.evaluation.html import label, listed, render_page
 from src.evaluation.plots import plot_histories, plot_quality_diversity
 from src.evaluation.prism import RESAMPLES
-from src.evaluation.report import System, prism_rows
-from src.evaluation.tables import (
-    ReportTable,
-    comparison_tables,
-    difference_tables,
-    history_table,
-    logged,
-    score_tables,
-)
+from src.evaluation.report import System, prism_tables
+from src.evaluation.report_tables import comparison_tables, difference_tables, history_tables, logged, score_tables
+from src.evaluation.result_files import write_text
 from src.runtime.environment import prepare_environment
 from src.training.metrics import read_lines
 
@@ -43,21 +36,18 @@ def write_stages_page(systems: Mapping[str, System], name: str, path: Path) -> N
     only = {stage: evaluations[0] for stage, evaluations in results.evaluations.items()}
     tables = score_tables({stage: over_seeds([evaluation]) for stage, evaluation in only.items()})
     tables += difference_tables(differences(results.segments, RESAMPLES))
-    title, rows = prism_rows(only)
-    if rows:
-        tables.append(
-            ReportTable(title, [label(stage) for stage in only if "prism" in only[stage]], rows, of_systems=False)
-        )
+    tables += [table._replace(columns=list(map(label, table.columns))) for table in prism_tables(only)]
     lines = {stage: [read_lines(system.folder / "metrics.jsonl")] for stage, system in systems.items()}
     plots = {}
     if logged(lines):
         file = path.with_name("histories.png")
-        plot_histories({label(stage): seeds[0] for stage, seeds in lines.items()}, file)
+        plot_histories({label(stage): seeds for stage, seeds in lines.items()}, file)
         plots[file] = "Histories of each stage against its updates."
     if all("diversity" in evaluation for evaluation in only.values()):
         plot_quality_diversity(results.evaluations, path.parent)
         plots[path.with_name("quality_diversity.png")] = _QUALITY
-    _write(systems, name, path, tables, plots, lines, [*results.remarks, f"Signature: {results.signature}"])
+    title, intro, gallery = _start(systems, name, [*results.remarks, f"Signature: {results.signature}"])
+    write_text(path, render_page(title, intro, tables, plots, history_tables(lines), gallery))
 
 
 def write_comparison_page(
@@ -75,27 +65,19 @@ def write_comparison_page(
     about = [*report["remarks"], f"Signature: {report['signatures']['score']}"]
     if len(folders["ce"]) > 1:
         about.insert(0, f"{len(folders['ce'])} seeds, ± is their standard deviation; images show seed {config.seed}")
-    _write(systems, name, target / "report.html", tables, plots, lines, about)
+    title, intro, gallery = _start(systems, name, about)
+    write_text(target / "report.html", render_page(title, intro, tables, plots, history_tables(lines), gallery))
 
 
-def _write(
-    systems: Mapping[str, System],
-    name: str,
-    path: Path,
-    tables: Sequence[ReportTable],
-    plots: Mapping[Path, str],
-    lines: Mapping[str, Sequence[Sequence[dict]]],
-    about: Sequence[str],
-) -> None:
-    """Run the models on the gallery's images, and write the page. about: sentences without their full stops."""
+def _start(systems: Mapping[str, System], name: str, about: Sequence[str]) -> tuple[str, str, Gallery]:
+    """Run the models on the gallery's images; return title, introduction and gallery. about: sentences without dots."""
     prepare_environment(convolutions=any(system.config.convolves for system in systems.values()))
     from src.runtime.device import setup_device
 
     config = next(iter(systems.values())).config
     setup_device(config)
     split, _, decoding = name.partition("_")
-    pictures, images = build_gallery(systems, split, name)
+    gallery = build_gallery(systems, split, name)
     title = f"{listed([label(system) for system in systems])} on {config.data.dataset}, {split} split"
-    intro = " ".join(f"{sentence}." for sentence in (f"{images:,} images, {decoding or 'greedy'} decoding", *about))
-    histories = [history_table(lines)] if logged(lines) else []
-    write_text(path, render_page(title, intro, tables, plots, histories, pictures, images))
+    sentences = (f"{gallery.images:,} images, {decoding or 'greedy'} decoding", *about)
+    return title, " ".join(f"{sentence}." for sentence in sentences), gallery

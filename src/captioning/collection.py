@@ -8,18 +8,17 @@ from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from src.captioning.captioners import Captioners, Inputs
+from src.captioning.captioners import Captioners
 from src.captioning.captions import Captions
 from src.captioning.inputs import Found, find_photographs, skipped_note
-from src.captioning.output import CaptionFile, DonePaths, path_digest
-from src.captioning.table import CaptionTable, one_line
+from src.captioning.output import CaptionFile, CaptionTable, DonePaths, path_digest, printable
 from src.config.schema import Config
-from src.data.photographs import READER, UnusableImage, read_photograph
+from src.data.photographs import READER, Photograph, UnusableImage, read_photograph
 from src.runtime.environment import start_time
 from src.runtime.errors import InputError, TimeLimit
 from src.runtime.files import file_digest
@@ -27,12 +26,7 @@ from src.runtime.progress import Progress
 from src.runtime.threads import in_order
 from src.runtime.workers import Workers
 
-
-class Prepared(NamedTuple):
-    """A path with the captioners' input, or with the reason why it cannot be captioned."""
-
-    path: str
-    found: Inputs | str
+Prepared = tuple[str, Photograph | str]  # a path with the captioners' input, or the reason why it has none
 
 
 def caption_photographs(
@@ -40,59 +34,52 @@ def caption_photographs(
 ) -> None:
     """Print a table of captions, or append missing captions to the file `output`; report failures on stderr.
 
-    items: as `find_photographs` takes them; the digest of a path decides which worker captions it.
+    items: as for `find_photographs`; the digest of a path decides which worker captions it.
     Errors: InputError if nothing could be captioned or `output` does not fit, TimeLimit; a bad file is not an error.
     """
     if output is None and workers.size > 1:
         raise InputError("several devices need --output FILE.jsonl: only the first one prints")
     captioners = Captioners(config, checkpoints, workers)
-    sink: CaptionTable | CaptionFile
-    if output is None:
-        sink, done = CaptionTable(list(checkpoints)), DonePaths([])
-    else:
-        sink, done = open_output(output, config, checkpoints, workers)
+    sink: CaptionTable | CaptionFile = CaptionTable(list(checkpoints))
+    done = DonePaths([])
+    if output is not None:
+        sink = CaptionFile(output)
+        with workers.first_alone():
+            if workers.is_first:
+                sink.open(_made_from(config, checkpoints))
+            done = sink.done()
     skipped: Counter[str] = Counter()
     own = sum(1 for _ in share(items, done, workers, skipped))
     (total,) = workers.sum(np.array([own]))
     every = in_order(partial(prepare, captioners, done), share(items, done, workers), config.data.workers)
     prepared = (row for row in every if row is not None)
     batch = max(1, min(own, config.eval.batch_images // workers.size))
-    start = time.monotonic()
+    start, limit = time.monotonic(), 60 * config.stop_after_minutes
     counts = np.zeros(2, int)  # captioned and failed, of all workers
     with Progress("captioning", int(total), "image", shown=output is not None) as bar:
         while True:
-            captioned, failed, files = step(captioners, prepared, batch)
+            captioned, failed, files = _caption_batch(captioners, prepared, batch)
             for path, reason in failed.items():
-                tqdm.write(f"failed: {one_line(path)}: {reason}", file=sys.stderr)
+                tqdm.write(f"failed: {printable(path)}: {reason}", file=sys.stderr)
             sink.write(captioned, failed, files)
-            # All workers step together: none waits at the end for longer than a collective may.
-            done_now = workers.sum(np.array([len(captioned), len(failed), time_is_up(config)])).astype(int)
-            if not done_now[:2].any():
+            # All workers step together: none waits at the end longer than a collective may.
+            late = 0 < limit < time.time() - start_time()
+            *news, late = workers.sum(np.array([len(captioned), len(failed), late])).astype(int)
+            if not any(news):
                 break
-            counts += done_now[:2]
-            bar.update(int(done_now[:2].sum()))
-            if done_now[2]:
+            counts += news
+            bar.update(int(sum(news)))
+            if late:
                 minutes = config.stop_after_minutes
                 raise TimeLimit(f"stop_after_minutes={minutes:g} is reached; run the same command to resume")
     if workers.is_first:
         summary = sink.summary(int(counts[0]), int(counts[1]), time.monotonic() - start, len(done))
         print(summary + skipped_note(skipped), file=sys.stderr)
     if counts[0] == 0 and len(done) == 0:
-        raise InputError("no photograph could be captioned")
+        raise InputError("no photograph could be captioned; check the files behind --images")
 
 
-def open_output(
-    output: Path, config: Config, checkpoints: Mapping[str, Path], workers: Workers
-) -> tuple[CaptionFile, DonePaths]:
-    """Open the file of captions, and return it with the photographs it holds before any worker appends."""
-    file = CaptionFile(output)
-    with workers.first_alone():
-        if workers.is_first:
-            file.open(made_from(config, checkpoints))
-        return file, file.done()
-
-
-def made_from(config: Config, checkpoints: Mapping[str, Path]) -> dict[str, Any]:
+def _made_from(config: Config, checkpoints: Mapping[str, Path]) -> dict[str, Any]:
     """Return the settings that captions depend on, besides the photograph."""
     evaluation = {key: value for key, value in asdict(config.eval).items() if key not in ("batch_images", "every")}
     return {
@@ -121,32 +108,28 @@ def share(
 def prepare(captioners: Captioners, done: DonePaths, path: str, reason: str | None) -> Prepared | None:
     """Read and preprocess one photograph, in a thread; None if the file was rewritten with the same bytes."""
     if reason is not None:
-        return Prepared(path, reason)
+        return path, reason
     try:
         photograph = read_photograph(path)
-        return None if done.key(path) == photograph.key else Prepared(path, captioners.prepare(photograph))
+        return None if done.key(path) == photograph.key else (path, captioners.prepare(photograph))
     except UnusableImage as error:
-        return Prepared(path, str(error))
+        return path, str(error)
 
 
-def step(
+def _caption_batch(
     captioners: Captioners, prepared: Iterator[Prepared], batch: int
 ) -> tuple[dict[str, Captions], dict[str, str], dict[str, tuple[int, int]]]:
     """Caption the next `batch` photographs; return captions, reasons of failures, and keys and states, by path.
 
     Every call of the captioners takes `batch` photographs, the last one repeated, so that all shapes are static.
     """
-    rows = list(islice(prepared, batch))
-    failed = {row.path: row.found for row in rows if isinstance(row.found, str)}
-    paths = [row.path for row in rows if row.path not in failed]
-    inputs = [row.found for row in rows if not isinstance(row.found, str)]
-    if not inputs:
-        return {}, failed, {}
-    files = {path: (one.key, one.state) for path, one in zip(paths, inputs)}
-    inputs += [inputs[-1]] * (batch - len(inputs))
-    return dict(zip(paths, captioners(inputs))), failed, files
-
-
-def time_is_up(config: Config) -> bool:
-    """Check whether the command has run for stop_after_minutes."""
-    return 0 < 60 * config.stop_after_minutes < time.time() - start_time()
+    failed: dict[str, str] = {}
+    files: dict[str, Photograph] = {}
+    for path, found in islice(prepared, batch):
+        if isinstance(found, str):
+            failed[path] = found
+        else:
+            files[path] = found
+    inputs = [*files.values()]
+    captions = captioners(inputs + [inputs[-1]] * (batch - len(inputs))) if inputs else []
+    return dict(zip(files, captions)), failed, {path: (one.key, one.state) for path, one in files.items()}
