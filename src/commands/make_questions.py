@@ -6,9 +6,8 @@ Adds to the file that caprl.questions names, image by image; the same command re
 Exit status 0, even if single images failed; 3 if the server fails image after image.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from threading import Lock
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 
 from src.commands.demo_data import make_demo_data
 from src.config.load import config_parser, load_config
@@ -20,7 +19,6 @@ from src.rewards.question_maker import ImageFailed, QuestionMaker
 from src.runtime.environment import prepare_environment, run_program
 from src.runtime.errors import InputError, RunStopped
 from src.runtime.progress import Progress, say
-from src.runtime.threads import in_order
 
 
 def main() -> None:
@@ -65,32 +63,41 @@ def ask_about(
     """
     most = config.caprl.concurrency
     images = find_images(config, [record.file for record in records]).stream(range(len(records)))
-    writing = Lock()
-
-    def make(record: Record, load: Callable[[], bytes]) -> tuple[Record, ImageFailed | None]:
-        try:
-            questions, counts = maker.make(record.image_id, load)
-        except ImageFailed as error:
-            return record, error
-        with writing:
-            made.add(record.image_id, questions, counts)
-        return record, None
-
     failed = row = 0
-    pairs = ((record, load) for record, (_, load) in zip(records, images))
-    with closing(in_order(make, pairs, most, maker.stop.set)) as results:
-        for record, error in results:
-            row = row + error.down if error else 0
-            if error:
-                failed += 1
-                say(f"failed: {record.file}: {error}")
-            bar.update()
-            if row == 2 * most:
-                raise RunStopped(
-                    f"caprl.base_url={config.caprl.base_url}: {row} images in a row failed; {made.path} holds the "
-                    "questions about earlier images, the same command resumes"
-                )
+    with ThreadPoolExecutor(most) as pool:
+        try:
+            work = (
+                (record, pool.submit(maker.make, record.image_id, load)) for record, (_, load) in zip(records, images)
+            )
+            for record, future in as_done(work, most):
+                try:
+                    made.add(record.image_id, *future.result())
+                    row = 0
+                except ImageFailed as error:
+                    failed += 1
+                    row += error.down
+                    say(f"failed: {record.file}: {error}")
+                bar.update()
+                if row == 2 * most:
+                    raise RunStopped(
+                        f"caprl.base_url={config.caprl.base_url}: {row} images in a row failed; {made.path} holds the "
+                        "questions about earlier images, the same command resumes"
+                    )
+        finally:
+            maker.stop.set()  # the pool waits for its threads
     return failed
+
+
+def as_done(work: Iterable[tuple[Record, Future]], most: int) -> Iterator[tuple[Record, Future]]:
+    """Yield the pairs of `work` in the order in which they finish, with at most `most` under way."""
+    pending: dict[Future, Record] = {}
+    for record, future in work:
+        pending[future] = record
+        if len(pending) == most:
+            for done in wait(pending, return_when=FIRST_COMPLETED).done:
+                yield pending.pop(done), done
+    for done in as_completed(list(pending)):
+        yield pending[done], done
 
 
 if __name__ == "__main__":
