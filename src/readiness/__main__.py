@@ -48,7 +48,9 @@ def main() -> None:
 
         target = setup_device(config)
         rows, problems, needed = [], [], 0
-        with kernels.built_for("Ascend"):
+        with kernels.built_for(
+            "Ascend" if target == "CPU" else target
+        ):  # zones run on a GPU, which lacks Ascend's forms
             all_zones = list(zones(config, vocab))
         for zone in all_zones:
             graph = compile_graph(zone, Path(folder))
