@@ -292,7 +292,7 @@ def test_a_disk_that_fills_up_is_an_error_and_what_was_computed_is_kept(tmp_path
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (128 + 2 * BATCH * TOKENS * CHANNELS + 10, limits[1]))
     try:
-        with pytest.raises(InputError, match=rf"{tmp_path}: cannot be written .*File too large.*; make room"):
+        with pytest.raises(InputError, match=rf"cannot write {tmp_path}: File too large.*; make room"):
             build(tmp_path, files, Encoder())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -325,7 +325,7 @@ def test_what_is_not_a_feature_file_is_named(tmp_path, files):
 
 def test_bad_folder_and_missing_image(tmp_path, files):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file: cannot be written"):
+    with pytest.raises(InputError, match=r"cannot write .*/file: "):
         check_space([plan(tmp_path / "file", files)])
     files[4].unlink()
     with pytest.raises(InputError, match=r"4\.png: cannot be read"):

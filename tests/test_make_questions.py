@@ -135,7 +135,7 @@ def test_images_that_the_server_refuses_do_not_stop_it(folder):
         done = run(*command(folder, server.url))
     assert done.returncode == 0 and len(refused) == 5, done.stderr
     assert "3 images, 6 questions made, 3 kept" in done.stdout
-    assert done.stdout.endswith(", 5 failed: the same command asks about them again\n")
+    assert done.stdout.endswith(", 5 failed: run the same command to ask about them again\n")
     with fake_server(MODEL) as server:
         done = run(*command(folder, server.url))
         assert (done.returncode, done.stdout) == (0, summary(folder)), done.stderr
@@ -152,7 +152,7 @@ def test_single_failures_are_no_reason_to_stop(folder):
     with fake_server(behave) as server:
         done = run(*command(folder, server.url))
     assert done.returncode == 0 and "4 images, 8 questions made, 4 kept" in done.stdout, done.stderr
-    assert done.stdout.endswith(", 4 failed: the same command asks about them again\n")
+    assert done.stdout.endswith(", 4 failed: run the same command to ask about them again\n")
 
 
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGKILL])

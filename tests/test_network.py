@@ -62,7 +62,7 @@ def test_a_cut_network_ends_both_nodes_and_the_same_command_resumes(namespaces, 
         assert node.returncode == 3 and len(errors) == 1
         other = 1 - rank
         assert errors[0].startswith(f"error: worker {other} on node {other} has not answered since ")
-        assert errors[0].endswith("the same command resumes")
+        assert errors[0].endswith("run the same command to resume")
     assert not (tmp_path / "demo-grpo/completed").exists()
     ip("-n", namespaces[1][0], "link", "set", namespaces[1][1], "up")
     for node in list(start(namespaces, tmp_path)):

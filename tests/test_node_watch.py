@@ -103,7 +103,7 @@ def test_a_half_open_connection_is_noticed_and_all_others_are_told(start, port, 
     assert lost.status == 3 and not lost.announced
     assert lost.message == (
         "worker 2 on node 1 has not answered since 01:02:03: that node or the network between has failed "
-        "(--node-timeout 1 s); what was saved is kept, the same command resumes"
+        "(--node-timeout 1 s); what was saved is kept; run the same command to resume"
     )
     first.tell_failure(lost.status, f"error: {lost.message}")
     told = until(third.trouble)

@@ -266,7 +266,7 @@ def test_no_program_follows_one_that_was_signalled(handler, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=terminate).start()
-    with pytest.raises(Terminated, match="the same command resumes"):
+    with pytest.raises(Terminated, match="run the same command to resume"):
         launch([str(program)], Cluster(1), tmp_path)
 
 
@@ -318,7 +318,7 @@ def test_sigterm_saves_and_ends_all(tmp_path):
     process = start(tmp_path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(200) == 4
-    assert "the same command resumes" in process.stderr.read()
+    assert "run the same command to resume" in process.stderr.read()
     for rank in (0, 1):
         with pytest.raises(ProcessLookupError):
             os.kill(worker_pid(tmp_path, rank), 0)

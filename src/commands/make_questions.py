@@ -2,7 +2,7 @@
 
 python -m src.commands.make_questions --config FILE [--split train] [--questions 5] [--base_url URL] [--model NAME]
     [key=value ...]
-Adds to the file that caprl.questions names, image by image; the same command resumes with the remaining images.
+Adds to the file that caprl.questions names, image by image; run the same command to resume with the remaining images.
 Exit status 0, even if single images failed; 3 if the server fails image after image.
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
         maker = QuestionMaker(config.caprl, arguments.questions)
         with Progress(path.name, len(left), "image") as bar:
             failed = ask_about(config, left, made, maker, bar)
-    again = f", {failed:,} failed: the same command asks about them again" if failed else ""
+    again = f", {failed:,} failed: run the same command to ask about them again" if failed else ""
     print(f"{made.summary()}{again}", flush=True)
 
 
@@ -81,7 +81,7 @@ def ask_about(
                 if row == 2 * most:
                     raise RunStopped(
                         f"caprl.base_url={config.caprl.base_url}: {row} images in a row failed; {made.path} holds the "
-                        "questions about earlier images, the same command resumes"
+                        "questions about earlier images; run the same command to resume"
                     )
         finally:
             maker.stop.set()  # the pool waits for its threads

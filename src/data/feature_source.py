@@ -16,10 +16,11 @@ import numpy as np
 
 from src.data.feature_cache import FeatureCache
 from src.runtime.errors import InputError
-from src.runtime.files import lock
+from src.runtime.files import lock, writing
 from src.runtime.workers import Workers
 
 _WAIT = 1.0  # seconds between checks whether another run has finished
+_ROOM = "make room, or set output_root to another folder"
 _FIX = "delete it, and it will be recomputed"
 
 
@@ -52,7 +53,7 @@ def feature_path(folder: Path, key: Mapping[str, str], digests: np.ndarray) -> P
 def check_space(caches: Sequence[FeatureCache]) -> None:
     """Raise InputError if the disk has no room for the missing parts of the caches, which are in one folder."""
     folder = caches[0].path.parent
-    with _writing(folder):
+    with writing(folder, _ROOM):
         folder.mkdir(parents=True, exist_ok=True)
         needed = sum(cache.bytes_missing() for cache in caches)
         free = shutil.disk_usage(folder).free
@@ -72,7 +73,7 @@ def load_features(cache: FeatureCache, fill: Callable[[FeatureCache], None], wor
     """
     # The first worker looks for all: other nodes may see a change of a shared folder late.
     if workers.any(workers.is_first and not cache.path.exists()):
-        with _writing(cache.path.parent), _locked(cache, workers):
+        with writing(cache.path.parent, _ROOM), _locked(cache, workers):
             missing = workers.is_first and not cache.path.exists()  # the run that held the lock may have made it
             if missing:
                 cache.prepare()
@@ -86,15 +87,6 @@ def load_features(cache: FeatureCache, fill: Callable[[FeatureCache], None], wor
     if features.shape != cache.shape:
         raise InputError(f"{cache.path}: holds {features.shape} instead of {cache.shape}; {_FIX}")
     return features
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        fix = "make room, or set output_root to another folder"
-        raise InputError(f"{folder}: cannot be written ({error}); {fix}") from error
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import hashlib
 import os
 import stat
 import struct
-import warnings
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -207,11 +206,9 @@ def check_image(file: Path) -> str | None:
 def scan_images(files: Iterable[Path]) -> dict[Path, str]:
     """Return the files that cannot be used, with the reason, in the given order."""
     files = list(files)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # of large pictures and odd metadata; the reasons say enough
-        reasons = in_order(check_image, ((file,) for file in files), _THREADS)
-        bar = Progress("checking image files", len(files), "image")
-        return {file: reason for file, reason in zip(files, bar.over(reasons)) if reason}
+    reasons = in_order(check_image, ((file,) for file in files), _THREADS)
+    bar = Progress("checking image files", len(files), "image")
+    return {file: reason for file, reason in zip(files, bar.over(reasons)) if reason}
 
 
 def _quick_size(head: bytes, tail: bytes) -> tuple[int, int] | None:

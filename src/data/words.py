@@ -22,7 +22,7 @@ from src.config.schema import DataConfig
 from src.data.ptb import ptb_tokenize
 from src.data.record import ImageId
 from src.runtime.errors import InputError
-from src.runtime.files import one_at_a_time, whole_file
+from src.runtime.files import one_at_a_time, whole_file, writing
 
 # Ranges of regular expressions, for Python's and for the `tokenizers` library's.
 HAN = "々〇\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -84,12 +84,10 @@ class Words:
             if [[type(line) for line in rows] for rows in cached] == [[str] * len(rows) for rows in captions.values()]:
                 return dict(zip(captions, cached, strict=True))
         tokenized = self.tokenize_images(captions)
-        try:
+        with writing(cache_dir):
             cache_dir.mkdir(parents=True, exist_ok=True)
             with one_at_a_time(cache_dir), whole_file(path) as partial:
                 partial.write_text(json.dumps(list(tokenized.values())), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{cache_dir}: cannot write the token cache ({error}); use a writable folder") from error
         return tokenized
 
     def split(self, caption: str) -> list[str]:

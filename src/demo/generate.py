@@ -19,7 +19,7 @@ from src.demo.scene_captions import write_captions
 from src.demo.scene_questions import choose_questions, write_question
 from src.demo.scenes import describe_scene, draw_scene
 from src.runtime.errors import InputError
-from src.runtime.files import one_at_a_time
+from src.runtime.files import one_at_a_time, writing
 from src.runtime.progress import Progress
 from src.runtime.rng import generator
 
@@ -46,14 +46,11 @@ def generate_demo(
             raise InputError(f"demo data: {key} is {value}, but must be at least {least.get(key, 0)}")
         if key in SPLITS and value > _MAX_IMAGES:
             raise InputError(f"demo data: {key} is {value} images, but must be at most {_MAX_IMAGES}")
-    try:
+    with writing(root, "choose another data.root"):
         root.parent.mkdir(parents=True, exist_ok=True)
         with one_at_a_time(root.parent):
             if not _is_complete(root, arguments):
                 _generate(root, arguments)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"cannot write the demo data to {root}: {reason}; choose another data.root") from error
 
 
 def _is_complete(root: Path, arguments: dict[str, int]) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from src.config.schema import Config, EvalConfig
 from src.data.questions import questions_file
 from src.runtime.errors import InputError, one_line
-from src.runtime.files import file_digest, whole_file
+from src.runtime.files import file_digest, whole_file, writing
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -32,12 +32,10 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial, partial.open("wb") as file:
             write(file)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another output_root") from None
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from src.config.load import load_config, whole, write_tree
 from src.models.folder import CONFIG, FACTS, GRAPH, MODEL, TOKENIZER, given_checkpoint
 from src.runtime.environment import prepare_environment, run_program
 from src.runtime.errors import InputError, RunStopped
-from src.runtime.files import given_file, given_path
+from src.runtime.files import given_file, given_path, writing
 
 
 def main() -> None:
@@ -51,10 +51,8 @@ def main() -> None:
     policy, tokenizer = load_policy(config, checkpoint, cached=False)
     decoder = GreedyDecoder(policy, config.eval.tokens)
     images, batches = compared_pixels(config, arguments.compare, arguments.batch)
-    try:
+    with writing(output, "choose another --output"):
         output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output {output} cannot be written: {error.strerror}; choose another folder") from None
     with tempfile.TemporaryDirectory(prefix=f"{output.name}-", dir=output.parent) as scratch:
         folder = Path(scratch, "export")
         folder.mkdir()

@@ -103,7 +103,7 @@ def run_program(main: Callable[[], None]) -> None:
     def terminate() -> None:
         signals.append(True)
         if len(signals) == 1:  # Ctrl-C also arrives as SIGTERM from src.runtime.launch
-            raise Terminated("ended by SIGTERM or Ctrl-C; what was computed is kept, the same command resumes")
+            raise Terminated("ended by SIGTERM or Ctrl-C; computed results are kept; run the same command to resume")
 
     def end(status: int, message: str) -> None:
         if "fresh=true" in sys.argv:  # which would delete what was saved
@@ -146,7 +146,7 @@ def run_program(main: Callable[[], None]) -> None:
         full_or_closed = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
         if isinstance(error, OSError) and error.errno in full_or_closed:
             place = error.filename or "a file, most likely under output_root"  # unknown for a write to an open file
-            fix = "free space or fix its permissions; checkpoints are kept, and the same command resumes"
+            fix = "free space or fix its permissions; checkpoints are kept; run the same command to resume"
             end(InputError.exit_status, f"error: {place}: {error.strerror}; {fix}")
         _report_worker(1, f"error: {type(error).__name__}: {error}")
         raise

@@ -49,6 +49,15 @@ def whole_file(path: Path) -> Iterator[Path]:
     os.replace(partial, path)
 
 
+@contextlib.contextmanager
+def writing(path: Path, fix: str = "choose another output_root") -> Iterator[None]:
+    """Run a body that writes to `path`. Raises InputError naming it, the reason and the fix if that fails."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; {fix}") from error
+
+
 def lock(file: IO[Any] | int, *, wait: bool = False) -> bool:
     """Lock an open file until it is closed or the process ends; False if another process holds the lock.
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from src.runtime.cluster import Cluster, held_port
 from src.runtime.environment import JOB, WORKER_FOLDER, end_with_parent, for_modules, on_signals
-from src.runtime.errors import InputError, ProgramError, RunStopped, Terminated
+from src.runtime.errors import ProgramError, RunStopped, Terminated
+from src.runtime.files import writing
 from src.runtime.node_watch import NodeWatch, Trouble
 from src.runtime.node_workers import msrun_command, outcome, watch_workers
 
@@ -38,7 +39,7 @@ def launch(program: Sequence[str], cluster: Cluster, logs: Path) -> None:
     logs = logs.absolute()  # the workers start at the root
     status = _run_one(program, terminated) if cluster.size == 1 else _run_workers(program, cluster, logs, terminated)
     if terminated and status <= 0:  # it had finished, or not begun
-        raise Terminated("ended by SIGTERM or Ctrl-C; the same command resumes")
+        raise Terminated("ended by SIGTERM or Ctrl-C; run the same command to resume")
     if status != 0:
         sys.exit(status if status > 0 else 128 - status)
 
@@ -82,13 +83,11 @@ def _run_watched(
     names = [f"worker_{rank}" for rank in range(first, first + cluster.devices)]
     own = [*names, "scheduler"] if cluster.node_rank == 0 else names
     msrun_log = logs / f"msrun_{cluster.node_rank}.log"
-    try:
+    with writing(logs):
         logs.mkdir(parents=True, exist_ok=True)
         for name in own:
             (logs / f"{name}.json").unlink(missing_ok=True)
             (logs / f"{name}.log").unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write the workers' logs in {logs}: {error}; choose another output_root") from None
     job = secrets.token_hex(8) if watch is None else watch.job(program)
     environment = {WORKER_FOLDER: str(logs), JOB: job, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     _launches[cluster] += 1
@@ -100,7 +99,7 @@ def _run_watched(
         if watch is not None:
             trouble = watch.wait(lambda: bool(terminated))
             if terminated:
-                raise Terminated("ended by SIGTERM or Ctrl-C before the other nodes came; the same command resumes")
+                raise Terminated("ended by SIGTERM or Ctrl-C before the other nodes came; run the same command again")
             if trouble is not None:
                 return _announced(trouble)
         msrun = subprocess.Popen(

@@ -94,7 +94,7 @@ class NodeWatch:
                 reason = f"has not answered since {peer.at}: that node or the network between has failed ({limit})"
             if reason:
                 line = f"worker {rank * self.cluster.devices} on node {rank} {reason}; what was saved is kept"
-                return Trouble(RunStopped.exit_status, f"{line}, the same command resumes", False)
+                return Trouble(RunStopped.exit_status, f"{line}; run the same command to resume", False)
         return None
 
     def tell_finished(self) -> None:

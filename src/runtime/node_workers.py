@@ -121,10 +121,10 @@ def outcome(msrun_status: int, log: Path, logs: Path, names: Sequence[str], term
     if not silent:
         return 0, ""
     if terminated:
-        raise Terminated("ended by SIGTERM or Ctrl-C before the workers could save; the same command resumes")
+        raise Terminated("ended by SIGTERM or Ctrl-C before the workers could save; run the same command to resume")
     died = _DIED.search(log.read_text(errors="replace")) if log.exists() else None  # msrun kills the others silently
     lost = next((name for name in silent if died and reports[name].get("pid") == int(died[1])), silent[0])
     raise RunStopped(
         f"{lost.replace('_', ' ')} ended without a message (killed, or out of memory?), or msrun did (status "
-        f"{msrun_status}); its log is {logs / lost}.log; the same command resumes"
+        f"{msrun_status}); its log is {logs / lost}.log; run the same command to resume"
     )

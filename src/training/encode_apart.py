@@ -44,7 +44,7 @@ def encode_apart(config: Config, cache: FeatureCache, weights: Mapping[str, np.n
     if process.exitcode:
         how = "failed; see the error above or in the log"
         if process.exitcode < 0:
-            how = f"was ended by {signal.Signals(-process.exitcode).name}; repeat the same command to resume"
+            how = f"was ended by {signal.Signals(-process.exitcode).name}; run the same command to resume"
         raise RunStopped(f"the process that computes features {how}")
 
 

@@ -147,9 +147,7 @@ class Run:
     def stop(self) -> None:
         """End the run, whose last checkpoint is saved."""
         terminated = self.workers.any(bool(self.terminated))  # also waits: msrun kills the others when one has ended
-        rest = (
-            f"at step {self.state.step}; {self.folder / 'checkpoints/last'} is saved, the same command resumes the run"
-        )
+        rest = f"at step {self.state.step}; {self.folder / 'checkpoints/last'} is saved; run the same command to resume"
         if terminated:
             raise Terminated(f"ended by SIGTERM or Ctrl-C {rest}")
         raise TimeLimit(f"stop_after_minutes={self.config.stop_after_minutes:g} is reached {rest}")

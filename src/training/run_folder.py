@@ -1,12 +1,11 @@
 """Claim the folder of a run, check it against the settings that its run started with, and open it."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from src.config.load import differing_keys, load_config, resolved, stage_overrid
 from src.config.schema import Config
 from src.models.folder import init_file
 from src.runtime.errors import InputError
-from src.runtime.files import file_digest
+from src.runtime.files import file_digest, lock, writing
 
 if TYPE_CHECKING:
     from src.data.records import Record
@@ -53,7 +52,7 @@ def claim_run_folder(config: Config, init: Path | None) -> None:
     Errors: InputError if the folder cannot be written, another process trains in it, or naming what differs.
     """
     folder = config.run_folder
-    with _writable(folder):
+    with writing(folder):
         _lock(folder)
     if config.fresh:
         if _held(folder) and not (folder / "config.yaml").is_file():
@@ -141,7 +140,7 @@ def open_run_folder(config: Config) -> None:
     """
     folder, file = config.run_folder, config.run_folder / "config.yaml"
     tree = resolved(config)
-    with _writable(folder):
+    with writing(folder):
         if config.fresh:
             for path in _held(folder):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -166,14 +165,6 @@ def _held(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if path.name != "logs"] if folder.is_dir() else []
 
 
-@contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write the run folder {folder}: {error}; choose another output_root") from None
-
-
 def _lock(folder: Path) -> None:
     """Hold a lock beside `folder` until this process ends; a process that was just killed may still be saving."""
     path = folder.with_name(f".{folder.name}.lock")
@@ -182,16 +173,12 @@ def _lock(folder: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "w")  # noqa: SIM115 (held)
     end = time.monotonic() + _WAIT
-    while path not in _locks:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _locks[path] = file
-        except BlockingIOError:
+    with contextlib.suppress(OSError):  # a file system without locks
+        while not lock(file):
             if time.monotonic() > end:
-                raise InputError(f"{folder}: another run trains there; wait for its end, or pass name=NEW") from None
+                raise InputError(f"{folder}: another run trains there; wait for its end, or pass name=NEW")
             time.sleep(0.2)
-        except OSError:  # a file system without locks
-            return
+    _locks[path] = file
 
 
 def _read_config(path: Path) -> dict[str, Any]:
