@@ -7,10 +7,9 @@ from conftest import BOS, EOS, PAD, VOCAB
 from mindspore import Tensor, nn, ops
 from test_decoder import Forced
 
-from src.decoding.distribution import inverse_cdf, policy_logits
+from src.decoding.distribution import InverseCDF, policy_logits
 from src.decoding.sampler import GreedyDecoder, GroupSampler
 from src.losses.grpo import LogprobCell
-from src.models import kernels
 from src.runtime.rng import uniforms
 
 TOKENS = 4
@@ -33,14 +32,13 @@ def sample(captioner, features, allowed, group=3, seed=1, temperature=1.0, top_k
     return [output.asnumpy() for output in sampler(features, Tensor(draws))]
 
 
-class InverseCDF(nn.Cell):
+class Draw(nn.Cell):
     def __init__(self, last):
         super().__init__()
-        self.last = last
-        self.row_sums = kernels.row_sums()
+        self.inverse_cdf = InverseCDF(last)
 
     def construct(self, logits, draws):
-        return inverse_cdf(ops.softmax(logits, -1), ops.expand_dims(draws, 1), self.last, self.row_sums)
+        return self.inverse_cdf(ops.softmax(logits, -1), ops.expand_dims(draws, 1))
 
 
 def test_inverse_cdf_at_the_ends_with_first_and_last_ids_masked(mode):
@@ -48,7 +46,7 @@ def test_inverse_cdf_at_the_ends_with_first_and_last_ids_masked(mode):
     logits[:, [0, 5]] = -1e9
     draws = np.array([0.0, 1 - 2.0**-24, 0.25, 0.5 - 2.0**-24], np.float32)
     # cumulative .25 .5 .75 1 over ids 1..4: 0 -> 1, just below 1 -> 4, exactly .25 -> 2, just below .5 -> 2
-    assert InverseCDF(4)(Tensor(logits), Tensor(draws)).asnumpy().tolist() == [1, 4, 2, 2]
+    assert Draw(4)(Tensor(logits), Tensor(draws)).asnumpy().tolist() == [1, 4, 2, 2]
 
 
 def test_inverse_cdf_never_leaves_the_allowed_ids_at_bert_size():
@@ -56,7 +54,7 @@ def test_inverse_cdf_never_leaves_the_allowed_ids_at_bert_size():
     logits = rng.normal(size=(8, 30522)).astype(np.float32)
     logits[:, :999] = logits[:, 30000:] = -1e9
     for draw in (0.0, 1 - 2.0**-24):
-        ids = InverseCDF(29999)(Tensor(logits), Tensor(np.full(8, draw, np.float32))).asnumpy()
+        ids = Draw(29999)(Tensor(logits), Tensor(np.full(8, draw, np.float32))).asnumpy()
         assert ((ids >= 999) & (ids < 30000)).all()
 
 
@@ -65,7 +63,7 @@ def test_inverse_cdf_equals_numpy_searchsorted(vocab):
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 3, (500, vocab)).astype(np.float32)
     draws = uniforms(1, 0, 0, 500, 1)[:, 0]
-    ids = InverseCDF(vocab - 1)(Tensor(logits), Tensor(draws)).asnumpy()
+    ids = Draw(vocab - 1)(Tensor(logits), Tensor(draws)).asnumpy()
     cumulative = softmax(logits).cumsum(1)
     expected = np.array([np.searchsorted(row, u, side="right") for row, u in zip(cumulative, draws)])
     near = np.array([np.abs(row - u).min() < 3e-7 for row, u in zip(cumulative, draws)])

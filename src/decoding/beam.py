@@ -4,6 +4,7 @@ Letters: B images, K beams, M = B*K rows (row = b*K + k), T tokens, V vocabulary
 """
 
 import mindspore.common.dtype as mstype
+import numpy as np
 from mindspore import Tensor, ops
 
 from src.decoding.generation import Carried, Generation, Outputs, column_of
@@ -28,6 +29,7 @@ class BeamDecoder(Generation):
         self.length_penalty = length_penalty
         self.block_trigrams = block_trigrams
         self.vocab = len(policy.token_ids.allowed)
+        self.only_pad = Tensor(np.where(np.arange(self.vocab) == self.pad_id, 0, MASKED)[None], mstype.float32)
 
     def begin(self, images: int, *draws: Tensor) -> Carried:
         rows = images * self.beams
@@ -46,9 +48,8 @@ class BeamDecoder(Generation):
         logprobs = ops.log_softmax(logits, -1)  # [M, V]
         if self.block_trigrams and self.tokens > 2:
             logprobs = logprobs + self.repeated_trigrams(history, position)
-        only_pad = ops.cast(ops.arange(vocab) != self.pad_id, mstype.float32).reshape(1, vocab) * MASKED
         running = ops.expand_dims(alive, 1) > 0
-        totals = ops.expand_dims(scores, 1) + ops.where(running, logprobs, only_pad)
+        totals = ops.expand_dims(scores, 1) + ops.where(running, logprobs, self.only_pad)
         new_lengths = lengths + alive
         ranks = totals
         if self.length_penalty != 0:
@@ -57,12 +58,12 @@ class BeamDecoder(Generation):
         parents = (_first_rows(images, beams) + ops.floor_divide(flat, vocab)).reshape(-1)
         token = ops.cast((flat % vocab).reshape(-1), mstype.int32)
         scores = ops.gather_elements(totals.reshape(images, beams * vocab), 1, flat).reshape(-1)
-        alive = self.alive_after(ops.gather(alive, parents, 0), token)
+        alive = ops.gather(alive, parents, 0) * ops.gather(self.goes_on, token, 0)
         place = ops.cast(ops.arange(self.tokens) == position, mstype.int32)  # a product writes the column, shapes stay
         history = ops.gather(history, parents, 0) * (1 - place) + ops.expand_dims(token, 1) * place
         return token, parents, (alive, scores, ops.gather(new_lengths, parents, 0), history), ()
 
-    def result(self, carried: Carried, columns: tuple[tuple[Tensor, ...], ...]) -> Outputs:
+    def result(self, carried: Carried, columns: tuple[Tensor, ...]) -> Outputs:
         _, scores, lengths, history = carried
         best = _first_rows(scores.shape[0] // self.beams, self.beams).reshape(-1)
         mask = ops.arange(self.tokens).reshape(1, -1) < ops.expand_dims(ops.gather(lengths, best, 0), 1)
@@ -70,7 +71,8 @@ class BeamDecoder(Generation):
 
     def repeated_trigrams(self, history: Tensor, position: int | Tensor) -> Tensor:
         """[M, V]: MASKED where a token at `position` would end a trigram that history int32 [M, T] already holds."""
-        before, last = column_of(history, position - 2), column_of(history, position - 1)
+        padded = ops.concat((history[:, :2], history), 1)  # before two tokens there is nothing to compare
+        before, last = column_of(padded, position), column_of(padded, position + 1)
         held = ops.arange(2, self.tokens) < position  # trigrams by their end
         same = ops.logical_and(history[:, :-2] == before, history[:, 1:-1] == last)
         updates = ops.cast(ops.logical_and(same, held), mstype.float32) * MASKED  # [M, T-2]

@@ -3,8 +3,6 @@
 Letters: R any leading shape of rows or rows and tokens, V vocabulary.
 """
 
-from collections.abc import Callable
-
 import mindspore.common.dtype as mstype
 from mindspore import Tensor, nn, ops
 
@@ -32,22 +30,28 @@ def policy_logits(logits: Tensor, temperature: float, top_k: int, tokens: Tensor
     return logits
 
 
-def inverse_cdf(probabilities: Tensor, uniforms: Tensor, last: int, row_sums: Callable[[Tensor], Tensor]) -> Tensor:
-    """Draw one token a row by inverse transform sampling: int32 [M] from probabilities [M, V] and uniforms [M, 1].
+class InverseCDF(nn.Cell):
+    """Draws one token a row by inverse transform sampling: int32 [M] from probabilities [M, V] and uniforms [M, 1].
 
     In two steps, a block of tokens and a token of the block: cumulative sums cannot be computed in parallel, sums of
-    blocks can, and are more exact. The token is clipped to `last`, the last id that may be drawn. row_sums: of
-    src.models.kernels.
+    blocks can, and are more exact. The token is clipped to `last`, the last id that may be drawn.
     """
-    rows, vocab = probabilities.shape
-    blocks = -(-vocab // _BLOCK)
-    padding = ops.zeros((rows, blocks * _BLOCK - vocab), probabilities.dtype)
-    parts = ops.concat((probabilities, padding), 1).reshape(rows * blocks, _BLOCK)
-    sums = row_sums(parts).reshape(rows, blocks)
-    block, uniforms = _first_above(sums, uniforms)
-    place = ops.reshape(ops.arange(rows, dtype=mstype.int32) * blocks, (rows, 1)) + block
-    token, _ = _first_above(ops.gather(parts, ops.squeeze(place, -1), 0), uniforms)
-    return ops.minimum(ops.squeeze(block * _BLOCK + token, -1), last)
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.last = last
+        self.row_sums = kernels.row_sums()
+
+    def construct(self, probabilities: Tensor, uniforms: Tensor) -> Tensor:
+        rows, vocab = probabilities.shape
+        blocks = -(-vocab // _BLOCK)
+        padding = ops.zeros((rows, blocks * _BLOCK - vocab), probabilities.dtype)
+        parts = ops.concat((probabilities, padding), 1).reshape(rows * blocks, _BLOCK)
+        sums = self.row_sums(parts).reshape(rows, blocks)
+        block, uniforms = _first_above(sums, uniforms)
+        place = ops.reshape(ops.arange(rows, dtype=mstype.int32) * blocks, (rows, 1)) + block
+        token, _ = _first_above(ops.gather(parts, ops.squeeze(place, -1), 0), uniforms)
+        return ops.minimum(ops.squeeze(block * _BLOCK + token, -1), self.last)
 
 
 def _first_above(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:

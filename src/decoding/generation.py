@@ -28,7 +28,8 @@ class Generation(nn.Cell):
         super().__init__()
         self.policy = policy
         self.tokens = tokens
-        self.pad_id, self.bos_id, self.eos_ids, _ = policy.token_ids
+        self.pad_id, self.bos_id, ends, allowed = policy.token_ids
+        self.goes_on = Tensor(~np.isin(np.arange(len(allowed)), ends), mstype.float32)  # [V], 0 for the end tokens
 
     def begin(self, images: int, *draws: Tensor) -> Carried:
         """Return the state carried into the first step."""
@@ -41,7 +42,7 @@ class Generation(nn.Cell):
         carried on, and the columns that this step adds to the result."""
         raise NotImplementedError
 
-    def result(self, carried: Carried, columns: tuple[tuple[Tensor, ...], ...]) -> Outputs:
+    def result(self, carried: Carried, columns: tuple[Tensor, ...]) -> Outputs:
         """Return the outputs, from the state after the last step and the columns of all steps."""
         raise NotImplementedError
 
@@ -49,11 +50,11 @@ class Generation(nn.Cell):
         policy = self.policy
         prefix, cache, token, carried = self.start(inputs, *draws)
         logits = policy.logits  # bound once: a lookup inside the loop compiles it again in every step
-        columns: tuple[tuple[Tensor, ...], ...] = ()
+        columns: tuple[Tensor, ...] = ()
         for position in range(self.tokens):
             hidden, cache = policy.step(token, position, prefix, cache)
             token, parents, carried, column = self.advance(logits(hidden), position, carried)
-            columns += (column,)
+            columns += column
             if parents is not None:
                 cache = policy.reorder(cache, parents)
         return self.result(carried, columns)
@@ -66,12 +67,6 @@ class Generation(nn.Cell):
         token = ops.full((rows,), self.bos_id, dtype=mstype.int32)
         return prefix, self.policy.start(prefix, rows), token, carried
 
-    def alive_after(self, alive: Tensor, token: Tensor) -> Tensor:
-        """alive float32 [M], 0 where `token` int32 [M] is one of the end tokens."""
-        for eos_id in self.eos_ids:
-            alive = alive * ops.cast(token != eos_id, mstype.float32)
-        return alive
-
 
 def compile_generation(name: str, generation: Generation, compile_cell: Compile) -> Callable[..., Outputs]:
     """Compile a decoding method as its policy requires, and return it as a function of its inputs."""
@@ -82,17 +77,17 @@ def compile_generation(name: str, generation: Generation, compile_cell: Compile)
 
     def generate(inputs: Tensor, *draws: Tensor) -> Outputs:
         prefix, cache, token, carried = start(inputs, *draws)
-        columns: list[tuple[Tensor, ...]] = []
+        columns: tuple[Tensor, ...] = ()
         ended = False
         for position in range(generation.tokens):
             place = Tensor(position, mstype.int32)
             token, cache, carried, column = step(token, place, prefix, cache, carried)
-            columns.append(column)
+            columns += column
             if ended:  # all further columns are PAD, like this one
-                columns += [column] * (generation.tokens - len(columns))
+                columns += column * (generation.tokens - position - 1)
                 break
-            ended = len(columns) % _LOOK == 0 and not np.any(carried[0].asnumpy())
-        return generation.result(carried, tuple(columns))
+            ended = (position + 1) % _LOOK == 0 and not np.any(carried[0].asnumpy())
+        return generation.result(carried, columns)
 
     return generate
 
@@ -127,7 +122,7 @@ class _Step(nn.Cell):
 
 
 def column_of(table: Tensor, position: int | Tensor) -> Tensor:
-    """Return column `position` (column 0 if negative) of a table [M, T] as [M, 1]."""
+    """Return column `position` of a table [M, T] as [M, 1]."""
     if isinstance(position, int):
-        return ops.slice(table, (0, max(position, 0)), (table.shape[0], 1))
-    return ops.gather(table, ops.reshape(ops.maximum(position, 0), (1,)), 1)
+        return ops.slice(table, (0, position), (table.shape[0], 1))
+    return ops.gather(table, ops.reshape(position, (1,)), 1)

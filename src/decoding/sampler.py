@@ -7,9 +7,8 @@ import mindspore.common.dtype as mstype
 import numpy as np
 from mindspore import Tensor, ops
 
-from src.decoding.distribution import inverse_cdf, log, most_probable, policy_logits, select
+from src.decoding.distribution import InverseCDF, log, most_probable, policy_logits, select
 from src.decoding.generation import Carried, Generation, Outputs, column_of
-from src.models import kernels
 from src.models.policy import Policy
 
 
@@ -20,23 +19,13 @@ class Sampling(Generation):
     and including the first end token), logprobs float32 [M, T] (0 under the mask).
     """
 
-    def append(
-        self, chosen: Tensor, logprob: Tensor, carried: Carried
-    ) -> tuple[Tensor, None, Carried, tuple[Tensor, ...]]:
-        """Append the chosen tokens [M] with log-probs [M] to the rows that have not ended."""
-        alive = carried[0]
+    def append(self, alive: Tensor, chosen: Tensor, logprob: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Append the chosen tokens [M] with log-probs [M] to the rows that are alive; return tokens, alive, columns."""
         token = ops.where(alive > 0, chosen, self.pad_id)
-        return token, None, (self.alive_after(alive, token), *carried[1:]), (token, alive, logprob * alive)
+        return token, alive * ops.gather(self.goes_on, token, 0), (token, alive, logprob * alive)
 
-    def result(self, carried: Carried, columns: tuple[tuple[Tensor, ...], ...]) -> Outputs:
-        ids: tuple[Tensor, ...] = ()
-        masks: tuple[Tensor, ...] = ()
-        logprobs: tuple[Tensor, ...] = ()
-        for token, alive, logprob in columns:
-            ids += (token,)
-            masks += (alive,)
-            logprobs += (logprob,)
-        return ops.stack(ids, 1), ops.stack(masks, 1), ops.stack(logprobs, 1)
+    def result(self, carried: Carried, columns: tuple[Tensor, ...]) -> Outputs:
+        return ops.stack(columns[0::3], 1), ops.stack(columns[1::3], 1), ops.stack(columns[2::3], 1)
 
 
 class GroupSampler(Sampling):
@@ -48,8 +37,7 @@ class GroupSampler(Sampling):
 
     def __init__(self, policy: Policy, tokens: int, *, temperature: float, top_k: int, greedy: bool = False) -> None:
         super().__init__(policy, tokens)
-        self.last_allowed = int(np.flatnonzero(policy.token_ids.allowed)[-1])
-        self.row_sums = kernels.row_sums()
+        self.draw = InverseCDF(int(np.flatnonzero(policy.token_ids.allowed)[-1]))
         self.temperature = temperature
         self.top_k = top_k
         self.greedy = greedy
@@ -66,13 +54,15 @@ class GroupSampler(Sampling):
     def advance(
         self, logits: Tensor, position: int | Tensor, carried: Carried
     ) -> tuple[Tensor, None, Carried, tuple[Tensor, ...]]:
-        _, uniforms, is_greedy = carried
+        alive, uniforms, is_greedy = carried
         probabilities = ops.softmax(policy_logits(logits, self.temperature, self.top_k), -1)
-        token = inverse_cdf(probabilities, column_of(uniforms, position), self.last_allowed, self.row_sums)
+        token = self.draw(probabilities, column_of(uniforms, position))
         if self.greedy:
             token = ops.where(is_greedy > 0, most_probable(logits), token)
         # Never log 0: a device may, very rarely, draw a zero-probability token, since it adds in another order.
-        return self.append(token, log(ops.maximum(select(probabilities, token), 1e-30)), carried)
+        logprob = log(ops.maximum(select(probabilities, token), 1e-30))
+        token, alive, column = self.append(alive, token, logprob)
+        return token, None, (alive, uniforms, is_greedy), column
 
 
 class GreedyDecoder(Sampling):
@@ -85,4 +75,5 @@ class GreedyDecoder(Sampling):
         self, logits: Tensor, position: int | Tensor, carried: Carried
     ) -> tuple[Tensor, None, Carried, tuple[Tensor, ...]]:
         token = most_probable(logits)
-        return self.append(token, log(select(ops.softmax(logits, -1), token)), carried)
+        token, alive, column = self.append(carried[0], token, log(select(ops.softmax(logits, -1), token)))
+        return token, None, (alive,), column
