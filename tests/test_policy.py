@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 
+import mindspore as ms
 import numpy as np
 import pytest
 from conftest import BOS, CHANNELS, PAD
@@ -33,6 +34,16 @@ def toy(allowed):
 def generate(generation, *inputs):
     function = compile_generation("any", generation, lambda name, cell: cell)
     return [output.asnumpy() for output in function(*inputs)]
+
+
+def test_a_step_is_compiled_once(toy, features):
+    ms.set_context(mode=ms.GRAPH_MODE)
+    cells = []
+    sampler = GroupSampler(toy, TOKENS, temperature=1.0, top_k=0)
+    function = compile_generation("any", sampler, lambda name, cell: cells.append(cell) or cell)
+    for seed in (1, 2):
+        function(features, Tensor(uniforms(seed, 0, 0, 2 * 3, TOKENS).reshape(2, 3, TOKENS)))
+    assert [len(cell.compile_cache) for cell in cells] == [1, 1]
 
 
 def numpy_logprobs(toy, feature, rows):

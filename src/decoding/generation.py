@@ -8,7 +8,7 @@ from typing import Any
 
 import mindspore.common.dtype as mstype
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, mutable, nn, ops
 
 from src.models.policy import Policy
 from src.runtime.compile_cache import Compile
@@ -77,11 +77,12 @@ def compile_generation(name: str, generation: Generation, compile_cell: Compile)
 
     def generate(inputs: Tensor, *draws: Tensor) -> Outputs:
         prefix, cache, token, carried = start(inputs, *draws)
+        prefix = _changing(prefix)
         columns: tuple[Tensor, ...] = ()
         ended = False
         for position in range(generation.tokens):
             place = Tensor(position, mstype.int32)
-            token, cache, carried, column = step(token, place, prefix, cache, carried)
+            token, cache, carried, column = step(token, place, prefix, _changing(cache), _changing(carried))
             columns += column
             if ended:  # all further columns are PAD, like this one
                 columns += column * (generation.tokens - position - 1)
@@ -90,6 +91,11 @@ def compile_generation(name: str, generation: Generation, compile_cell: Compile)
         return generation.result(carried, columns)
 
     return generate
+
+
+def _changing(value: Any) -> Any:
+    """Mark the tensors of a tuple as inputs: they would count as constants, and each call would compile again."""
+    return mutable(value) if isinstance(value, tuple) and value else value
 
 
 class _Start(nn.Cell):
