@@ -244,7 +244,7 @@ def test_captions_of_other_settings_are_not_mixed(file):
     with pytest.raises(InputError, match=r"made with other checkpoints\.GRPO, eval\.beams; pass another --output"):
         again(file, other)
     file.settings.write_text("")
-    with pytest.raises(InputError, match="is missing or damaged, so nothing says how"):
+    with pytest.raises(InputError, match="is missing or damaged: the settings of"):
         again(file)
 
 

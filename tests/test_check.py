@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -36,3 +37,15 @@ def test_the_former_name_says_the_new_one():
     assert done.stderr == (
         "error: src.data.check is now src.commands.check: python -m src.commands.check --config FILE\n"
     )
+
+
+def test_questions_that_the_reader_does_not_know_are_found_before_training(tmp_path):
+    shutil.copytree(tiny_data(), tmp_path / "mine")
+    line = {"image_id": 100000, "question": "how old is he", "options": ["old", "young"], "answer": "old"}
+    (tmp_path / "mine/own.jsonl").write_text(json.dumps(line) + "\n")
+    settings = [*TINY, "data.dataset=mine", f"output_root={tmp_path}", f"data.root={tmp_path}/mine"]
+    settings += ["caprl.questions=own.jsonl", "--config", "configs/demo/grpo_caprl.yaml"]
+    for program in (["src.commands.check"], ["src.commands.pipeline", "grpo"]):
+        result = run("-m", *program, *settings)
+        assert result.returncode == 2 and "own.jsonl: 'how old is he' cannot be answered" in result.stderr
+    assert not (tmp_path / "mine-ce").exists()

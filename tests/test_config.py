@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from src.bench.sizes import parse as parse_bench
-from src.config.load import differing_keys, is_setting, load_config, resolved
+from src.config.load import differing_keys, is_setting, load_config, resolved, whole, write_tree
 from src.config.plan import load_plan
 from src.config.schema import Config
 from src.runtime.errors import InputError
@@ -124,6 +124,14 @@ def test_names_and_paths_are_taken_as_they_stand():
     assert found == ("/data/run #3", "2024_01_02", "007", "1e5")
     config = load_config(CONFIGS / "demo/grpo.yaml", ["data.lists='null'", "encoder.checkpoint=null", "caprl.model="])
     assert (config.data.lists, config.encoder.checkpoint, config.caprl.model) == ("null", None, None)
+
+
+def test_what_an_older_version_wrote_is_filled_from_the_base(tmp_path):
+    config = load_config(CONFIGS / "demo/grpo.yaml", ["rl.group_size=3"])
+    tree = whole(config)
+    del tree["stop_after_minutes"], tree["length"], tree["eval"]["beams"]
+    write_tree(tree, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize(

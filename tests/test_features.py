@@ -292,7 +292,7 @@ def test_a_disk_that_fills_up_is_an_error_and_what_was_computed_is_kept(tmp_path
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (128 + 2 * BATCH * TOKENS * CHANNELS + 10, limits[1]))
     try:
-        with pytest.raises(InputError, match=rf"cannot write {tmp_path}: File too large.*; make room"):
+        with pytest.raises(InputError, match=rf"cannot write {tmp_path}: File too large.*; free disk space"):
             build(tmp_path, files, Encoder())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

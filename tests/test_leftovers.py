@@ -60,7 +60,7 @@ def test_a_worker_without_a_scheduler_names_its_variables(environment, host):
         ({"MS_SCHED_PORT": "70000"}, "MS_SCHED_PORT is missing or unusable"),
         ({"MS_SCHED_PORT": "²"}, "MS_SCHED_PORT is missing or unusable"),
         ({"MS_SCHED_HOST": ""}, "MS_SCHED_HOST is missing or unusable"),
-        ({"MS_SIMULATION_LEVEL": "1"}, "MS_SIMULATION_LEVEL=1: MindSpore would compute nothing but zeros; unset it"),
+        ({"MS_SIMULATION_LEVEL": "1"}, "MS_SIMULATION_LEVEL=1: MindSpore would return only zeros; unset it"),
     ],
 )
 def test_what_is_no_cluster_of_workers_is_refused(environment, server, changes, words):

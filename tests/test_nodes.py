@@ -118,4 +118,4 @@ def test_sigterm_ends_a_node_that_waits_for_the_others(tmp_path):
     process = subprocess.Popen(command, cwd=WORLD, stderr=subprocess.PIPE, text=True)
     assert process.stderr.readline() == "waiting for node 0: start the same command on every node\n"
     process.terminate()
-    assert process.wait() == 4 and "before the other nodes came; run the same command again" in process.stderr.read()
+    assert process.wait() == 4 and "before the other nodes joined; run the same command again" in process.stderr.read()

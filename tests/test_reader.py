@@ -122,5 +122,5 @@ def test_answers_in_any_order_of_options():
 
 
 def test_other_questions_are_refused():
-    with pytest.raises(InputError, match=r"reader cannot answer 'How old is he\?'.*caprl\.answerer=server"):
+    with pytest.raises(InputError, match=r"reader: 'How old is he\?' cannot be answered: .*caprl\.answerer=server"):
         SceneReader().answer([Presentation("a man", "How old is he?", ("old", "young", CANNOT))])

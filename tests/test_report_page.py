@@ -59,7 +59,10 @@ def test_intervals_that_exclude_0_are_marked():
     cells = ["+10.0 [-5.0, +20.0]", "+10.0 [+5.0, +20.0] (+5.0, +15.0)", "-10.0 [-20.0, -5.0]"]
     assert table.rows == {name: cells} and label(name) == "GRPO minus SCST leave one out"
     assert table.marked == {(name, "ROUGE_L"), (name, "CIDEr")} and table.mark == "excludes 0"
-    assert difference_tables({}) == []
+    assert difference_tables({}) == [] and "seed" not in table.title
+    several = {"CIDEr": {"mean": 0.1, "low": 0.05, "high": 0.2, "seeds": [0.05, 0.15]}}
+    (table,) = difference_tables({name: several})
+    assert "each seed's difference in parentheses" in table.title and "all seeds together" in table.title
 
 
 def test_histories_by_hand():

@@ -25,7 +25,7 @@ FILES = sorted(path for path in SRC.rglob("*.py") if path.parent != SRC)
 
 
 def imported_rooms(source: str) -> set[str]:
-    """The rooms that a file imports from, at its top, in functions, for types alone, or by name in a string."""
+    """The rooms that a file imports from, at its top, in functions, or for types alone."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):

@@ -92,6 +92,21 @@ def test_fresh_takes_a_folder_that_the_launcher_has_made(tmp_path):
     opened(configured(tmp_path, "fresh=true"))
 
 
+def test_a_run_that_the_trained_reader_rewarded_does_not_resume(tmp_path):
+    config = configured(tmp_path, stage="grpo_caprl")
+    opened(config)
+    save(config, 3, rewards="a signature")
+    claim_run_folder(config, None)
+    save(config, 3)  # as version 0.1 did
+    assert "trained reader of version 0.1" in refusal(config) and "pass name=NEW" in refusal(config)
+    by_server = ("caprl.answerer=server", "caprl.model=m", "name=by_server")
+    cider = configured(tmp_path, "name=cider", stage="grpo")
+    for other in (cider, configured(tmp_path, *by_server, stage="grpo_caprl")):
+        opened(other)
+        save(other, 3)
+        claim_run_folder(other, None)
+
+
 def test_a_run_without_an_update_takes_whatever_it_is_given(tmp_path):
     """As a start leaves it whose server was not up, or that was stopped before its first update."""
     first = configured(tmp_path, "caprl.max_failed=0.5", stage="grpo")

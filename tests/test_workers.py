@@ -116,7 +116,7 @@ def test_workers_of_two_runs_do_not_train_together(monkeypatch):
     other = 0xFFFFFE
     check_job(Met(0, 2))
     other = 0xFFFFFF
-    with pytest.raises(RunStopped, match=r"workers of two runs have met at the scheduler 10\.0\.0\.1:8119"):
+    with pytest.raises(RunStopped, match=r"workers of two runs connected to the scheduler 10\.0\.0\.1:8119"):
         check_job(Met(0, 2))
 
 

@@ -3,10 +3,6 @@
 python -m src.bench [images=8 group=5 vocab=30522 length=20 layers=1 width=512 encoder=resnet50 trainable=true ...]
 Other keys: beams, documents, rewarded, scored, repeats (src/bench/sizes.py), and every key of the configuration.
 Prints a table, then one JSON line.
-
-Each of SETS is measured in its own process, which prints one JSON line after the output of the libraries: python -m
-src.bench SET [key=value ...]. The encoder needs other CPU instructions than the rest (src.runtime.environment), and a
-process has only one choice.
 """
 
 import json
@@ -25,6 +21,8 @@ from src.config.rules import flatten
 from src.runtime.environment import end_with_parent, for_modules, prepare_environment, run_program
 from src.runtime.text_tables import markdown_table
 
+# Each is measured in its own process (python -m src.bench SET [key=value ...]), which prints one JSON line last: the
+# encoder needs other CPU instructions than the rest (src.runtime.environment), and a process has only one choice.
 SETS = ("features", "pixels", "host", "compile")
 
 

@@ -98,7 +98,7 @@ class CaptionFile:
             return flatten(json.loads(self.settings.read_text(encoding="utf-8")))
         except (OSError, ValueError, AttributeError):  # not even an object
             raise InputError(
-                f"{self.settings} is missing or damaged, so nothing says how {self.path} was made; use another --output"
+                f"{self.settings} is missing or damaged: the settings of {self.path} are unknown; use another --output"
             ) from None
 
     def done(self) -> "DonePaths":

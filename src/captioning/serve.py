@@ -81,7 +81,8 @@ def main() -> None:
         try:
             from src.captioning.gradio_page import serve_page
         except ModuleNotFoundError as error:
-            raise InputError(f"{error}: start the page with scripts/run_demo.sh, which installs it") from None
+            fix = "start the page with scripts/run_demo.sh, which installs it"
+            raise InputError(f"{error.name} is not installed; {fix}") from None
         if arguments.host not in _LOOPBACK:
             print(f"warning: anyone who can reach {arguments.host}:{arguments.port} can use the page", file=sys.stderr)
         print("loading and compiling", file=sys.stderr)

@@ -17,12 +17,12 @@ from src.config.load import config_parser, load_config
 from src.config.rules import check_sizes
 from src.config.schema import Config
 from src.data.photographs import UnusableImage, decode
-from src.data.questions import load_questions, questions_file
 from src.runtime.environment import prepare_environment, run_program
 from src.runtime.errors import InputError
 from src.runtime.progress import Progress
 from src.runtime.text_tables import markdown_table
 from src.runtime.threads import in_order
+from src.training.answerer import read_questions
 
 COLUMNS = ("split", "images", "captions", "tokens (mean)", "tokens (max)", "cut", "unknown tokens")
 
@@ -58,7 +58,7 @@ def main() -> None:
     if config.stage != "ce":
         check_sizes(config, len(dataset.records["train"]), tokenizer.vocab_size)
     if config.stage != "ce" and config.rewards.caprl:
-        questions = load_questions(questions_file(config, "train"))
+        questions = read_questions(config, "train")
         print(f"questions: {sum(map(len, questions.values())):,} on {len(questions):,} images", flush=True)
     files = [record.file for records in dataset.records.values() for record in records]
     reasons = in_order(broken_image, find_images(config, files).stream(range(len(files))), config.data.workers)

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from src.commands.pipeline import Stage, prism_flags, run_program_of, shown_system
+from src.commands.pipeline import Stage, check_stage, prism_flags, run_program_of, shown_system
 from src.config.load import config_parser, load_config, stage_overrides
 from src.config.plan import Plan, load_plan
-from src.config.rules import check_workers
 from src.config.schema import Config
 from src.data.locate import evaluated_split
 from src.evaluation.comparison_report import EQUAL_UPDATES, published_figures, write_comparison
@@ -44,7 +43,7 @@ def main() -> None:
     published_figures(runs[0].stage.config.data.dataset)  # a mistake in them fails now, not after the last run
     stages = distinct(runs)
     for stage in stages.values():
-        check_workers(stage.config, cluster.size)
+        check_stage(stage, cluster)
     split = evaluated_split(runs[0].stage.config, None)
     for number, (folder, stage) in enumerate(stages.items(), start=1):
         print(f"run {number} of {len(stages)}: {folder}", flush=True)

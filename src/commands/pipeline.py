@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from src.captioning.arguments import add_image_arguments, read_image_arguments
+from src.commands.demo_data import make_demo_data
 from src.config.load import load_config, stage_overrides
 from src.config.rules import check_workers
 from src.config.schema import Config
@@ -25,6 +26,7 @@ from src.runtime.environment import run_program
 from src.runtime.errors import InputError
 from src.runtime.files import ROOT, given_file
 from src.runtime.launch import launch
+from src.training.answerer import read_questions
 
 
 def main() -> None:
@@ -34,7 +36,7 @@ def main() -> None:
     parser.add_argument("--config", type=given_file, help="default: configs/demo/<goal>.yaml, grpo.yaml for eval")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all stages")
     parser.add_argument("--checkpoint", nargs="+", metavar="[NAME=]PATH", help="for eval; default: the run's result")
-    parser.add_argument("--split", choices=SPLITS, help="default: test, or val where the data has no test split")
+    parser.add_argument("--split", choices=SPLITS, help="default: test, or val if there is no test split")
     add_image_arguments(parser)
     add_cluster_arguments(parser)
     arguments = parser.parse_intermixed_args()
@@ -63,7 +65,7 @@ def main() -> None:
             stages.insert(0, ce)
 
     for stage in stages:  # before the first is trained
-        check_workers(stage.config, cluster.size)
+        check_stage(stage, cluster, training=arguments.goal != "eval" and stage.checkpoint is None)
     for stage in stages:
         if arguments.goal != "eval" and stage.checkpoint is None:
             run_program_of(stage, cluster, "train.py")
@@ -90,6 +92,14 @@ class Stage(NamedTuple):
     config: Config
     overrides: list[str]
     checkpoint: Path | None
+
+
+def check_stage(stage: Stage, cluster: Cluster, *, training: bool = True) -> None:
+    """Find early what would stop a stage. Errors: InputError."""
+    check_workers(stage.config, cluster.size)
+    if training and stage.config.stage != "ce" and stage.config.rewards.caprl:
+        make_demo_data(stage.config)
+        read_questions(stage.config, "train")
 
 
 def shown_system(stage: Stage) -> System:

@@ -49,8 +49,8 @@ def main() -> None:
     try:
         write_splits(root / folder, root, records, arguments.shards, config.data.workers, config.cache_folder)
     except (OSError, RuntimeError) as error:
-        reason = mindrecord_reason(error)
-        raise InputError(f"{root / folder}: cannot be written ({reason}); make room, or change data.root") from error
+        fix = "free disk space, or change data.root"
+        raise InputError(f"{root / folder}: cannot be written ({mindrecord_reason(error)}); {fix}") from error
 
 
 def write_splits(
@@ -71,7 +71,7 @@ def write_splits(
     if needed > free:
         raise InputError(
             f"{folder}: the images of {', '.join(missing)} need {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free; "
-            "make room, or use fewer --shards"
+            "free disk space, or use fewer --shards"
         )
     for split, rows in records.items():
         if split in missing:

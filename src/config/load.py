@@ -50,6 +50,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     values = _read(path, seen=())
+    if path.name == "config.yaml":  # of a run or an exported folder: an older version wrote fewer keys
+        values = _read(_BASE, seen=()) | values
     values |= _changed(values, FILE_KEYS, from_root)
     configured_seed = values.get("seed")
     for override in current_keys(overrides):

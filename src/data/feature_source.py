@@ -20,7 +20,7 @@ from src.runtime.files import lock, writing
 from src.runtime.workers import Workers
 
 _WAIT = 1.0  # seconds between checks whether another run has finished
-_ROOM = "make room, or set output_root to another folder"
+_ROOM = "free disk space, or set output_root to another folder"
 _FIX = "delete it, and it will be recomputed"
 
 
@@ -61,7 +61,7 @@ def check_space(caches: Sequence[FeatureCache]) -> None:
         images = sum(len(cache.files) for cache in caches)
         space = f"need {needed / 1e9:,.1f} GB more, {free / 1e9:,.1f} GB are free"
         raise InputError(
-            f"{folder}: the features of {images:,} images {space}; make room, or set output_root to another disk"
+            f"{folder}: the features of {images:,} images {space}; free disk space, or set output_root to another disk"
         )
 
 

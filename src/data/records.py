@@ -193,7 +193,7 @@ def _check_ids(splits: Splits) -> None:
         for record in records:
             home, owner = owners.setdefault(record.image_id, (split, record))
             if owner.file != record.file:
-                raise InputError(f"{record.file}: split {split!r} gives it id {record.image_id} of {owner.file}; {FIX}")
+                raise InputError(f"{record.file}: its id {record.image_id} in {split} belongs to {owner.file}; {FIX}")
             if home != split:
                 raise InputError(f"{record.file}: is in the splits {home} and {split}; keep an image in one of them")
     kinds = {type(record.image_id): record for _, record in reversed(owners.values())}

@@ -120,7 +120,7 @@ def build_word_tokenizer(captions: Iterable[str], min_count: int, *, chinese: bo
     counts = Counter(word for caption in captions for word in caption.split())
     words = sorted((word for word in counts if counts[word] >= min_count), key=lambda word: (-counts[word], word))
     if not words:
-        raise InputError(f"tokenizer.min_count={min_count}: no word of the training captions occurs so often; lower it")
+        raise InputError(f"tokenizer.min_count={min_count}: no training word occurs that often; lower it")
     specials = _SPECIALS["WordLevel"]
     vocab = {token: place for place, token in enumerate([*specials, *words])}
     library = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=specials[1]))

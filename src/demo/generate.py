@@ -68,7 +68,7 @@ def _is_complete(root: Path, arguments: dict[str, int]) -> bool:
         if found != arguments:
             unequal = [key for key in arguments if found.get(key) != arguments[key]]
             differences = ", ".join(f"{key} {found.get(key)} instead of {arguments[key]}" for key in unequal)
-            raise InputError(f"{root} holds demo data of other arguments ({differences}): {fix}")
+            raise InputError(f"{root} holds demo data generated with other settings ({differences}): {fix}")
     return True
 
 

@@ -90,7 +90,7 @@ class SceneReader:
     def answer(self, presentations: Sequence[Presentation]) -> list[int]:
         """Return the index of the option that follows from each caption, or of CANNOT, the last."""
         readings = {caption: read_caption(caption) for caption in {item.caption for item in presentations}}
-        answers = [readings[item.caption].answer(_asked(item.question)) for item in presentations]
+        answers = [readings[item.caption].answer(asked(item.question)) for item in presentations]
         return [
             item.options.index(answer) if answer in item.options else len(item.options) - 1
             for item, answer in zip(presentations, answers)
@@ -98,12 +98,13 @@ class SceneReader:
 
 
 @cache
-def _asked(question: str) -> Asked:
-    asked = asked_by_text().get(" ".join(words_of(question)))
-    if asked is None:
-        fix = "it knows only the demo's questions; set caprl.answerer=server"
-        raise InputError(f"caprl.answerer=reader cannot answer {question!r}: {fix}")
-    return asked
+def asked(question: str, origin: str = "caprl.answerer=reader") -> Asked:
+    """Return what a question asks for. Raises InputError that begins with `origin` if it is not one of the demo's."""
+    meaning = asked_by_text().get(" ".join(words_of(question)))
+    if meaning is None:
+        fix = "the demo's reader knows only the demo's questions; set caprl.answerer=server"
+        raise InputError(f"{origin}: {question!r} cannot be answered: {fix}")
+    return meaning
 
 
 def read_caption(caption: str) -> _Reading:

@@ -115,14 +115,14 @@ def load_captions(path: str | Path) -> dict[ImageId, str]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); fix the file or its permissions") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON ({error}); want {_WANTED}") from error
+        raise InputError(f"{path}: not valid JSON ({error}); expected {_WANTED}") from error
     if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: want {_WANTED}, with at least one entry")
+        raise InputError(f"{path}: expected {_WANTED}, with at least one entry")
     captions: dict[ImageId, str] = {}
     for number, entry in enumerate(entries):
         image_id: Any = entry.get("image_id") if isinstance(entry, dict) else None
         if type(image_id) not in (int, str):  # not isinstance: True is an int
-            raise InputError(f'{path}: entry {number} has no "image_id"; want {{"image_id": 1, "caption": ""}}')
+            raise InputError(f'{path}: entry {number} has no "image_id"; expected {{"image_id": 1, "caption": ""}}')
         if not isinstance(entry.get("caption"), str):
             raise InputError(f'{path}: entry {number} (image_id {image_id}) has no string "caption"; add it')
         if image_id in captions:

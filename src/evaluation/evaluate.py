@@ -9,7 +9,7 @@ from mindspore import Tensor
 
 from src.config.schema import Config, EvalConfig
 from src.data.dataset import Dataset
-from src.data.questions import load_questions, questions_file
+from src.data.questions import questions_file
 from src.data.record import ImageId, with_known_ids
 from src.data.tokenizer import Tokenizer, decode_completions
 from src.decoding.beam import BeamDecoder
@@ -26,7 +26,7 @@ from src.runtime.compile_cache import GraphCache
 from src.runtime.files import file_digest
 from src.runtime.rng import uniforms
 from src.runtime.workers import Workers
-from src.training.answerer import build_answerer
+from src.training.answerer import build_answerer, read_questions
 from src.training.graphs import graph_cache
 from src.training.sources import build_sources
 from src.training.split_batches import SplitBatches
@@ -43,8 +43,8 @@ def evaluate(
     others return None. with_prism: also answer caprl.questions from the samples.
     """
     if with_prism:  # bad questions fail before the model is loaded
-        path = questions_file(config, split)
-        questions = with_known_ids(load_questions(path), dataset.by_image_id(split), path)
+        questions = read_questions(config, split)
+        questions = with_known_ids(questions, dataset.by_image_id(split), questions_file(config, split))
     policy, tokenizer = load_policy(config, checkpoint, cached=not config.encoder.trainable)
     records = dataset.records[split]
     (source,) = build_sources(config, {split: records}, [split], policy.encoder, workers)

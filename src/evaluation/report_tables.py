@@ -74,10 +74,12 @@ def difference_tables(pairs: Mapping[str, Mapping[str, dict]]) -> list[ReportTab
         for name in metrics
         if values[name]["low"] > 0 or values[name]["high"] < 0
     )
+    several = len(next(iter(pairs.values()))[metrics[0]]["seeds"]) > 1
     title = (
-        "Differences, times 100, with 95 % intervals of a paired bootstrap over images, and each seed's difference in "
-        "parentheses. Intervals cover the choice of images, not the variance of training; those that exclude 0 are "
-        "marked. BLEU and METEOR are computed from the counts of all seeds together."
+        "Differences, times 100, with 95 % intervals of a paired bootstrap over images"
+        + (", and each seed's difference in parentheses" if several else "")
+        + ". Intervals cover the choice of images, not the variance of training; those that exclude 0 are marked."
+        + (" BLEU and METEOR are computed from the counts of all seeds together." if several else "")
     )
     return [ReportTable(title, metrics, rows, clear, mark="excludes 0")]
 

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--output", type=given_path, required=True, help="the folder to write; it must not exist")
     parser.add_argument("--batch", type=int, default=1, help="images per call of the graph")
     parser.add_argument("--compare", type=int, default=16, help="number of images to compare captions for")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
     arguments = parser.parse_intermixed_args()
     if min(arguments.batch, arguments.compare) < 1:
         raise InputError("--batch and --compare must be at least 1")

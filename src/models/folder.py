@@ -34,9 +34,9 @@ def given_checkpoint(path: Path, config: Path | str | None) -> tuple[Path, Path]
 
 
 def init_file(config: Config) -> Path | None:
-    """The file of weights that `init_checkpoint` names, a checkpoint or an exported folder; None where it is null.
+    """Return the weights file that `init_checkpoint` names, of a checkpoint or an exported folder, or None.
 
-    Errors: InputError where it is not there.
+    Errors: InputError if it is missing.
     """
     if config.init_checkpoint is None:
         return None

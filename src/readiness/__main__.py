@@ -26,7 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m src.readiness", description="Check that graphs can run on Ascend.")
     parser.add_argument("--config", type=given_file, required=True, help="a YAML file of configs/")
     parser.add_argument("--vocab", type=int, help="tokens (default: 30522 for word pieces, 10000 for words)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
     arguments = parser.parse_intermixed_args()
     if arguments.vocab is not None and arguments.vocab < 10:
         raise InputError(f"--vocab {arguments.vocab} must be at least 10")

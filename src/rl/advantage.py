@@ -1,6 +1,6 @@
 """From the rewards of a whole rollout to its advantages, on the host in float64.
 
-Letters: B images, G group size, k rewards. A reward that nobody could give (a failed answering model) is NaN.
+Letters: B images, G group size, k rewards. A missing reward (a failed answering model) is NaN.
 """
 
 import numpy as np

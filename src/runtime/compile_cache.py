@@ -21,7 +21,10 @@ from mindspore import Tensor, nn
 from src.runtime.files import ROOT, lock
 
 # Files below src/ that graphs depend on; editing any other file does not recompile a graph.
-GRAPH_FILES = ("models/**/*.py", "decoding/*.py", "losses/*.py", "training/optim.py", "training/step.py")
+GRAPH_FILES = (
+    *("models/**/*.py", "decoding/*.py", "losses/*.py", "training/optim.py", "training/step.py"),
+    *("config/kinds.py", "data/tokenizer.py"),  # constants of graphs
+)
 
 _folder: Path | None = None  # of this process
 _graphs = 0  # kept or found by this process

@@ -99,7 +99,7 @@ def _run_watched(
         if watch is not None:
             trouble = watch.wait(lambda: bool(terminated))
             if terminated:
-                raise Terminated("ended by SIGTERM or Ctrl-C before the other nodes came; run the same command again")
+                raise Terminated("ended by SIGTERM or Ctrl-C before the other nodes joined; run the same command again")
             if trouble is not None:
                 return _announced(trouble)
         msrun = subprocess.Popen(

@@ -29,7 +29,7 @@ def check_cluster_variables() -> None:
     """
     level = os.environ.get("MS_SIMULATION_LEVEL")
     if level:
-        raise InputError(f"MS_SIMULATION_LEVEL={level}: MindSpore would compute nothing but zeros; unset it")
+        raise InputError(f"MS_SIMULATION_LEVEL={level}: MindSpore would return only zeros; unset it")
     found = [name for name in CLUSTER_VARIABLES if name in os.environ]
     role = os.environ.get("MS_ROLE")
     if not role:

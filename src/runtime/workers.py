@@ -116,7 +116,7 @@ def check_job(workers: Workers) -> None:
     if (jobs != own).any():
         scheduler = f"{os.environ['MS_SCHED_HOST']}:{os.environ['MS_SCHED_PORT']}"
         fix = "give each run its own --master, and start the same command on all nodes of a run"
-        raise RunStopped(f"workers of two runs have met at the scheduler {scheduler}; {fix}")
+        raise RunStopped(f"workers of two runs connected to the scheduler {scheduler}; {fix}")
 
 
 def _sum_cell() -> Callable[[Any], Any]:

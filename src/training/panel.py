@@ -36,7 +36,7 @@ class Panel:
             try:
                 self._images.append(ImageOps.contain(decode(load()), (_SIDE, _SIDE)))
             except UnusableImage as reason:
-                raise InputError(f"{file}: {reason}; restore the file, or remove it from the dataset") from None
+                raise InputError(f"{file}: {reason}; restore the file or remove it from the data set") from None
         self._font = ImageFont.load_default(_FONT_SIZE)
 
     def draw(self, captions: Sequence[str]) -> tuple[dict[str, bytes], dict[str, str]]:

@@ -25,14 +25,14 @@ from src.models.build import build_policy
 from src.models.checkpoint import check_tokenizer, load_checkpoint, load_run_tokenizer, read_state
 from src.models.policy import Policy
 from src.rewards.cider import corpus_cider
-from src.rewards.mixture import Rewards
+from src.rewards.mixture import Rewards, reward_signature
 from src.runtime.compile_cache import GraphCache
 from src.runtime.environment import on_signals, start_time
 from src.runtime.errors import RunStopped, Terminated, TimeLimit
 from src.runtime.files import file_digest, whole_file
 from src.runtime.progress import say, warn
 from src.runtime.workers import Workers
-from src.training.answerer import build_answerer
+from src.training.answerer import build_answerer, read_questions
 from src.training.checkpoint import find_last, save_checkpoint
 from src.training.events import MetricsWriter, open_metrics
 from src.training.graphs import graph_cache
@@ -48,7 +48,8 @@ class TrainingState:
     """The state that a checkpoint stores beside the parameters.
 
     step: number of updates; seconds: spent on sampling, rewards and updates; best_score: the best validation CIDEr, at
-    best_step; data: identifies the splits (data_state); init: digest of the checkpoint that the run started from.
+    best_step; data: identifies the splits (data_state); init: digest of the checkpoint that the run started from;
+    rewards: `reward_signature` of RL.
     """
 
     step: int = 0
@@ -57,6 +58,7 @@ class TrainingState:
     best_step: int = 0
     data: dict[str, dict[str, Any]] | None = None
     init: str | None = None
+    rewards: str | None = None
 
     @classmethod
     def from_saved(cls, saved: dict[str, Any]) -> "TrainingState":
@@ -189,9 +191,12 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
     images = len(dataset.records["train"])
     if config.stage != "ce":
         check_sizes(config, images, tokenizer.vocab_size)
+        if config.rewards.caprl:
+            read_questions(config, "train")
     policy, reference = _load_policies(config, tokenizer, init, last)
     rewards = None if config.stage == "ce" else _build_rewards(config, dataset, tokenizer, policy)
     state = TrainingState(data=data_state(dataset.records), init=None if init is None else file_digest(init))
+    state.rewards = None if config.stage == "ce" else reward_signature(config)
     if last is not None:
         state = TrainingState.from_saved(state.to_save() | saved)
     graphs = graph_cache(config, tokenizer, workers, images)

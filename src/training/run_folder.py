@@ -76,6 +76,9 @@ def claim_run_folder(config: Config, init: Path | None) -> None:
             raise _conflict(config, f"holds a run with other values of {', '.join(differing)};")
         if init is None and "init" in state:
             print(f"{folder} started from init_checkpoint={held.get('init_checkpoint')} and keeps it")
+    by_reader = config.stage != "ce" and config.rewards.caprl > 0 and config.caprl.answerer == "reader"
+    if state and by_reader and "rewards" not in state:
+        raise _conflict(config, "was rewarded by the trained reader of version 0.1, which this version no longer has;")
     if state and init is not None and state.get("init", "") != file_digest(init):
         raise _conflict(config, f"started from other weights than {init} holds now; restore that file, or")
     if is_complete(folder) and "data" in state:

@@ -1,7 +1,8 @@
 """One update as one graph: gradient, finite check, global-norm clipping, AdamW; or in parts, where memory is short.
 
-With float16 products the loss is multiplied by a scale, lest small gradients become 0, and the gradients are divided by
-it (Micikevicius et al. 2018, section 3.2). An update whose gradients overflow is left out, and the scale is halved.
+With float16 products the loss is multiplied by a scale, so that small gradients do not underflow, and the gradients are
+divided by it (Micikevicius et al. 2018, section 3.2). An update whose gradients overflow is skipped, and the scale is
+halved.
 """
 
 from collections.abc import Callable, Sequence
