@@ -54,11 +54,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         values = _read(_BASE, seen=()) | values
     values |= _changed(values, FILE_KEYS, from_root)
     configured_seed = values.get("seed")
-    for override in current_keys(overrides):
+    for given, override in zip(overrides, current_keys(overrides)):
         key, separator, text = override.partition("=")
         if not separator or not key:
-            raise InputError(f"'{override}' is not of the form key=value")
-        values[key] = _checked(_parse(text, key), key, f"command line ({override})")
+            raise InputError(f"'{given}' is not of the form key=value")
+        values[key] = _checked(_parse(text, key), key, f"command line ({given})")
     values |= _changed(values, (*FILE_KEYS, *INNER_FILE_KEYS), os.path.expanduser)
     if values.get("name") is None:
         suffix = f"-seed{values['seed']}" if values.get("seed") != configured_seed else ""
