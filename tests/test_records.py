@@ -139,7 +139,7 @@ SPOILED = {
     "id a fraction": (lambda c: c["images"][1].update(id=1.5), r"images\[1\]: key 'id' is a float, not a int or str"),
     "id a boolean": (lambda c: c["images"][1].update(id=True), r"images\[1\]: key 'id' is a bool"),
     "id twice": (lambda c: c["images"][1].update(id=100), r"images\[1\]: id 100 occurs twice"),
-    "id of another split": (lambda c: c["images"].append({"id": 1, "file_name": "x.jpg"}), "id 1 of .*train"),
+    "id of another split": (lambda c: c["images"].append({"id": 1, "file_name": "x.jpg"}), "id 1 in val belongs to .*"),
     "caption a number": (lambda c: c["annotations"][3].update(caption=7), r"annotations\[3\]: key 'caption' is a int"),
     "unknown image": (lambda c: c["annotations"][3].update(image_id=9), r"annotations\[3\]: image_id 9 is not among"),
     "leaves the root": (lambda c: c["images"][1].update(file_name="../../x.jpg"), r"images\[1\]: file name '../../x"),
