@@ -48,9 +48,8 @@ def main() -> None:
 
         target = setup_device(config)
         rows, problems, needed = [], [], 0
-        with kernels.built_for(
-            "Ascend" if target == "CPU" else target
-        ):  # zones run on a GPU, which lacks Ascend's forms
+        form = "Ascend" if target == "CPU" else target  # a GPU runs the zones, and lacks Ascend's forms
+        with kernels.built_for(form):
             all_zones = list(zones(config, vocab))
         for zone in all_zones:
             graph = compile_graph(zone, Path(folder))
