@@ -30,9 +30,11 @@ class TokenIds(NamedTuple):
     """The ids that a policy knows by name."""
 
     pad: int  # fills a row behind its end
-    bos: int  # precedes every completion
+    bos: int  # precedes every completion; of a language model, the last token of the prompt
     eos: tuple[int, ...]  # each ends a completion
     allowed: np.ndarray  # bool [V], the ids that may be sampled
+    before: tuple[int, ...] = ()  # of a language model's prompt: what precedes the image
+    after: tuple[int, ...] = ()  # ... and what follows it, without `bos`
 
 
 class Tokenizer:

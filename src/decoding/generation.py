@@ -28,8 +28,9 @@ class Generation(nn.Cell):
         super().__init__()
         self.policy = policy
         self.tokens = tokens
-        self.pad_id, self.bos_id, ends, allowed = policy.token_ids
-        self.goes_on = Tensor(~np.isin(np.arange(len(allowed)), ends), mstype.float32)  # [V], 0 for the end tokens
+        ids = policy.token_ids
+        self.pad_id, self.bos_id = ids.pad, ids.bos
+        self.goes_on = Tensor(~np.isin(np.arange(len(ids.allowed)), ids.eos), mstype.float32)  # [V], 0 for end tokens
 
     def begin(self, images: int, *draws: Tensor) -> Carried:
         """Return the state carried into the first step."""

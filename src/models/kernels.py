@@ -16,7 +16,7 @@ import mindspore.common.dtype as mstype
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-EPS = 1e-5  # of layer norms
+EPS = 1e-5  # of layer norms, where nothing else is said
 MASKED = -1e9  # added to a logit that must not count; its exponential is 0 in float32
 
 # Operators as they are: the functions of `ops` around them make several graphs of each call, and compile longer.
@@ -102,9 +102,19 @@ def bias_add() -> Callable[[Tensor, Tensor], Tensor]:
     return _choose(_Shift, ops.BiasAdd)()
 
 
-def layer_norm() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """(x - mean) / sqrt(variance + EPS) * gamma + beta over the last axis of x [..., D]; gamma, beta [D]."""
-    return _choose(_CompositeLayerNorm, _FusedLayerNorm)()
+def layer_norm(eps: float = EPS) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """(x - mean) / sqrt(variance + eps) * gamma + beta over the last axis of x [..., D]; gamma, beta [D]."""
+    return _choose(_CompositeLayerNorm, _FusedLayerNorm)(eps)
+
+
+def rms_norm(eps: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """x / sqrt(mean of x^2 + eps) * gamma over the rows of x [R, D]; gamma [D] (Zhang and Sennrich 2019)."""
+    return _choose(_CompositeRMSNorm, _FusedRMSNorm)(eps)
+
+
+def swiglu() -> Callable[[Tensor], Tensor]:
+    """silu(a) * b for x = [a, b], [R, 2F] -> [R, F] (Shazeer 2020, arXiv:2002.05202)."""
+    return _choose(_swiglu_composed, _swiglu_fused)
 
 
 class _Shift(nn.Cell):
@@ -130,18 +140,84 @@ class _Affine(nn.Cell):
 class _CompositeLayerNorm(nn.Cell):
     """MindSpore's CPU kernel takes ten times as long backwards."""
 
-    def __init__(self) -> None:
+    def __init__(self, eps: float) -> None:
         super().__init__()
+        self.eps = eps
         self.affine = _Affine()
 
     def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         x = x - _row_means_product(x)
-        return self.affine(x * ops.rsqrt(_row_means_product(ops.square(x)) + EPS), gamma, beta)
+        return self.affine(x * ops.rsqrt(_row_means_product(ops.square(x)) + self.eps), gamma, beta)
 
 
 class _FusedLayerNorm(nn.Cell):
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
     def construct(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        return ops.layer_norm(x, (x.shape[-1],), gamma, beta, EPS)
+        return ops.layer_norm(x, (x.shape[-1],), gamma, beta, self.eps)
+
+
+class _CompositeRMSNorm(nn.Cell):
+    """The factors of rows and columns meet in a product: CPU kernels keep the workspace of a broadcast to the end."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def construct(self, x: Tensor, gamma: Tensor) -> Tensor:
+        wide = ops.cast(x, mstype.float32)
+        inverse = ops.rsqrt(_row_means_product(ops.square(wide)) + self.eps)  # [R, 1]
+        return ops.cast(wide * ops.matmul(inverse, gamma.reshape(1, -1)), x.dtype)
+
+
+class _FusedRMSNorm(nn.Cell):
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def construct(self, x: Tensor, gamma: Tensor) -> Tensor:
+        return ops.rms_norm(x, ops.cast(gamma, x.dtype), self.eps)[0]
+
+
+def _swiglu_composed(x: Tensor) -> Tensor:
+    gate, up = ops.chunk(x, 2, -1)
+    return gate * ops.sigmoid(gate) * up
+
+
+def _swiglu_fused(x: Tensor) -> Tensor:
+    return ops.swiglu(x, -1)
+
+
+# ---- rows ----
+
+
+class Permutation(nn.Cell):
+    """Rows of x [R, D] in another order, with a gradient that is a gather too.
+
+    Inputs: x, order int32 [R] (the row that comes to each place), inverse int32 [R] (the place that each row goes to).
+    """
+
+    def construct(self, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        return ops.gather(x, order, 0)
+
+    def bprop(self, x: Tensor, order: Tensor, inverse: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        return ops.gather(dout, inverse, 0), ops.zeros_like(order), ops.zeros_like(inverse)
+
+
+def repeated() -> Callable[[Tensor, int], Tensor]:
+    """x [1, ...], to be used as if it were repeated along its first axis: on CPU it is, because kernels of broadcasts
+    keep their workspace to the end of a graph."""
+    return _choose(_repeat, _as_it_is)
+
+
+def _repeat(x: Tensor, times: int) -> Tensor:
+    return ops.tile(x, (times, *[1] * (x.ndim - 1)))
+
+
+def _as_it_is(x: Tensor, times: int) -> Tensor:
+    return x
 
 
 # ---- attention ----

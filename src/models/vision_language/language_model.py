@@ -1,0 +1,314 @@
+"""A pretrained causal language model (Llama, Qwen2) whose completions share the prefix of their image.
+
+Letters: B images, G group size, M = B*G rows (row = b*G + g), P prefix tokens, T completion tokens, D width, K heads of
+keys, Q heads of queries for each, H = K*Q, d head size, F feed-forward width, V vocabulary.
+Attention works on rows of width d in the order (k, m, q, token): then the queries of a group lie side by side for each
+head of keys, and need neither a transposition nor a copy of the prefix.
+"""
+
+import mindspore.common.dtype as mstype
+import numpy as np
+from mindspore import Parameter, Tensor, lazy_inline, nn, ops
+
+from src.models import kernels
+from src.models.kernels import MASKED
+from src.models.vision_language.adapters import LoRA, Projection
+from src.models.vision_language.architecture import LanguageSizes
+
+Keys = tuple[Tensor, ...]  # keys and values of layer 0, then of layer 1, ...: [K*B, P, d]
+
+_SOFTMAX = ops.Softmax(-1)
+_PRODUCT = ops.BatchMatMul()
+_PRODUCT_WITH_TRANSPOSED = ops.BatchMatMul(transpose_b=True)
+
+
+class Layer(nn.Cell):
+    """A pre-norm Transformer layer.
+
+    Inputs: x [n, D]; the tables of `LanguageModel.tables`; the keys and values of the prefix [K*B, P, d] and those of
+    the tokens before [K*M, T, d], or (); keep: dropout factors [n, D] or None. Returns x [n, D]; unless it has a prefix
+    and no tokens before, also keys and values [K*M, L, d].
+    """
+
+    @lazy_inline(policy="front")
+    def __init__(self, sizes: LanguageSizes, dtype: mstype.TensorType, lora: LoRA | None) -> None:
+        super().__init__()
+        s = sizes
+        self.heads, self.key_heads, self.size = s.heads, s.key_heads, s.head_size
+        q_width, k_width = s.heads * s.head_size, s.key_heads * s.head_size
+        self.attention_norm = RMSNorm(s.width, s.eps)
+        widths, qkv = (q_width, k_width, k_width), ("q_proj", "k_proj", "v_proj")
+        self.qkv = Projection(s.width, widths, qkv, dtype, has_bias=s.qkv_bias, lora=lora)
+        self.out = Projection(q_width, (s.width,), ("o_proj",), dtype, has_bias=s.out_bias, lora=lora)
+        self.feed_forward_norm = RMSNorm(s.width, s.eps)
+        gated, names = (s.feed_forward, s.feed_forward), ("gate_proj", "up_proj")
+        self.gate_up = Projection(s.width, gated, names, dtype, has_bias=s.feed_forward_bias, lora=lora)
+        self.down = Projection(
+            s.feed_forward, (s.width,), ("down_proj",), dtype, has_bias=s.feed_forward_bias, lora=lora
+        )
+        self.swiglu = kernels.swiglu()
+        self.permute = kernels.Permutation()
+        half = np.zeros((s.head_size, s.head_size), np.float32)  # x @ half = (-x[d/2:], x[:d/2])
+        middle = s.head_size // 2
+        half[np.arange(middle) + middle, np.arange(middle)] = -1.0
+        half[np.arange(middle), np.arange(middle) + middle] = 1.0
+        self.rotate_half = Tensor(half, dtype)
+
+    def construct(self, x, tables, prefix, past, keep):  # type: ignore[no-untyped-def]
+        _, _, back, back_inverse, _, _, mask = tables
+        n = x.shape[0]
+        query, key, value = self.heads_of(x, tables, keep)
+        if len(past) > 0:  # one token, which sees itself
+            own = (key.reshape(-1, 1, self.size), value.reshape(-1, 1, self.size), None)
+            blocks = (*prefix, None), (*past, mask), own
+        else:
+            length = mask.shape[-1]
+            own = (key.reshape(-1, length, self.size), value.reshape(-1, length, self.size), mask)
+            blocks = ((*prefix, None), own) if len(prefix) > 0 else (own,)
+        attended = _attend(query, blocks)
+        x = x + self.out(self.permute(attended, back, back_inverse).reshape(n, -1), None)
+        gated = self.gate_up(self.feed_forward_norm(x), keep)
+        x = x + self.down(self.swiglu(gated), None)
+        if len(prefix) > 0 and len(past) == 0:
+            return x
+        return x, own[0], own[1]
+
+    def heads_of(self, x, tables, keep):  # type: ignore[no-untyped-def]
+        """x [n, D] -> queries [n*H, d], keys and values [n*K, d], turned by their positions."""
+        order, order_inverse, _, _, cosines, sines, _ = tables
+        n = x.shape[0]
+        fused = self.qkv(self.attention_norm(x), keep).reshape(-1, self.size)
+        fused = self.permute(fused, order, order_inverse)
+        turned, value = ops.split(fused, (n * (self.heads + self.key_heads), n * self.key_heads))
+        turned = turned * cosines + ops.matmul(turned, self.rotate_half) * sines
+        query, key = ops.split(turned, (n * self.heads, n * self.key_heads))
+        return query, key, value
+
+
+Block = tuple[Tensor, Tensor, Tensor | None]  # keys, values [K*B or K*M, tokens, d]; mask [K*M, Q*L, tokens] or None
+
+
+def _attend(query: Tensor, blocks: tuple[Block, ...]) -> Tensor:
+    """Attention of query rows [K*M*Q*L, d] to all blocks together -> [K*M*Q*L, d]."""
+    attended = None
+    for weights, (_, value, _) in zip(attention_weights(query, blocks), blocks):
+        seen = _PRODUCT(ops.cast(weights, value.dtype), value).reshape(query.shape)
+        attended = seen if attended is None else attended + seen
+    return attended
+
+
+def attention_weights(query: Tensor, blocks: tuple[Block, ...]) -> tuple[Tensor, ...]:
+    """float32 weights of each block, [its rows, -1, tokens], under one softmax over all blocks."""
+    size = query.shape[-1]
+    rows = blocks[-1][0].shape[0]  # K*M
+    scores: tuple[Tensor, ...] = ()
+    for key, _, mask in blocks:
+        product = _PRODUCT_WITH_TRANSPOSED(query.reshape(key.shape[0], -1, size), key)
+        score = (ops.cast(product, mstype.float32) * size**-0.5).reshape(rows, -1, key.shape[1])
+        scores += (score if mask is None else score + mask,)
+    if len(scores) == 1:
+        return (_SOFTMAX(scores[0]),)
+    parts = ops.split(_SOFTMAX(ops.concat(scores, -1)), [score.shape[-1] for score in scores], -1)
+    weights: tuple[Tensor, ...] = ()
+    for part, (key, _, _) in zip(parts, blocks):
+        weights += (part.reshape(key.shape[0], -1, key.shape[1]),)
+    return weights
+
+
+class RMSNorm(nn.Cell):
+    """x [n, D] -> [n, D]."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = Parameter(np.ones(width, np.float32), name="weight")
+        self.normalize = kernels.rms_norm(eps)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.normalize(x, self.weight)
+
+
+class LanguageModel(nn.Cell):
+    """Embedding, layers, final norm, and logits.
+
+    positions: int [3 or 1, P + T], the rotary positions of the prefix, then of a completion; three rows where image
+    tokens have a time, a row and a column. prompt: P. dtype: of the products, and of the weights that adapters leave as
+    they are.
+    """
+
+    def __init__(
+        self,
+        sizes: LanguageSizes,
+        positions: np.ndarray,
+        prompt: int,
+        dtype: mstype.TensorType,
+        lora: LoRA | None = None,
+    ) -> None:
+        super().__init__()
+        self.sizes, self.dtype, self.prompt = sizes, dtype, prompt
+        table = np.zeros((sizes.vocab, sizes.width), np.float32)
+        stored = dtype if lora is not None else mstype.float32  # what is trained is held in full precision
+        self.embedding = Parameter(Tensor(table, stored), name="embedding")
+        self.layers = nn.CellList([Layer(sizes, dtype, lora) for _ in range(sizes.layers)])
+        self.norm = RMSNorm(sizes.width, sizes.eps)
+        self.output = self.embedding
+        if not sizes.tied:
+            self.output = Parameter(Tensor(table, stored), name="output")
+        angles = rotary_angles(sizes, positions)  # [P + T, d]
+        self.cosines, self.sines = Tensor(np.cos(angles), dtype), Tensor(np.sin(angles), dtype)
+        longest = max(prompt, positions.shape[1] - prompt)
+        self.future = Tensor(np.triu(np.full((longest, longest), MASKED), 1), mstype.float32)
+        self.not_past = Tensor(np.triu(np.full((longest, longest), MASKED)), mstype.float32)
+        self.repeated = kernels.repeated()
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids int32 of any shape -> embeddings [..., D]."""
+        return ops.cast(ops.gather(self.embedding, ids, 0), self.dtype)
+
+    def prefix(self, embeddings: Tensor) -> Keys:
+        """Compute the keys and values of each image's prefix from embeddings [B, P, D]."""
+        images, tokens, width = embeddings.shape
+        tables = self.tables(images, self.cosines[:tokens], self.sines[:tokens], self.future[:tokens, :tokens])
+        x = embeddings.reshape(-1, width)
+        keys: Keys = ()
+        for layer in self.layers:
+            x, key, value = layer(x, tables, (), (), None)
+            keys += (key, value)
+        return keys
+
+    def hidden(self, prefix: Keys, inputs: Tensor, keep: tuple[Tensor, ...] | None = None) -> Tensor:
+        """Teacher forcing: inputs int32 [M, T] (the last prompt token first) -> hidden states [M, T, D].
+
+        keep: dropout factors [M, T, D] of the adapters' inputs, one for each layer, or None.
+        """
+        x, _ = self._states(prefix, inputs, keep, len(self.layers))
+        return self.norm(x).reshape(*inputs.shape, -1)
+
+    def _states(
+        self, prefix: Keys, inputs: Tensor, keep: tuple[Tensor, ...] | None, layers: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """What the first `layers` layers make of the inputs, [M*T, D], and the tables that they share."""
+        rows, tokens = inputs.shape
+        first = self.prompt
+        cosines, sines = self.cosines[first : first + tokens], self.sines[first : first + tokens]
+        tables = self.tables(rows, cosines, sines, self.future[:tokens, :tokens])
+        x = self.embed(inputs.reshape(-1))
+        for index in range(layers):
+            dropped = None if keep is None else keep[index].reshape(x.shape)
+            x = self.layers[index](x, tables, prefix[2 * index : 2 * index + 2], (), dropped)
+        return x, tables
+
+    def attention(self, prefix: Keys, inputs: Tensor) -> Tensor:
+        """Attention of the last layer to the prefix, mean over heads: inputs int32 [M, T] -> float32 [M, T, P]."""
+        rows, tokens = inputs.shape
+        last = self.layers[-1]
+        x, tables = self._states(prefix, inputs, None, len(self.layers) - 1)
+        query, key, _ = last.heads_of(x, tables, None)
+        own = key.reshape(-1, tokens, self.sizes.head_size)
+        weights = attention_weights(query, ((*prefix[-2:], None), (own, own, tables[-1])))[0]
+        weights = weights.reshape(self.sizes.key_heads, rows, -1, tokens, self.prompt)
+        return ops.mean(ops.mean(weights, 2), 0)
+
+    def allocate(self, rows: int, tokens: int) -> tuple[Parameter, ...]:
+        """Return empty keys and values [K*M*T, d] of every layer."""
+        shape = (self.sizes.key_heads * rows * tokens, self.sizes.head_size)
+        return tuple(
+            Parameter(Tensor(np.zeros(shape, np.float32), self.dtype), name=f"cache{place}", requires_grad=False)
+            for place in range(2 * len(self.layers))
+        )
+
+    def step(self, token: Tensor, position: Tensor, prefix: Keys, caches: tuple[Parameter, ...]) -> tuple[Tensor, Keys]:
+        """Advance every row by one token, int32 [M], at `position`: -> hidden [M, D], and what `store` has to write.
+
+        Nothing is written before the logits are computed: a weight that is read before and after a write is copied.
+        """
+        rows, size = token.shape[0], self.sizes.head_size
+        groups = self.sizes.key_heads * rows
+        tokens = caches[0].shape[0] // groups
+        position = ops.reshape(position, (1,))
+        cosines, sines = (ops.gather(table, position + self.prompt, 0) for table in (self.cosines, self.sines))
+        tables = self.tables(rows, cosines, sines, ops.gather(self.not_past[:tokens, :tokens], position, 0))
+        x = self.embed(token)
+        new: Keys = ()
+        for index, layer in enumerate(self.layers):
+            past = (
+                caches[2 * index].reshape(groups, tokens, size),
+                caches[2 * index + 1].reshape(groups, tokens, size),
+            )
+            x, key, value = layer(x, tables, prefix[2 * index : 2 * index + 2], past, None)
+            new += (key, value)
+        return self.norm(x), new
+
+    def store(self, caches: tuple[Parameter, ...], new: Keys, position: Tensor) -> Tensor:
+        """Write the keys and values of a step's token in place; returns a tensor that depends on it."""
+        groups, size = new[0].shape[0], self.sizes.head_size
+        tokens = caches[0].shape[0] // groups
+        place = _numbers(groups) * tokens + ops.reshape(position, (1,))
+        done = place
+        for cache, values in zip(caches, new):
+            done = ops.depend(done, ops.scatter_update(cache, place, values.reshape(groups, size)))
+        return done
+
+    def reorder(self, caches: tuple[Parameter, ...], parents: Tensor) -> Tensor:
+        """Move the rows of all caches in place; returns a tensor that depends on it."""
+        done = parents
+        for cache in caches:
+            rows = cache.reshape(self.sizes.key_heads, parents.shape[0], -1)
+            done = ops.depend(done, ops.assign(cache, ops.gather(rows, parents, 1).reshape(cache.shape)))
+        return done
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [R, D] -> float32 [R, V]."""
+        return self.matmul(ops.cast(hidden, mstype.float32), ops.cast(self.output, mstype.float32))
+
+    def tables(self, rows: int, cosines: Tensor, sines: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """What all layers share for L tokens of each of M rows, from tables [L, d] and the mask [L, L'] of own tokens.
+
+        Returns order and its inverse, int32 [n*(H+2K)], from the rows of the fused projection to those of q, k and v;
+        order and inverse, int32 [n*H], from attended queries to the output projection; cosines and sines
+        [n*(H+K), d] of q and k; the mask [K*M, Q*L, L'].
+        """
+        heads, keys = self.sizes.heads, self.sizes.key_heads
+        group = heads // keys
+        length = mask.shape[0]
+        n = rows * length
+        grid = _numbers(n * (heads + 2 * keys)).reshape(rows, length, heads + 2 * keys)
+        q = grid[:, :, :heads].reshape(rows, length, keys, group).transpose(2, 0, 3, 1)
+        kv = grid[:, :, heads:].reshape(rows, length, 2, keys).transpose(2, 3, 0, 1)
+        order = ops.concat((q.reshape(-1), kv.reshape(-1)))
+        back = _numbers(n * heads).reshape(keys, rows, group, length).transpose(1, 3, 0, 2).reshape(rows, length, heads)
+        kv = _numbers(2 * n * keys).reshape(2, keys, rows, length).transpose(2, 3, 0, 1).reshape(rows, length, 2 * keys)
+        inverse = ops.concat((back, kv + n * heads), -1).reshape(-1)
+        forth = _numbers(n * heads).reshape(rows, length, keys, group).transpose(2, 0, 3, 1).reshape(-1)
+        cosines, sines = (ops.tile(table, (rows * (heads + keys), 1)) for table in (cosines, sines))
+        mask = self.repeated(ops.expand_dims(ops.tile(mask, (group, 1)), 0), keys * rows)
+        return order, inverse, back.reshape(-1), forth, cosines, sines, mask
+
+
+def _numbers(count: int) -> Tensor:
+    return ops.arange(count, dtype=mstype.int32)
+
+
+def rotary_angles(sizes: LanguageSizes, positions: np.ndarray) -> np.ndarray:
+    """float64 [n, d] from positions int [3 or 1, n]: position times frequency, for both halves of a head.
+
+    With three rows, the frequencies of each of `sizes.sections` turn with one of them (M-RoPE, arXiv:2409.12191).
+    """
+    row = np.repeat(np.arange(len(sizes.sections) or 1), sizes.sections or sizes.head_size // 2)  # of each frequency
+    angles = positions[np.minimum(row, len(positions) - 1)].T * np.array(sizes.inverse_frequencies)
+    return np.concatenate((angles, angles), 1)
+
+
+def image_positions(before: int, side: int, following: int, *, turned: bool) -> np.ndarray:
+    """Rotary positions int [3 or 1, before + side^2 + following] of text, a square image, and text.
+
+    turned: M-RoPE (arXiv:2409.12191, section 2.1): image tokens share a time, and have a row and a column; the text
+    behind goes on from the largest of all. Else every token has its own place.
+    """
+    if not turned:
+        return np.arange(before + side**2 + following)[None]
+    row, column = np.divmod(np.arange(side**2), side)
+    text = np.arange(before)
+    image = before + np.stack((np.zeros_like(row), row, column))
+    behind = before + side + np.arange(following)
+    return np.concatenate((np.tile(text, (3, 1)), image, np.tile(behind, (3, 1))), 1)
