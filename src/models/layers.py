@@ -56,11 +56,11 @@ class Linear(nn.Cell):
 class LayerNorm(nn.Cell):
     """Layer norm over the last axis."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, eps: float = kernels.EPS) -> None:
         super().__init__()
         self.gamma = Parameter(initializer("ones", (width,), mstype.float32))
         self.beta = Parameter(initializer("zeros", (width,), mstype.float32))
-        self.normalize = kernels.layer_norm()
+        self.normalize = kernels.layer_norm(eps)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.normalize(x, self.gamma, self.beta)

@@ -17,7 +17,7 @@ from src.data.model_folder import read_json
 from src.models import kernels
 from src.models.hugging_face import PretrainedWeights
 from src.models.kernels import attend
-from src.models.layers import Linear
+from src.models.layers import LayerNorm, Linear
 from src.runtime.errors import InputError
 
 
@@ -131,8 +131,8 @@ class ViT(nn.Cell):
             Parameter(np.zeros((1, 1, width), np.float32), name="class_token") if self.class_rows else None
         )
         self.positions = Parameter(np.zeros((self.class_rows + self.tokens, width), np.float32), name="positions")
-        self.first_norm = _Norm(width, self.eps) if self.names.first_norm else None
-        self.last_norm = _Norm(width, self.eps) if self.names.last_norm and layer == -1 else None
+        self.first_norm = LayerNorm(width, self.eps) if self.names.first_norm else None
+        self.last_norm = LayerNorm(width, self.eps) if self.names.last_norm and layer == -1 else None
         self.layers = nn.CellList([_Layer(sizes, self.names.scales is not None, dtype) for _ in range(layers)])
         self.repeated = kernels.repeated()
 
@@ -160,7 +160,7 @@ class _Layer(nn.Cell):
         super().__init__()
         width, wide, eps = sizes["hidden_size"], sizes["intermediate_size"], sizes["layer_norm_eps"]
         self.heads, self.dtype, self.gated = sizes["num_attention_heads"], dtype, sizes["gated"]
-        self.norm1, self.norm2 = _Norm(width, eps), _Norm(width, eps)
+        self.norm1, self.norm2 = LayerNorm(width, eps), LayerNorm(width, eps)
         self.qkv, self.out = Linear(width, 3 * width, dtype=dtype), Linear(width, width, dtype=dtype)
         self.expand = Linear(width, 2 * wide if self.gated else wide, dtype=dtype)
         self.contract = Linear(wide, width, dtype=dtype)
@@ -176,19 +176,6 @@ class _Layer(nn.Cell):
         x = x + (update if self.scale1 is None else update * self.scale1)
         update = self.contract(self.activation(self.expand(self.norm2(x))))
         return x + (update if self.scale2 is None else update * self.scale2)
-
-
-class _Norm(nn.Cell):
-    """Layer norm with the model's epsilon."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.gamma = Parameter(np.ones(width, np.float32), name="gamma")
-        self.beta = Parameter(np.zeros(width, np.float32), name="beta")
-        self.normalize = kernels.layer_norm(eps)
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.normalize(x, self.gamma, self.beta)
 
 
 def load_vit(vit: ViT, folder: Path) -> None:
@@ -208,7 +195,7 @@ def load_vit(vit: ViT, folder: Path) -> None:
             biases = [get(f"{name}.bias", shape[0]) if there else zero for name, there in zip(layers, found)]
             _set(linear.bias, np.concatenate(biases))
 
-    def fill_norm(norm: _Norm, name: str) -> None:
+    def fill_norm(norm: LayerNorm, name: str) -> None:
         _set(norm.gamma, get(f"{name}.weight", width))
         _set(norm.beta, get(f"{name}.bias", width))
 

@@ -1,130 +1,20 @@
 """A pretrained causal language model (Llama, Qwen2) whose completions share the prefix of their image.
 
 Letters: B images, G group size, M = B*G rows (row = b*G + g), P prefix tokens, T completion tokens, D width, K heads of
-keys, Q heads of queries for each, H = K*Q, d head size, F feed-forward width, V vocabulary.
-Attention works on rows of width d in the order (k, m, q, token): then the queries of a group lie side by side for each
-head of keys, and need neither a transposition nor a copy of the prefix.
+keys, Q heads of queries for each, H = K*Q, d head size, V vocabulary.
 """
 
 import mindspore.common.dtype as mstype
 import numpy as np
-from mindspore import Parameter, Tensor, lazy_inline, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from src.models import kernels
 from src.models.kernels import MASKED
-from src.models.vision_language.adapters import LoRA, Projection
+from src.models.vision_language.adapters import LoRA
 from src.models.vision_language.architecture import LanguageSizes
+from src.models.vision_language.layer import Layer, RMSNorm, attention_weights
 
 Keys = tuple[Tensor, ...]  # keys and values of layer 0, then of layer 1, ...: [K*B, P, d]
-
-_SOFTMAX = ops.Softmax(-1)
-_PRODUCT = ops.BatchMatMul()
-_PRODUCT_WITH_TRANSPOSED = ops.BatchMatMul(transpose_b=True)
-
-
-class Layer(nn.Cell):
-    """A pre-norm Transformer layer.
-
-    Inputs: x [n, D]; the tables of `LanguageModel.tables`; the keys and values of the prefix [K*B, P, d] and those of
-    the tokens before [K*M, T, d], or (); keep: dropout factors [n, D] or None. Returns x [n, D]; unless it has a prefix
-    and no tokens before, also keys and values [K*M, L, d].
-    """
-
-    @lazy_inline(policy="front")
-    def __init__(self, sizes: LanguageSizes, dtype: mstype.TensorType, lora: LoRA | None) -> None:
-        super().__init__()
-        s = sizes
-        self.heads, self.key_heads, self.size = s.heads, s.key_heads, s.head_size
-        q_width, k_width = s.heads * s.head_size, s.key_heads * s.head_size
-        self.attention_norm = RMSNorm(s.width, s.eps)
-        widths, qkv = (q_width, k_width, k_width), ("q_proj", "k_proj", "v_proj")
-        self.qkv = Projection(s.width, widths, qkv, dtype, has_bias=s.qkv_bias, lora=lora)
-        self.out = Projection(q_width, (s.width,), ("o_proj",), dtype, has_bias=s.out_bias, lora=lora)
-        self.feed_forward_norm = RMSNorm(s.width, s.eps)
-        gated, names = (s.feed_forward, s.feed_forward), ("gate_proj", "up_proj")
-        self.gate_up = Projection(s.width, gated, names, dtype, has_bias=s.feed_forward_bias, lora=lora)
-        self.down = Projection(
-            s.feed_forward, (s.width,), ("down_proj",), dtype, has_bias=s.feed_forward_bias, lora=lora
-        )
-        self.swiglu = kernels.swiglu()
-        self.permute = kernels.Permutation()
-        half = np.zeros((s.head_size, s.head_size), np.float32)  # x @ half = (-x[d/2:], x[:d/2])
-        middle = s.head_size // 2
-        half[np.arange(middle) + middle, np.arange(middle)] = -1.0
-        half[np.arange(middle), np.arange(middle) + middle] = 1.0
-        self.rotate_half = Tensor(half, dtype)
-
-    def construct(self, x, tables, prefix, past, keep):  # type: ignore[no-untyped-def]
-        _, _, back, back_inverse, _, _, mask = tables
-        n = x.shape[0]
-        query, key, value = self.heads_of(x, tables, keep)
-        if len(past) > 0:  # one token, which sees itself
-            own = (key.reshape(-1, 1, self.size), value.reshape(-1, 1, self.size), None)
-            blocks = (*prefix, None), (*past, mask), own
-        else:
-            length = mask.shape[-1]
-            own = (key.reshape(-1, length, self.size), value.reshape(-1, length, self.size), mask)
-            blocks = ((*prefix, None), own) if len(prefix) > 0 else (own,)
-        attended = _attend(query, blocks)
-        x = x + self.out(self.permute(attended, back, back_inverse).reshape(n, -1), None)
-        gated = self.gate_up(self.feed_forward_norm(x), keep)
-        x = x + self.down(self.swiglu(gated), None)
-        if len(prefix) > 0 and len(past) == 0:
-            return x
-        return x, own[0], own[1]
-
-    def heads_of(self, x, tables, keep):  # type: ignore[no-untyped-def]
-        """x [n, D] -> queries [n*H, d], keys and values [n*K, d], turned by their positions."""
-        order, order_inverse, _, _, cosines, sines, _ = tables
-        n = x.shape[0]
-        fused = self.qkv(self.attention_norm(x), keep).reshape(-1, self.size)
-        fused = self.permute(fused, order, order_inverse)
-        turned, value = ops.split(fused, (n * (self.heads + self.key_heads), n * self.key_heads))
-        turned = turned * cosines + ops.matmul(turned, self.rotate_half) * sines
-        query, key = ops.split(turned, (n * self.heads, n * self.key_heads))
-        return query, key, value
-
-
-Block = tuple[Tensor, Tensor, Tensor | None]  # keys, values [K*B or K*M, tokens, d]; mask [K*M, Q*L, tokens] or None
-
-
-def _attend(query: Tensor, blocks: tuple[Block, ...]) -> Tensor:
-    """Attention of query rows [K*M*Q*L, d] to all blocks together -> [K*M*Q*L, d]."""
-    attended = None
-    for weights, (_, value, _) in zip(attention_weights(query, blocks), blocks):
-        seen = _PRODUCT(ops.cast(weights, value.dtype), value).reshape(query.shape)
-        attended = seen if attended is None else attended + seen
-    return attended
-
-
-def attention_weights(query: Tensor, blocks: tuple[Block, ...]) -> tuple[Tensor, ...]:
-    """float32 weights of each block, [its rows, -1, tokens], under one softmax over all blocks."""
-    size = query.shape[-1]
-    rows = blocks[-1][0].shape[0]  # K*M
-    scores: tuple[Tensor, ...] = ()
-    for key, _, mask in blocks:
-        product = _PRODUCT_WITH_TRANSPOSED(query.reshape(key.shape[0], -1, size), key)
-        score = (ops.cast(product, mstype.float32) * size**-0.5).reshape(rows, -1, key.shape[1])
-        scores += (score if mask is None else score + mask,)
-    if len(scores) == 1:
-        return (_SOFTMAX(scores[0]),)
-    parts = ops.split(_SOFTMAX(ops.concat(scores, -1)), [score.shape[-1] for score in scores], -1)
-    weights: tuple[Tensor, ...] = ()
-    for part, (key, _, _) in zip(parts, blocks):
-        weights += (part.reshape(key.shape[0], -1, key.shape[1]),)
-    return weights
-
-
-class RMSNorm(nn.Cell):
-    """x [n, D] -> [n, D]."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = Parameter(np.ones(width, np.float32), name="weight")
-        self.normalize = kernels.rms_norm(eps)
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.normalize(x, self.weight)
 
 
 class LanguageModel(nn.Cell):
@@ -303,7 +193,7 @@ def image_positions(before: int, side: int, following: int, *, turned: bool) -> 
     """Rotary positions int [3 or 1, before + side^2 + following] of text, a square image, and text.
 
     turned: M-RoPE (arXiv:2409.12191, section 2.1): image tokens share a time, and have a row and a column; the text
-    behind goes on from the largest of all. Else every token has its own place.
+    after it continues from the largest of them. Otherwise every token has its own position.
     """
     if not turned:
         return np.arange(before + side**2 + following)[None]

@@ -16,7 +16,7 @@ from src.models.hugging_face import PretrainedWeights
 from src.models.kernels import MASKED, attend
 from src.models.vision_language.adapters import Projection
 from src.models.vision_language.architecture import TowerSizes
-from src.models.vision_language.language_model import RMSNorm
+from src.models.vision_language.layer import RMSNorm
 from src.models.vision_language.weights import Part, load_parts
 
 _EPS = 1e-6  # of its RMS norms
