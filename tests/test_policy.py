@@ -17,6 +17,7 @@ from toy_policy import ToyPolicy
 from src.data.tokenizer import TokenIds
 from src.decoding.attention import Attention
 from src.decoding.beam import BeamDecoder
+from src.decoding.distribution import Sampled
 from src.decoding.generation import compile_generation
 from src.decoding.sampler import GreedyDecoder, GroupSampler
 from src.losses.grpo import LogprobCell
@@ -39,7 +40,7 @@ def generate(generation, *inputs):
 def test_a_step_is_compiled_once(toy, features):
     ms.set_context(mode=ms.GRAPH_MODE)
     cells = []
-    sampler = GroupSampler(toy, TOKENS, temperature=1.0, top_k=0)
+    sampler = GroupSampler(toy, TOKENS, Sampled())
     function = compile_generation("any", sampler, lambda name, cell: cells.append(cell) or cell)
     for seed in (1, 2):
         function(features, Tensor(uniforms(seed, 0, 0, 2 * 3, TOKENS).reshape(2, 3, TOKENS)))
@@ -63,7 +64,7 @@ def numpy_logprobs(toy, feature, rows):
 
 def test_the_sampler_calls_one_step_and_ends_at_either_token(mode, toy, features):
     draws = Tensor(uniforms(1, 0, 0, 2 * 50, TOKENS).reshape(2, 50, TOKENS))
-    ids, mask, logprobs = generate(GroupSampler(toy, TOKENS, temperature=1.0, top_k=0), features, draws)
+    ids, mask, logprobs = generate(GroupSampler(toy, TOKENS, Sampled()), features, draws)
     ended = set()
     for row, counts in zip(ids, mask):
         places = np.flatnonzero(np.isin(row, ENDS))
@@ -71,7 +72,7 @@ def test_the_sampler_calls_one_step_and_ends_at_either_token(mode, toy, features
         ended.add(int(row[length - 1]))
         assert counts.tolist() == [1.0] * length + [0.0] * (TOKENS - length) and (row[length:] == PAD).all()
     assert set(ENDS) < ended
-    again = LogprobCell(toy, 1.0, 0)(features, Tensor(ids)).asnumpy()
+    again = LogprobCell(toy, Sampled())(features, Tensor(ids)).asnumpy()
     np.testing.assert_allclose(again[mask > 0], logprobs[mask > 0], atol=1e-4)
     for image, feature in enumerate(features.asnumpy()):
         rows = slice(50 * image, 50 * image + 5)
@@ -81,7 +82,7 @@ def test_the_sampler_calls_one_step_and_ends_at_either_token(mode, toy, features
 
 def test_the_greedy_row_is_greedy_decoding(toy, features):
     draws = Tensor(uniforms(2, 0, 0, 2 * 3, 6).reshape(2, 3, 6))
-    joint = generate(GroupSampler(toy, 6, temperature=1.0, top_k=0, greedy=True), features, draws)
+    joint = generate(GroupSampler(toy, 6, Sampled(), greedy=True), features, draws)
     for alone, together in zip(generate(GreedyDecoder(toy, 6), features), joint):
         np.testing.assert_allclose(together.reshape(2, 4, 6)[:, 3], alone, atol=1e-5)
 

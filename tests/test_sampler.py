@@ -7,7 +7,7 @@ from conftest import BOS, EOS, PAD, VOCAB
 from mindspore import Tensor, nn, ops
 from test_decoder import Forced
 
-from src.decoding.distribution import InverseCDF, policy_logits
+from src.decoding.distribution import InverseCDF, Sampled, policy_logits
 from src.decoding.sampler import GreedyDecoder, GroupSampler
 from src.losses.grpo import LogprobCell
 from src.runtime.rng import uniforms
@@ -26,7 +26,7 @@ SAMPLERS = {}  # by temperature, top_k and tokens: a graph is compiled once for 
 def sample(captioner, features, allowed, group=3, seed=1, temperature=1.0, top_k=0, tokens=TOKENS):
     key = (temperature, top_k, tokens)
     if key not in SAMPLERS:
-        SAMPLERS[key] = GroupSampler(captioner, tokens, temperature=temperature, top_k=top_k)
+        SAMPLERS[key] = GroupSampler(captioner, tokens, Sampled(temperature, top_k))
     sampler = SAMPLERS[key]
     draws = uniforms(seed, 0, 0, features.shape[0] * group, tokens).reshape(-1, group, tokens)
     return [output.asnumpy() for output in sampler(features, Tensor(draws))]
@@ -95,8 +95,8 @@ def test_first_and_second_tokens_follow_the_softmax(captioner, features, allowed
 
 @pytest.mark.parametrize("temperature, top_k", [(1.0, 0), (0.7, 0), (1.3, 4)])
 def test_old_logprobs_equal_teacher_forced_logprobs(mode, captioner, features, allowed, temperature, top_k):
-    ids, mask, old = sample(captioner, features, allowed, temperature=temperature, top_k=top_k)
-    again = LogprobCell(captioner, temperature, top_k)(features, Tensor(ids)).asnumpy()
+    ids, mask, old = sample(captioner, features, allowed, Sampled(temperature, top_k))
+    again = LogprobCell(captioner, Sampled(temperature, top_k))(features, Tensor(ids)).asnumpy()
     np.testing.assert_allclose(again[mask > 0], old[mask > 0], atol=1e-4)
     assert (old[mask == 0] == 0).all()
 
@@ -104,9 +104,9 @@ def test_old_logprobs_equal_teacher_forced_logprobs(mode, captioner, features, a
 def test_float16_sampler_and_loss_agree_on_logprobs(half_captioner, features, allowed):
     """They round in other places; the ratio of a first update stays far inside the clip range of 0.2."""
     draws = Tensor(uniforms(1, 0, 0, 40, TOKENS).reshape(2, 20, TOKENS))
-    sampler = GroupSampler(half_captioner, TOKENS, temperature=1.0, top_k=0)
+    sampler = GroupSampler(half_captioner, TOKENS, Sampled())
     ids, mask, old = (output.asnumpy() for output in sampler(features, draws))
-    again = LogprobCell(half_captioner, 1.0, 0)(features, Tensor(ids)).asnumpy()
+    again = LogprobCell(half_captioner, Sampled())(features, Tensor(ids)).asnumpy()
     assert 0 < np.abs(again[mask > 0] - old[mask > 0]).max() < 0.02
 
 
@@ -165,17 +165,17 @@ def test_greedy_takes_the_most_probable_token(mode, captioner, features, allowed
 
 def test_top_k_keeps_the_k_best_and_a_given_token(mode):
     logits = Tensor(np.array([[1.0, 4.0, 3.0, 2.0]], np.float32))
-    kept = policy_logits(logits, 2.0, 2).asnumpy()
+    kept = policy_logits(logits, Sampled(2.0, 2)).asnumpy()
     assert kept[0, 1] == 2.0 and kept[0, 2] == 1.5 and (kept[0, [0, 3]] < -1e8).all()
-    with_token = policy_logits(logits, 1.0, 2, Tensor(np.array([0], np.int32))).asnumpy()
+    with_token = policy_logits(logits, Sampled(1.0, 2), Tensor(np.array([0], np.int32))).asnumpy()
     assert with_token[0, 0] == 1.0 and with_token[0, 3] < -1e8
 
 
 def test_the_greedy_row_is_greedy_decoding_and_leaves_the_samples_alone(captioner, features, allowed):
     group = 3
     draws = uniforms(1, 0, 0, 2 * group, TOKENS).reshape(2, group, TOKENS)
-    alone = GroupSampler(captioner, TOKENS, temperature=1.0, top_k=0)(features, Tensor(draws))
-    joint = GroupSampler(captioner, TOKENS, temperature=1.0, top_k=0, greedy=True)(features, Tensor(draws))
+    alone = GroupSampler(captioner, TOKENS, Sampled())(features, Tensor(draws))
+    joint = GroupSampler(captioner, TOKENS, Sampled(), greedy=True)(features, Tensor(draws))
     joint = [output.asnumpy().reshape(2, group + 1, TOKENS) for output in joint]
     for expected, output in zip(alone, joint):
         np.testing.assert_allclose(output[:, :group].reshape(-1, TOKENS), expected.asnumpy(), atol=1e-5)

@@ -146,7 +146,7 @@ def test_captions_equal_to_their_ground_truth_score_10_on_all_ways(segmentation,
     assert corpus_cider(shown, {i: [line] for i, line in enumerate(cut)}) == pytest.approx(10)
     settings = config("rewards.length=1", "length.most=40", stage="grpo")
     decode = partial(decode_completions, tokenizer, [tokenizer.eos_id])
-    rewards = Rewards(settings, {i: [line] for i, line in enumerate(cut)}, decode, words.split, None)
+    rewards = Rewards(settings, {i: [line] for i, line in enumerate(cut)}, decode, words.split_all, None)
     ended, found = rewards(0, np.arange(60), np.arange(60), ids, (ids > 0).astype(np.float32))
     assert ended.all()
     np.testing.assert_allclose(found[:, 0], 10, rtol=1e-6)

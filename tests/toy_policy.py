@@ -98,7 +98,7 @@ class ToyPolicy(Policy):
         return {parameter.name.split(".")[-1]: parameter for parameter in self.trained_parameters()}
 
 
-def build_toy(config, token_ids, *, cached, checkpoint=None):
+def build_toy(config, token_ids, *, cached, load=False):
     """In place of build_captioner; the last id of the vocabulary, a rare word, ends a completion too."""
     from src.models.encoders.build import build_encoder
 

@@ -24,6 +24,7 @@ from src.runtime.text_tables import markdown_table
 # Each is measured in its own process (python -m src.bench SET [key=value ...]), which prints one JSON line last: the
 # encoder needs other CPU instructions than the rest (src.runtime.environment), and a process has only one choice.
 SETS = ("features", "pixels", "host", "compile")
+LANGUAGE_SETS = ("sample", "update", "update_adapters")  # of a pretrained language model
 
 
 def main() -> None:
@@ -32,10 +33,13 @@ def main() -> None:
     if arguments in (["-h"], ["--help"]):
         print(__doc__)
         return
-    if arguments and arguments[0] in SETS:
+    if arguments and arguments[0] in (*SETS, *LANGUAGE_SETS):
         measure_here(*arguments)
         return
     config, sizes = parse(arguments)
+    if config.policy.is_pretrained:
+        print_language(arguments)
+        return
     parts = {what: measure(what, arguments) for what in ("features", "pixels", "host")}
     with tempfile.TemporaryDirectory(prefix="compile-cache-") as folder:
         cache = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": folder}
@@ -54,6 +58,18 @@ def main() -> None:
         "peak_memory_mb": max(part["peak_memory_mb"] for part in parts.values()),
     }
     print("\n".join(table(result)), json.dumps(result), sep="\n")
+
+
+def print_language(arguments: Sequence[str]) -> None:
+    """Measure and print the phases of a pretrained language model: a table, then one JSON line."""
+    from src.bench.language import language_table
+
+    with tempfile.TemporaryDirectory(prefix="compile-cache-") as folder:
+        cold, cached = {}, {}
+        for what in LANGUAGE_SETS:
+            cache = {"MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": f"{folder}/{what}"}
+            cold[what], cached[what] = (measure(what, arguments, cache) for _ in range(2))
+    print("\n".join(language_table(cold, cached)), json.dumps({"cold": cold, "cached": cached}), sep="\n")
 
 
 def measure(what: str, arguments: Sequence[str], environment: Mapping[str, str] = {}) -> dict[str, Any]:
@@ -76,14 +92,17 @@ def measure_here(what: str, *arguments: str) -> None:
 
     from src.bench.floors import floors, reward_floor
     from src.bench.host import host_phases
+    from src.bench.language import language_phase
     from src.bench.phases import Phase, compile_seconds, device_phases, measure_ceilings
-    from src.models.encoders.build import build_encoder
+    from src.models.encoders.build import build_encoder, encoder_settings
     from src.runtime.device import setup_device
 
     setup_device(config)
     result: dict[str, Any] = {}
     phases: Iterable[Phase] = ()
-    if what == "host":
+    if what in LANGUAGE_SETS:
+        phases = [language_phase(config, sizes, what)]
+    elif what == "host":
         phases, result["floors"] = host_phases(sizes), {"reward": reward_floor(sizes)}
     elif what == "compile":
         result["compile_s"] = compile_seconds(device_phases(config, sizes, cached=True))
@@ -97,9 +116,7 @@ def measure_here(what: str, *arguments: str) -> None:
         result["phases"][phase.name] = timing | {"captions_per_s": phase.captions / timing["seconds"]}
     if what == "pixels":
         ms.set_context(mode=ms.PYNATIVE_MODE)  # floors are counted while Python runs the encoder
-        kind, variant, size = config.encoder.kind, config.encoder.variant, config.data.image_size
-        encoder = build_encoder(kind, variant=variant, checkpoint=None, image_size=size)
-        result["floors"] = floors(config, sizes, encoder)
+        result["floors"] = floors(config, sizes, build_encoder(**encoder_settings(config), load=False))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(result | {"peak_memory_mb": peak}))
 

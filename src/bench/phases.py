@@ -14,6 +14,7 @@ from mindspore import Tensor, nn, ops
 from src.bench.sizes import Sizes
 from src.bench.timing import timed
 from src.config.schema import CEConfig, Config, RLConfig
+from src.decoding.generation import Generation, compile_generation
 from src.models.policy import Policy
 from src.training import zones
 from src.training.optim import build_optimizer
@@ -47,27 +48,33 @@ def device_phases(config: Config, sizes: Sizes, *, cached: bool) -> Iterator[Pha
         yield _phase("encode", rl.sample_images, zones.encoder_zone(config, policy, rl.sample_images))
     yield _phase("sample" if cached else "rollout", sampled, zones.sampler_zone(config, policy))
     loss = zones.rl_loss_zone(config, policy, rl.update_images)
-    yield Phase("update_features" if cached else "update", updated, _update(config, policy, loss, rl))
+    yield Phase("update_features" if cached else "update", updated, update_call(config, policy, loss, rl))
     if cached:
         yield _phase("reference", sampled, zones.reference_zone(config, policy))
         for name, zone in zip(("greedy", "beam"), zones.decoder_zones(config, policy)):
             yield _phase(name, config.eval.batch_images, zone)
         loss = zones.ce_loss_zone(config, policy, ce.batch_images)
-        yield Phase("ce_step", ce.batch_images * ce.captions_per_image, _update(config, policy, loss, ce))
+        yield Phase("ce_step", ce.batch_images * ce.captions_per_image, update_call(config, policy, loss, ce))
 
 
 def _phase(name: str, captions: int, zone: Zone) -> Phase:
-    """A zone with its inputs on the device, whose call waits for the last output."""
-    tensors = [Tensor(array) for array in zone.inputs]
+    return Phase(name, captions, waiting_call(zone))
+
+
+def waiting_call(zone: Zone) -> Callable[[], object]:
+    """A zone with its inputs on the device, as a call that waits for the last output."""
+    tensors, function = [Tensor(array) for array in zone.inputs], zone.cell
+    if isinstance(zone.cell, Generation):
+        function = compile_generation(zone.name, zone.cell, lambda name, cell: cell)
 
     def call() -> np.ndarray:
-        outputs = zone.cell(*tensors)
+        outputs = function(*tensors)
         return (outputs[-1] if isinstance(outputs, tuple) else outputs).asnumpy()
 
-    return Phase(name, captions, call)
+    return call
 
 
-def _update(config: Config, policy: Policy, loss: Zone, settings: CEConfig | RLConfig) -> Callable[[], object]:
+def update_call(config: Config, policy: Policy, loss: Zone, settings: CEConfig | RLConfig) -> Callable[[], object]:
     """A loss with its gradient and the optimiser, from arrays."""
     optimizer = build_optimizer(policy.trained_parameters(), settings.optimizer, _RATES)
     update = Update(optimizer, build_loss_scale(config.precision), settings.optimizer.grad_clip)

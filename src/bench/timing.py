@@ -20,12 +20,13 @@ class Work(NamedTuple):
 def timed(call: Callable[[], object], repeats: int) -> dict[str, float]:
     """Time `call`, which must not return before its work is done.
 
-    seconds: median of the repeats; compile_s: how much longer the first call took.
+    seconds, cpu_seconds (of all cores): medians of the repeats; compile_s: how much longer the first call took.
     """
-    times = []
+    times, cpu_times = [], []
     for _ in range(2 + repeats):
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         call()
         times.append(time.perf_counter() - started)
+        cpu_times.append(time.process_time() - cpu_started)
     seconds = median(times[2:])
-    return {"seconds": seconds, "compile_s": max(0.0, times[0] - seconds)}
+    return {"seconds": seconds, "cpu_seconds": median(cpu_times[2:]), "compile_s": max(0.0, times[0] - seconds)}

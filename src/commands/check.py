@@ -33,19 +33,23 @@ def main() -> None:
     config = load_config(arguments.config, arguments.overrides)
     prepare_environment(convolutions=False)
 
-    from src.data.dataset import build_tokenizer, load_dataset
+    from src.data.dataset import build_tokenizer, load_dataset, load_pretrained_tokenizer
     from src.data.locate import find_images
-    from src.models.encoders.build import build_encoder
+    from src.models.build import build_policy
+    from src.models.encoders.build import build_encoder, encoder_settings
 
-    kind, variant, checkpoint = config.encoder.kind, config.encoder.variant, config.encoder.checkpoint
-    build_encoder(kind, variant=variant, checkpoint=checkpoint, image_size=config.data.image_size)
+    if config.policy.is_pretrained:
+        build_policy(config, load_pretrained_tokenizer(config).token_ids, cached=False, load=True)
+    else:
+        build_encoder(**encoder_settings(config))
     make_demo_data(config)
     dataset = load_dataset(config)
     if dataset.words.warning:
         print(dataset.words.warning, file=sys.stderr)
     tokenizer = build_tokenizer(config, dataset)
     rows = []
-    for split, truths in dataset.ground_truths.items():
+    for split in dataset.records:
+        truths = dataset.targets(split)
         captions = [np.array(tokenizer.encode(caption)) for image in truths for caption in image]
         rows.append([split, *split_facts([ids == tokenizer.unk_id for ids in captions], len(truths), config)])
     print("\n".join(markdown_table(COLUMNS, rows)))

@@ -57,7 +57,7 @@ def main() -> None:
         run_program_of(stages[0], cluster, "eval.py", *words)
         return
     split = evaluated_split(config, arguments.split)
-    if config.stage != "ce" and not checkpoints:
+    if config.stage != "ce" and config.init_config is not None and not checkpoints:
         overrides = stage_overrides(arguments.overrides)
         ce_file = file.parent / config.init_config
         ce = Stage(ce_file, load_config(ce_file, overrides), overrides, init_file(config))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Input scaling, in RGB order: `(pixel * scale - mean) / std` with pixels from 0 to 255."""
+    """Input resizing and scaling, in RGB order: `(pixel * scale - mean) / std` with pixels from 0 to 255."""
 
     scale: float
     mean: tuple[float, float, float]
@@ -44,8 +44,12 @@ PREPROCESSING = {
     "cnn": Preprocessing(scale=1 / 255, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
 }
 
+# Layers of a pretrained language model that adapters can be added to.
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
 # encoder.kind -> the valid values of encoder.variant.
 KINDS = {
     "resnet50": tuple(VARIANTS),
     "cnn": ("cnn",),
+    "vit": (),  # its folder says how pixels are scaled
 }

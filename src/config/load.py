@@ -26,6 +26,7 @@ NOT_COMPARED = (
     *("output_root", "name", "device", "device_id", "fresh", "stop_after_minutes", "log_every", "data.workers"),
     *("data.mindrecord", "init_checkpoint"),  # of init_checkpoint, a digest of its weights is compared
     *("eval.beams", "eval.length_penalty", "eval.block_trigrams", "eval.samples"),
+    *("eval.temperature", "eval.top_k", "eval.top_p", "policy.end_check"),
     # These decide which questions get no answer, never what an answer is.
     *("caprl.max_failed", "caprl.base_url", "caprl.timeout", "caprl.retries", "caprl.concurrency", "caprl.max_tokens"),
 )
@@ -62,13 +63,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     values |= _changed(values, (*FILE_KEYS, *INNER_FILE_KEYS), os.path.expanduser)
     if values.get("name") is None:
         suffix = f"-seed{values['seed']}" if values.get("seed") != configured_seed else ""
-        values["name"] = f"{values.get('data.dataset')}-{path.stem}{suffix}"
+        stem = path.stem if values.get("policy.kind") == "captioner" else f"{path.absolute().parent.name}-{path.stem}"
+        values["name"] = f"{values.get('data.dataset')}-{stem}{suffix}"
     missing = next((key for key in _KEYS if key not in values), None)
     if missing is not None:
         raise InputError(f"{path}: '{missing}' is missing; give the file a base: that leads to configs/base.yaml")
     config = _build(Config, values, "")
     check(config)
+    _refuse_tokenizer(config, values)
     return config
+
+
+def _refuse_tokenizer(config: Config, values: dict[str, Any]) -> None:
+    """Raise InputError if a tokenizer is chosen for a pretrained model, which brings its own."""
+    base = _read(_BASE, seen=()) if config.policy.is_pretrained else {}
+    for key, default in base.items():
+        if key.startswith("tokenizer.") and values[key] not in (default, from_root(str(default))):
+            raise InputError(
+                f"{key}={values[key]} cannot be set with policy.path, which brings its own tokenizer; remove it"
+            )
 
 
 def current_keys(texts: Iterable[str], origin: str = "command line") -> list[str]:

@@ -67,7 +67,7 @@ def load_plan(path: Path, overrides: list[str]) -> Plan:
         config = load_config(file, rest)
         if config.stage == "ce":
             raise InputError(f"{path}: systems.{name}={file} trains with cross-entropy; use a configuration of RL")
-        start = file.parent / config.init_config
+        start = file.parent / (config.init_config or "")
         if start.resolve() != ce.resolve():
             raise InputError(f"{path}: {file} starts from {start}, not from {ce}: change its init_config")
     return plan

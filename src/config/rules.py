@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from src.config.kinds import KINDS
+from src.config.kinds import KINDS, LORA_TARGETS
 from src.config.schema import Config
 from src.runtime.errors import InputError
 
@@ -57,24 +57,28 @@ _NUMBERS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         " decoder.feed_forward eval.batch_images eval.tokens eval.every eval.beams ce.epochs ce.batch_images ce.tokens"
         " ce.micro_batches ce.captions_per_image ce.optimizer.lr ce.optimizer.grad_clip rl.group_size rl.rollouts"
         " rl.rollout_images rl.sample_images rl.passes rl.update_images rl.micro_batches rl.tokens rl.temperature"
+        " policy.pool lora.alpha eval.temperature"
         " rl.optimizer.lr rl.optimizer.grad_clip advantage.eps length.margin caprl.presentations caprl.timeout"
         " caprl.concurrency caprl.max_tokens",
         lambda value: value > 0,
         "must be above 0",
     ),
     (
-        "decoder.dropout decoder.embedding_dropout ce.label_smoothing ce.optimizer.warmup_ratio rl.clip_eps_low"
-        " rl.optimizer.warmup_ratio caprl.max_failed",
+        "decoder.dropout decoder.embedding_dropout lora.dropout ce.label_smoothing ce.optimizer.warmup_ratio"
+        " rl.clip_eps_low rl.optimizer.warmup_ratio caprl.max_failed",
         lambda value: 0 <= value < 1,
         "must be at least 0 and below 1",
     ),
     (
-        "seed stop_after_minutes kl.coef rewards.cider rewards.caprl rewards.length rewards.repetition length.least"
+        "seed stop_after_minutes ce.optimizer.projector_lr ce.optimizer.adapter_lr rl.optimizer.projector_lr"
+        " rl.optimizer.adapter_lr policy.end_check policy.chunk_rows lora.rank eval.top_k"
+        " kl.coef rewards.cider rewards.caprl rewards.length rewards.repetition length.least"
         " caprl.retries rl.top_k rl.clip_eps_high eval.length_penalty eval.samples ce.patience ce.save_steps"
         " ce.optimizer.weight_decay rl.optimizer.weight_decay",
         lambda value: value >= 0,
         "must not be negative",
     ),
+    ("rl.top_p eval.top_p", lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
     ("ce.optimizer.beta2 rl.optimizer.beta2", lambda value: 0 < value < 1, "must be between 0 and 1"),
 )
 _MULTIPLES = [("ce.batch_images", "ce.micro_batches"), ("rl.update_images", "rl.micro_batches")]
@@ -99,13 +103,16 @@ def _faults(c: Config, flat: dict[str, Any]) -> Iterator[tuple[str, str | None]]
         yield "eval.samples", "must be 0 or at least 2: diversity compares several captions"
     if c.eval.block_trigrams and c.eval.beams == 1:
         yield "eval.block_trigrams", "needs eval.beams of at least 2: greedy decoding blocks nothing"
+    yield from _policy_faults(c)
     if c.encoder.kind not in KINDS:
         yield "encoder.kind", f"must be one of {', '.join(KINDS)}"
-    elif c.encoder.variant not in KINDS[c.encoder.kind]:
+    elif KINDS[c.encoder.kind] and c.encoder.variant not in KINDS[c.encoder.kind]:
         variants = ", ".join(KINDS[c.encoder.kind])
         yield "encoder.variant", f"must be one of {variants} if encoder.kind is {c.encoder.kind}"
+    if c.encoder.kind == "vit" and c.encoder.checkpoint is None:
+        yield "encoder.checkpoint", "must name the folder of a vision tower if encoder.kind is vit"
     longest = max(c.ce.tokens, c.rl.tokens, c.eval.tokens)
-    if c.decoder.positions < longest:
+    if c.decoder.positions < longest and not c.policy.is_pretrained:
         yield "decoder.positions", f"must be at least {longest}, the longest caption"
     if not re.fullmatch(r"[\w.-]+", c.name) or c.name in (".", ".."):
         yield "name", "must be one folder name of letters, digits, '.', '-' and '_'"
@@ -136,6 +143,23 @@ def _faults(c: Config, flat: dict[str, Any]) -> Iterator[tuple[str, str | None]]
         yield "caprl.template", "must hold {prompt}, where the question goes"
     if c.length.most < c.length.least:
         yield "length.most", f"must be at least length.least={c.length.least}"
+
+
+def _policy_faults(c: Config) -> Iterator[tuple[str, str | None]]:
+    """Yield the keys of the kind of policy that are impossible."""
+    kind, path = c.policy.kind, c.policy.path
+    if c.policy.is_pretrained and path is None:
+        yield "policy.path", f"must name the folder of a pretrained model if policy.kind is {kind}"
+    if not c.policy.is_pretrained:
+        if path is not None:
+            yield "policy.path", "is for a pretrained model: set policy.kind=prefix_lm or qwen2_5_vl"
+        if c.lora.rank:
+            yield "lora.rank", "is for a pretrained model: set policy.kind=prefix_lm or qwen2_5_vl"
+        if c.stage != "ce" and c.init_config is None and c.init_checkpoint is None:
+            yield "init_config", "must name the configuration of CE: a captioner has no pretrained captions"
+    targets = c.lora.targets.split(",")
+    if c.lora.rank and not set(targets) <= set(LORA_TARGETS):
+        yield "lora.targets", f"must be some of {','.join(LORA_TARGETS)} with commas between"
 
 
 def check(config: Config) -> None:

@@ -9,7 +9,7 @@ from src.runtime.device import DeviceSettings
 
 # Keys that name files. A relative path starts at the repository's root in YAML, at the working folder on the command
 # line; those of INNER_FILE_KEYS always start at data.root or at the folder of the configuration.
-FILE_KEYS = ("output_root", "init_checkpoint", "data.root", "tokenizer.vocab", "encoder.checkpoint")
+FILE_KEYS = ("output_root", "init_checkpoint", "data.root", "tokenizer.vocab", "encoder.checkpoint", "policy.path")
 INNER_FILE_KEYS = ("init_config", "data.annotations", "data.images", "data.lists", "data.mindrecord", "caprl.questions")
 
 
@@ -25,6 +25,7 @@ class DataConfig:
     lists: str | None
     mindrecord: str | None
     image_size: int
+    aspect: Literal["stretch", "pad"]
     resize_after_normalize: bool
     workers: int
 
@@ -47,11 +48,36 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class PolicyConfig:
+    kind: Literal["captioner", "prefix_lm", "qwen2_5_vl"]
+    path: str | None
+    prompt: str
+    pool: int
+    recompute: bool
+    chunk_rows: int
+    end_check: int
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether a pretrained language model writes the captions."""
+        return self.kind != "captioner"
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    rank: int
+    alpha: float
+    targets: str
+    dropout: float
+
+
+@dataclass(frozen=True)
 class EncoderConfig:
     kind: str
     variant: str
     scale: float | None
     checkpoint: str | None
+    layer: int
     trainable: bool
 
 
@@ -71,6 +97,8 @@ class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay."""
 
     lr: float
+    projector_lr: float | None
+    adapter_lr: float | None
     final_lr: float
     warmup_ratio: float
     decay_ratio: float
@@ -104,6 +132,7 @@ class RLConfig:
     tokens: int
     temperature: float
     top_k: int
+    top_p: float
     clip_eps_low: float
     clip_eps_high: float
     optimizer: OptimizerConfig
@@ -187,6 +216,9 @@ class EvalConfig:
     length_penalty: float
     block_trigrams: bool
     samples: int
+    temperature: float
+    top_k: int
+    top_p: float
 
 
 @dataclass(frozen=True)
@@ -197,13 +229,15 @@ class Config(DeviceSettings):
     name: str
     fresh: bool
     stop_after_minutes: float
-    init_config: str
+    init_config: str | None
     init_checkpoint: str | None
     select: Literal["best", "last", "original"]
     log_every: int
     data: DataConfig
     demo: DemoConfig
     tokenizer: TokenizerConfig
+    policy: PolicyConfig
+    lora: LoRAConfig
     encoder: EncoderConfig
     decoder: DecoderConfig
     ce: CEConfig
@@ -223,9 +257,20 @@ class Config(DeviceSettings):
         return Path(self.output_root) / self.name
 
     @property
+    def has_convolutions(self) -> bool:
+        """Whether the encoder is a network of convolutions."""
+        return self.policy.kind != "qwen2_5_vl" and self.encoder.kind != "vit"
+
+    @property
     def convolves(self) -> bool:
-        """Whether training and evaluation run the encoder, because it is trained or small."""
-        return self.encoder.trainable or self.encoder.kind == "cnn"
+        """Whether training and evaluation run convolutions, because the encoder is trained or small."""
+        return self.has_convolutions and (self.encoder.trainable or self.encoder.kind == "cnn")
+
+    @property
+    def pixels_folder(self) -> Path | None:
+        """The pretrained folder whose preprocessor_config.json says how pixels are scaled; None: `encoder.variant`."""
+        folder = self.policy.path if self.policy.kind == "qwen2_5_vl" else self.encoder.checkpoint
+        return None if self.has_convolutions or folder is None else Path(folder)
 
     @property
     def captions_per_rollout(self) -> int:

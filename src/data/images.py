@@ -22,7 +22,7 @@ _PREFETCH = 4  # elements per MindData queue; its default of 16 batches is 300 M
 class ImageSource:
     """The images of `images` by index, preprocessed. Raises InputError naming statistics that are out of range.
 
-    image_size: side in pixels; pictures are squashed to a square, not cropped.
+    image_size: side in pixels; pictures are squashed to a square, or filled up to one if `padded`, but not cropped.
     workers: threads that read and decode, and as many that resize.
     resize_after_normalize: the order of the original (with scale 1 and 0-1 statistics: its defect).
     """
@@ -34,11 +34,16 @@ class ImageSource:
         scaling: Preprocessing,
         workers: int,
         resize_after_normalize: bool = False,
+        *,
+        padded: bool = False,
     ) -> None:
         self._images = images
         self._workers = workers
+        self._padded = padded
         normalize = vision.Normalize(*(_in_pixels(name, scaling) for name in ("mean", "std")))
-        resize = vision.Resize((image_size, image_size), vision.Inter.LINEAR)  # not antialiased
+        # LINEAR is not antialiased; PILCUBIC is Pillow's bicubic, which is.
+        method = vision.Inter.PILCUBIC if scaling.resampling == "bicubic" else vision.Inter.LINEAR
+        resize = vision.Resize((image_size, image_size), method)
         steps = [normalize, resize] if resize_after_normalize else [resize, normalize]
         self._operations = [*steps, vision.HWC2CHW()]
 
@@ -57,7 +62,7 @@ class ImageSource:
 
         def pixels() -> Iterator[tuple[np.ndarray]]:
             try:
-                for image in in_order(_pixels, self._images.stream(order), self._workers):
+                for image in in_order(self._decoded, self._images.stream(order), self._workers):
                     yield (image,)
             except InputError as error:
                 failures.append(error)
@@ -78,9 +83,26 @@ class ImageSource:
 
     def preprocess(self, pixels: np.ndarray) -> np.ndarray:
         """Preprocess one decoded image, uint8 [h,w,3], as `batches` does: float32 [3,H,W]."""
+        if self._padded:
+            pixels = square(pixels)
         for operation in self._operations:
             pixels = operation(pixels)
         return pixels
+
+    def _decoded(self, file: Path, load: Callable[[], bytes]) -> np.ndarray:
+        """Decode one image, uint8 [h,w,3]. Raises InputError naming the file."""
+        pixels = _pixels(file, load)
+        return square(pixels) if self._padded else pixels
+
+
+def square(pixels: np.ndarray) -> np.ndarray:
+    """Fill an image, uint8 [h,w,3], up to a square with grey bars of equal width on both sides."""
+    height, width = pixels.shape[:2]
+    side = max(height, width)
+    filled = np.full((side, side, 3), 128, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    filled[top : top + height, left : left + width] = pixels
+    return filled
 
 
 def _pixels(file: Path, load: Callable[[], bytes]) -> np.ndarray:

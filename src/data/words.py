@@ -62,6 +62,7 @@ class Words:
     cut_han: Callable[[str], list[str]] | None = None  # cuts a run of Han characters into words; None: not zh
     note: str = ""  # a line to print if this is not English
     warning: str = ""  # a line to print if scores would compare whole captions
+    natural: bool = False  # whether the policy writes captions as people do, with capitals and punctuation
 
     def tokenize(self, captions: Sequence[str]) -> list[str]:
         """Put blanks between the words of written captions. Raises InputError if Java, which en needs, fails."""
@@ -97,6 +98,12 @@ class Words:
         text = unicodedata.normalize("NFKC", caption).lower()
         # Punctuation goes before words are cut, so that a caption decoded without it is cut as its ground truth was.
         return self._cut(_PIECE.findall(without_blanks(" ".join(_PIECE.findall(text)))))
+
+    def split_all(self, captions: Sequence[str]) -> list[list[str]]:
+        """Return the words of decoded captions; natural English ones are tokenised like ground truths, by Java."""
+        if self.natural and self.cut_han is None:
+            return [line.split(" ") if line else [] for line in ptb_tokenize(captions)]
+        return [self.split(caption) for caption in captions]
 
     def spaced(self, caption: str) -> str:
         """Put blanks between the words of a decoded caption and drop none, so that people can choose words."""

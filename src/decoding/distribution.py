@@ -3,9 +3,12 @@
 Letters: R any leading shape of rows or rows and tokens, V vocabulary.
 """
 
+from typing import NamedTuple
+
 import mindspore.common.dtype as mstype
 from mindspore import Tensor, nn, ops
 
+from src.config.schema import EvalConfig, RLConfig
 from src.models import kernels
 from src.models.kernels import MASKED
 
@@ -13,21 +16,51 @@ _ARGMAX = ops.Argmax(axis=-1, output_type=mstype.int32)  # `ops.argmax` gives in
 _BLOCK = 128  # tokens; about the square root of a vocabulary
 
 
-def policy_logits(logits: Tensor, temperature: float, top_k: int, tokens: Tensor | None = None) -> Tensor:
-    """Logits [R, V] of the sampled distribution: divided by the temperature, and MASKED outside the top k.
+class Sampled(NamedTuple):
+    """How the sampled distribution differs from the policy's: divided logits, then only the most probable tokens.
 
-    top_k 0 keeps all. `tokens` int32 [R] stay inside, so that a token sampled by an older policy has a finite
-    log-prob when it has left the current top k.
+    top_k 0 and top_p 1 keep all. top_p keeps the fewest tokens whose probability reaches it (Holtzman et al. 2020).
     """
-    if temperature != 1.0:
-        logits = logits / temperature
-    if top_k > 0:
-        threshold = ops.topk(logits, top_k)[0][..., -1:]
-        kept = logits >= threshold
-        if tokens is not None:
-            kept = ops.logical_or(kept, ops.expand_dims(tokens, -1) == ops.arange(logits.shape[-1]))
-        logits = ops.where(kept, logits, MASKED)
-    return logits
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    @classmethod
+    def of(cls, settings: RLConfig | EvalConfig) -> "Sampled":
+        """Return what the settings of training or of evaluation ask for."""
+        return cls(settings.temperature, settings.top_k, settings.top_p)
+
+
+def policy_logits(logits: Tensor, sampled: Sampled, tokens: Tensor | None = None) -> Tensor:
+    """Logits [R, V] of the sampled distribution, MASKED for tokens that are left out.
+
+    `tokens` int32 [R] stay inside, so that a token sampled by an older policy has a finite log-prob when it has left
+    the most probable ones.
+    """
+    if sampled.temperature != 1.0:
+        logits = logits / sampled.temperature
+    if sampled.top_k == 0 and sampled.top_p == 1.0:
+        return logits
+    kept = logits >= least_logit(logits, sampled)
+    if tokens is not None:
+        kept = ops.logical_or(kept, ops.expand_dims(tokens, -1) == ops.arange(logits.shape[-1]))
+    return ops.where(kept, logits, MASKED)
+
+
+def least_logit(logits: Tensor, sampled: Sampled) -> Tensor:
+    """The smallest logit [R, 1] among the most probable tokens, of logits [R, V] divided by the temperature."""
+    least = ops.full((*logits.shape[:-1], 1), MASKED, dtype=logits.dtype)
+    if sampled.top_k > 0:
+        least = ops.topk(logits, sampled.top_k)[0][..., -1:]
+        logits = ops.where(logits >= least, logits, MASKED)
+    if sampled.top_p < 1.0:
+        falling, _ = ops.sort(logits, -1, True)
+        probabilities = ops.softmax(falling, -1)
+        before = ops.cumsum(probabilities, -1) - probabilities  # of the more probable tokens
+        last = ops.sum(ops.cast(before < sampled.top_p, mstype.int32), -1, keepdim=True) - 1
+        least = ops.maximum(least, ops.gather_elements(falling, logits.ndim - 1, last))
+    return least
 
 
 class InverseCDF(nn.Cell):

@@ -8,14 +8,13 @@ from typing import Any
 
 import mindspore.common.dtype as mstype
 import numpy as np
-from mindspore import Tensor, mutable, nn, ops
+from mindspore import ParameterTuple, Tensor, mutable, nn, ops
 
 from src.models.policy import Policy
 from src.runtime.compile_cache import Compile
 
 Outputs = tuple[Tensor, Tensor, Tensor]  # completion_ids int32, completion_mask float32, and log-probs
 Carried = tuple  # the state between steps; its first item is `alive`, float32 [M], 0 for rows that have ended
-_LOOK = 8  # steps between looks at whether all rows have ended
 
 
 class Generation(nn.Cell):
@@ -26,8 +25,8 @@ class Generation(nn.Cell):
 
     def __init__(self, policy: Policy, tokens: int) -> None:
         super().__init__()
-        self.policy = policy
-        self.tokens = tokens
+        self.policy, self.tokens = policy, tokens
+        self.end_check = policy.end_check
         ids = policy.token_ids
         self.pad_id, self.bos_id = ids.pad, ids.bos
         self.goes_on = Tensor(~np.isin(np.arange(len(ids.allowed)), ids.eos), mstype.float32)  # [V], 0 for end tokens
@@ -73,11 +72,15 @@ def compile_generation(name: str, generation: Generation, compile_cell: Compile)
     """Compile a decoding method as its policy requires, and return it as a function of its inputs."""
     if generation.policy.unrolled:
         return compile_cell(name, generation)
-    start = compile_cell(f"{name}_start", _Start(generation))
-    step = compile_cell(f"{name}_step", _Step(generation))
+    start = compile_cell(f"{name}_start", Start(generation))
+    steps: dict[int, Callable[..., Any]] = {}  # by rows, because a cache in place has their number
 
     def generate(inputs: Tensor, *draws: Tensor) -> Outputs:
         prefix, cache, token, carried = start(inputs, *draws)
+        rows = token.shape[0]
+        if rows not in steps:
+            steps[rows] = compile_cell(f"{name}_step", Step(generation, rows))
+        step = steps[rows]
         prefix = _changing(prefix)
         columns: tuple[Tensor, ...] = ()
         ended = False
@@ -88,7 +91,8 @@ def compile_generation(name: str, generation: Generation, compile_cell: Compile)
             if ended:  # all further columns are PAD, like this one
                 columns += column * (generation.tokens - position - 1)
                 break
-            ended = (position + 1) % _LOOK == 0 and not np.any(carried[0].asnumpy())
+            look = generation.end_check > 0 and (position + 1) % generation.end_check == 0
+            ended = look and not np.any(carried[0].asnumpy())
         return generation.result(carried, columns)
 
     return generate
@@ -99,7 +103,7 @@ def _changing(value: Any) -> Any:
     return mutable(value) if isinstance(value, tuple) and value else value
 
 
-class _Start(nn.Cell):
+class Start(nn.Cell):
     """Everything before the first step."""
 
     def __init__(self, generation: Generation) -> None:
@@ -110,19 +114,29 @@ class _Start(nn.Cell):
         return self.generation.start(inputs, *draws)
 
 
-class _Step(nn.Cell):
-    """One step. Inputs: token int32 [M], position int32 [], prefix, cache, and the carried state."""
+class Step(nn.Cell):
+    """One step of M = `rows` rows. Inputs: token int32 [M], position int32 [], prefix, cache, and the carried state."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, rows: int) -> None:
         super().__init__()
         self.generation = generation
+        in_place = generation.policy.allocate(rows, generation.tokens)
+        self.in_place = ParameterTuple(in_place) if in_place else ()
 
     def construct(
         self, token: Tensor, position: Tensor, prefix: Any, cache: Any, carried: Carried
     ) -> tuple[Tensor, Any, Carried, tuple[Tensor, ...]]:
         policy = self.generation.policy
+        in_place = self.in_place
+        if len(in_place) > 0:
+            cache = in_place
         hidden, cache = policy.step(token, position, prefix, cache)
         token, parents, carried, column = self.generation.advance(policy.logits(hidden), position, carried)
+        if len(in_place) > 0:
+            token = ops.depend(token, policy.store(in_place, cache, position))
+            if parents is not None:
+                token = ops.depend(token, policy.reorder(in_place, parents))
+            return token, (), carried, column
         if parents is not None:
             cache = policy.reorder(cache, parents)
         return token, cache, carried, column

@@ -7,7 +7,7 @@ import mindspore.common.dtype as mstype
 import numpy as np
 from mindspore import Tensor, ops
 
-from src.decoding.distribution import InverseCDF, log, most_probable, policy_logits, select
+from src.decoding.distribution import InverseCDF, Sampled, log, most_probable, policy_logits, select
 from src.decoding.generation import Carried, Generation, Outputs, column_of
 from src.models.policy import Policy
 
@@ -35,11 +35,10 @@ class GroupSampler(Sampling):
     group gets one more row at its end, the greedy completion (SCST's baseline), decoded in the same steps; M = B*(G+1).
     """
 
-    def __init__(self, policy: Policy, tokens: int, *, temperature: float, top_k: int, greedy: bool = False) -> None:
+    def __init__(self, policy: Policy, tokens: int, sampled: Sampled, *, greedy: bool = False) -> None:
         super().__init__(policy, tokens)
         self.draw = InverseCDF(int(np.flatnonzero(policy.token_ids.allowed)[-1]))
-        self.temperature = temperature
-        self.top_k = top_k
+        self.sampled = sampled
         self.greedy = greedy
 
     def begin(self, images: int, *draws: Tensor) -> Carried:
@@ -55,7 +54,7 @@ class GroupSampler(Sampling):
         self, logits: Tensor, position: int | Tensor, carried: Carried
     ) -> tuple[Tensor, None, Carried, tuple[Tensor, ...]]:
         alive, uniforms, is_greedy = carried
-        probabilities = ops.softmax(policy_logits(logits, self.temperature, self.top_k), -1)
+        probabilities = ops.softmax(policy_logits(logits, self.sampled), -1)
         token = self.draw(probabilities, column_of(uniforms, position))
         if self.greedy:
             token = ops.where(is_greedy > 0, most_probable(logits), token)

@@ -13,6 +13,7 @@ from src.data.questions import questions_file
 from src.data.record import ImageId, with_known_ids
 from src.data.tokenizer import Tokenizer, decode_completions
 from src.decoding.beam import BeamDecoder
+from src.decoding.distribution import Sampled
 from src.decoding.generation import Outputs, compile_generation
 from src.decoding.sampler import GreedyDecoder, GroupSampler
 from src.evaluation.caption_metrics import compute_metrics, signature
@@ -94,8 +95,8 @@ def build_decoder(settings: EvalConfig, policy: Policy, graphs: GraphCache) -> C
 
 
 def build_sampler(settings: EvalConfig, policy: Policy, graphs: GraphCache) -> Callable[[Tensor, Tensor], Outputs]:
-    """Build the sampler of captions from the whole distribution."""
-    sampler = GroupSampler(policy, settings.tokens, temperature=1.0, top_k=0)
+    """Build the sampler of captions."""
+    sampler = GroupSampler(policy, settings.tokens, Sampled.of(settings))
     return compile_generation("sampler", sampler, graphs.compile)
 
 

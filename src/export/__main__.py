@@ -13,6 +13,7 @@ from pathlib import Path
 
 from src import __version__
 from src.config.load import load_config, whole, write_tree
+from src.config.schema import Config
 from src.models.folder import CONFIG, FACTS, GRAPH, MODEL, TOKENIZER, given_checkpoint
 from src.runtime.environment import prepare_environment, run_program
 from src.runtime.errors import InputError, RunStopped
@@ -25,6 +26,12 @@ def main() -> None:
     parser.add_argument("--config", type=given_file, help="the YAML file that the checkpoint was trained with")
     parser.add_argument("--checkpoint", type=given_file, required=True, help="a checkpoint, or an exported folder")
     parser.add_argument("--output", type=given_path, required=True, help="the folder to write; it must not exist")
+    parser.add_argument(
+        "--format",
+        choices=("mindir", "huggingface", "peft"),
+        default="mindir",
+        help="huggingface: the folder of a pretrained language model, adapters merged; peft: its adapters alone",
+    )
     parser.add_argument("--batch", type=int, default=1, help="images per call of the graph")
     parser.add_argument("--compare", type=int, default=16, help="number of images to compare captions for")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
@@ -37,6 +44,12 @@ def main() -> None:
     if output.exists():
         raise InputError(f"--output {output} exists; choose another folder, or delete it")
     prepare_environment(convolutions=True)
+
+    if arguments.format != "mindir":
+        write_pretrained(config, checkpoint, output, arguments.format)
+        return
+    if config.policy.is_pretrained:
+        raise InputError(f"policy.kind={config.policy.kind}: pass --format huggingface or peft")
 
     import mindspore as ms
 
@@ -72,6 +85,29 @@ def main() -> None:
         folder.rename(output)
     distinct = len({tokenizer.decode(row) for row in ids})
     print(f"{output}: {GRAPH} captions {images} as {checkpoint} does, token by token ({distinct} different captions)")
+
+
+def write_pretrained(config: Config, checkpoint: Path, output: Path, form: str) -> None:
+    """Write the folder that transformers or PEFT loads. Errors: InputError if the policy has no such form."""
+    from src.export.hugging_face import write_adapter, write_model
+    from src.models.build import load_policy
+    from src.models.vision_language.policy import LanguagePolicy
+    from src.runtime.device import setup_device
+
+    setup_device(config)
+    policy, _ = load_policy(config, checkpoint, cached=False)
+    if not isinstance(policy, LanguagePolicy):
+        raise InputError(f"--format {form} is for policy.kind prefix_lm or qwen2_5_vl; export MindIR instead")
+    if form == "peft" and not policy.adapted:
+        raise InputError("--format peft: lora.rank=0 has no adapters; use --format huggingface")
+    with writing(output, "choose another --output"):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{output.name}-", dir=output.parent) as scratch:
+            folder = Path(scratch, "export")
+            folder.mkdir()
+            (write_adapter if form == "peft" else write_model)(policy, config, folder)
+            folder.rename(output)
+    print(f"{output}: the language model of {checkpoint}, for transformers" + (" and PEFT" if form == "peft" else ""))
 
 
 if __name__ == "__main__":

@@ -3,12 +3,11 @@
 Letters: B images, M rows, T tokens, D width, V vocabulary.
 """
 
-import mindspore as ms
 import mindspore.common.dtype as mstype
 from mindspore import Tensor, nn, ops
 
-from src.decoding.distribution import TokenLogprobs, most_probable
-from src.losses.tokens import token_logits, weighted_sum
+from src.decoding.distribution import Sampled
+from src.losses.tokens import TokenScores, weighted_sum
 from src.models.policy import Policy
 
 
@@ -33,12 +32,9 @@ class CELossCell(nn.Cell):
 
     def __init__(self, policy: Policy, smoothing: float) -> None:
         super().__init__()
-        self.policy = policy
-        allowed = policy.token_ids.allowed
-        self.allowed_share = Tensor(allowed[:, None] / allowed.sum(), ms.float32)  # [V, 1]
         self.scales = tuple(1.0 / (1.0 - rate) for rate in policy.dropout_sites)
         self.smoothing = smoothing
-        self.token_logprobs = TokenLogprobs()
+        self.scores = TokenScores(policy, Sampled(), with_mean=smoothing > 0)
 
     def construct(
         self, inputs: Tensor, targets: Tensor, weights: Tensor, *keep: Tensor
@@ -48,14 +44,6 @@ class CELossCell(nn.Cell):
             factors = ()
             for site, scale in zip(keep, self.scales):
                 factors += (ops.cast(site, mstype.float32) * scale,)
-        tokens = targets.reshape(-1)
-        logits = token_logits(self.policy, inputs, targets, factors)
-        logprobs, logsumexp, _, _ = self.token_logprobs(logits, tokens)
-        mean_logprobs = logprobs
-        if self.smoothing > 0:
-            mean_logprobs = ops.squeeze(ops.matmul(logits, self.allowed_share), -1) - logsumexp
-        loss = cross_entropy_loss(
-            logprobs.reshape(weights.shape), mean_logprobs.reshape(weights.shape), weights, self.smoothing
-        )
-        hits = ops.cast(most_probable(logits) == tokens, mstype.float32).reshape(weights.shape)
+        logprobs, mean_logprobs, _, hits = self.scores(inputs, targets, factors)
+        loss = cross_entropy_loss(logprobs, mean_logprobs, weights, self.smoothing)
         return loss, (weighted_sum(hits, weights),)

@@ -7,8 +7,8 @@ import mindspore.common.dtype as mstype
 from mindspore import Tensor, nn, ops
 
 from src.config.schema import Config
-from src.decoding.distribution import TokenLogprobs, policy_logits, select
-from src.losses.tokens import token_logits, weighted_sum
+from src.decoding.distribution import Sampled
+from src.losses.tokens import TokenScores, weighted_sum
 from src.models.policy import Policy
 
 # Order of the statistics that grpo_loss returns beside the loss.
@@ -66,14 +66,11 @@ class GRPOLossCell(nn.Cell):
 
     def __init__(self, policy: Policy, config: Config) -> None:
         super().__init__()
-        self.policy = policy
-        self.temperature = config.rl.temperature
-        self.top_k = config.rl.top_k
+        self.scores = TokenScores(policy, Sampled.of(config.rl))
         self.clip_eps_low = config.rl.clip_eps_low
         self.clip_eps_high = config.rl.clip_eps_high
         self.kl_coef = config.kl.coef
         self.importance_weight = config.kl.importance_weight
-        self.token_logprobs = TokenLogprobs()
 
     def construct(
         self,
@@ -84,12 +81,9 @@ class GRPOLossCell(nn.Cell):
         ref_logprobs: Tensor,
         advantages: Tensor,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        tokens = completion_ids.reshape(-1)
-        logits = token_logits(self.policy, inputs, completion_ids)
-        logits = policy_logits(logits, self.temperature, self.top_k, tokens)
-        logprobs, _, entropy, _ = self.token_logprobs(logits, tokens)
+        logprobs, _, entropy, _ = self.scores(inputs, completion_ids)
         loss, stats = grpo_loss(
-            logprobs.reshape(weights.shape),
+            logprobs,
             old_logprobs,
             ref_logprobs,
             advantages,
@@ -99,7 +93,7 @@ class GRPOLossCell(nn.Cell):
             kl_coef=self.kl_coef,
             importance_weight=self.importance_weight,
         )
-        return loss, (*stats, weighted_sum(entropy.reshape(weights.shape), weights))
+        return loss, (*stats, weighted_sum(entropy, weights))
 
 
 class LogprobCell(nn.Cell):
@@ -108,14 +102,9 @@ class LogprobCell(nn.Cell):
     Inputs: inputs (pixels or features), completion_ids int32 [M, T]. Returns float32 [M, T].
     """
 
-    def __init__(self, policy: Policy, temperature: float, top_k: int) -> None:
+    def __init__(self, policy: Policy, sampled: Sampled) -> None:
         super().__init__()
-        self.policy = policy
-        self.temperature = temperature
-        self.top_k = top_k
+        self.scores = TokenScores(policy, sampled)
 
     def construct(self, inputs: Tensor, completion_ids: Tensor) -> Tensor:
-        tokens = completion_ids.reshape(-1)
-        logits = token_logits(self.policy, inputs, completion_ids)
-        logits = policy_logits(logits, self.temperature, self.top_k, tokens)
-        return select(ops.log_softmax(logits, -1), tokens).reshape(completion_ids.shape)
+        return self.scores(inputs, completion_ids)[0]

@@ -13,6 +13,8 @@ import numpy as np
 from mindspore import Tensor
 from safetensors import SafetensorError, safe_open
 
+from src.config.schema import Config
+from src.data.dataset import load_pretrained_tokenizer
 from src.data.tokenizer import Tokenizer, load_tokenizer
 from src.models.policy import Policy
 from src.runtime.errors import InputError
@@ -26,6 +28,11 @@ def load_checkpoint(path: Path, policy: Policy, optimizer_state: dict | None = N
     Errors: InputError where the file is missing, damaged, or of another model: names the first differing parameter.
     """
     state, arrays = read_checkpoint(path)
+    if policy.base is not None and state.get("base") != policy.base:
+        raise InputError(
+            f"{path}: its adapters were trained on other pretrained weights than policy.path and encoder.checkpoint "
+            "hold; use the files it was trained with"
+        )
     targets = {f"model.{name}": value for name, value in policy.saved_parameters().items()}
     targets |= {f"optimizer.{name}": value for name, value in (optimizer_state or {}).items()}
     for name, parameter in targets.items():
@@ -65,8 +72,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return json.loads(metadata["state"]), arrays
 
 
-def load_run_tokenizer(checkpoint: Path) -> Tokenizer:
-    """The tokenizer.json of a checkpoint's own folder, or of the run that owns it."""
+def load_run_tokenizer(checkpoint: Path, config: Config) -> Tokenizer:
+    """The tokenizer of `policy.path`, or tokenizer.json of a checkpoint's own folder or of the run that owns it."""
+    if config.policy.is_pretrained:
+        return load_pretrained_tokenizer(config)
     own = checkpoint.resolve().parent / "tokenizer.json"
     above = own.parent.parent / own.name
     alone = own.parent.name != "checkpoints" and not above.is_file()  # then it is missed beside the file

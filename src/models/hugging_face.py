@@ -3,8 +3,9 @@
 The files are not trusted: paths stay within the folder, and shapes, types and sizes are checked before they are used.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from safetensors import SafetensorError, safe_open
 
 from src.data.model_folder import read_json
 from src.runtime.errors import InputError, one_line
+from src.runtime.files import file_digest
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_Entry = tuple[str, tuple[int, ...], int]  # type, shape, first byte
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_Entry = tuple[str, tuple[int, ...], int, int]  # type, shape, first byte, and the byte behind the last
 _TYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # BF16 as its bits
 
 
@@ -50,6 +53,25 @@ class PretrainedWeights:
                 )
         return [self.folder / name for name in names]
 
+    def digest(self) -> str:
+        """Return the SHA-256 of all files, hexadecimal."""
+        return hashlib.sha256("".join(file_digest(path) for path in self._paths()).encode()).hexdigest()
+
+    def names(self) -> list[str]:
+        """Return the names of all tensors."""
+        return list(self._entries)
+
+    def dtype(self, name: str) -> str:
+        """Return a tensor's type in the file: F32, F16, BF16 or another."""
+        return self._entries[name][0]
+
+    def raw(self, name: str) -> bytes:
+        """Return the bytes of a tensor."""
+        _, _, start, end = self._entries[name]
+        with self._files[name].open("rb") as file:
+            file.seek(start)
+            return file.read(end - start)
+
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
@@ -62,7 +84,7 @@ class PretrainedWeights:
     def get(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """Return a tensor as float32 of `shape`, which must be the file's."""
         found = self.shape(name)
-        dtype, _, start = self._entries[name]
+        dtype, _, start, _ = self._entries[name]
         path = self._files[name]
         if dtype not in _TYPES:
             raise InputError(f"{path}: {name} has type {dtype}; use unquantised weights (float32, float16 or bfloat16)")
@@ -91,5 +113,24 @@ def _entries(path: Path) -> dict[str, _Entry]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        entries[name] = (entry["dtype"], tuple(entry["shape"]), 8 + size + entry["data_offsets"][0])
+        start, end = entry["data_offsets"]
+        entries[name] = (entry["dtype"], tuple(entry["shape"]), 8 + size + start, 8 + size + end)
     return entries
+
+
+def write_weights(path: Path, entries: Mapping[str, tuple[str, tuple[int, ...]]], data: Callable[[str], bytes]) -> None:
+    """Write a safetensors file of tensors with these types (F32, F16, BF16, ...) and shapes, one at a time.
+
+    safetensors' own writers for NumPy lack bfloat16. data: the bytes of a tensor by its name.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in entries.items():
+        start, end = end, end + int(np.prod(shape)) * _BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in entries:
+            file.write(data(name))

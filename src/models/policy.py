@@ -23,6 +23,9 @@ class Policy(nn.Cell):
         cached: True if `inputs` are float16 features computed before training, False if they are pixels.
         unrolled: if True, the sampler is one graph of T steps, and each step may have its own shapes. If False, `step`
             is compiled once and called T times; its position is then a tensor.
+        end_check: if not unrolled, steps between looks at whether all completions have ended; 0: never.
+        base: digest of the pretrained files whose weights a checkpoint leaves out; None if it holds everything.
+        chunk_rows: tokens whose logits a loss computes at once, from `head`; 0: all, from `logits`.
         dropout_sites: the drop rate at each place where CE applies dropout to [M, T, D]; empty without dropout.
     """
 
@@ -31,10 +34,17 @@ class Policy(nn.Cell):
     encoder: nn.Cell
     cached: bool
     unrolled = True
+    end_check = 8
+    chunk_rows = 0
+    base: str | None = None
     dropout_sites: tuple[float, ...] = ()
 
     def prefix(self, inputs: Tensor) -> Prefix:
         """Compute what the rows of a group share, once per image, from the pixels or features of B images."""
+        raise NotImplementedError
+
+    def empty_prefix(self, images: int) -> Prefix:
+        """Return zero arrays in the shapes of a prefix, with which a step is compiled; for policies not unrolled."""
         raise NotImplementedError
 
     def hidden(self, prefix: Prefix, completion_ids: Tensor, keep: tuple[Tensor, ...] | None = None) -> Tensor:
@@ -42,6 +52,18 @@ class Policy(nn.Cell):
 
         keep: dropout factors [M, T, D] for each of `dropout_sites`, or None to drop nothing.
         """
+        raise NotImplementedError
+
+    def allocate(self, rows: int, tokens: int) -> tuple[Parameter, ...]:
+        """Return the memory for a cache in place, of M = `rows` completions of T tokens; () if there is none.
+
+        With it, `step` and `reorder` get this memory as their cache, `step` returns what `store` has to write, and
+        `reorder` a tensor that depends on its writes.
+        """
+        return ()
+
+    def store(self, in_place: tuple[Parameter, ...], cache: Cache, position: Tensor) -> Tensor:
+        """Write what `step` returned for `position` in place; returns a tensor that depends on the writes."""
         raise NotImplementedError
 
     def start(self, prefix: Prefix, rows: int) -> Cache:
@@ -59,6 +81,10 @@ class Policy(nn.Cell):
         """hidden [R, D] -> logits float32 [R, V], -1e9 or less for tokens that are not allowed."""
         raise NotImplementedError
 
+    def head(self) -> tuple[Parameter, Tensor]:
+        """Return weight [V, D] and bias float32 [V] of the logits; for policies with `chunk_rows`."""
+        raise NotImplementedError
+
     def reorder(self, cache: Cache, parents: Tensor) -> Cache:
         """Return the cache whose row m is row parents[m] (int32 [M]) of `cache`, as beam search needs it."""
         raise NotImplementedError
@@ -74,6 +100,10 @@ class Policy(nn.Cell):
     def trained_parameters(self) -> list[Parameter]:
         """Return the parameters that an update changes."""
         raise NotImplementedError
+
+    def part_of(self, parameter: Parameter) -> str:
+        """Return "projector" or "adapter" for a trained parameter that may have a learning rate of its own, else ""."""
+        return ""
 
     def saved_parameters(self) -> dict[str, Parameter]:
         """Return the parameters that a checkpoint must hold, by their names in the file."""

@@ -10,14 +10,17 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from src.config.load import load_config
+from src.config.schema import Config
 from src.runtime.environment import prepare_environment, run_program
 from src.runtime.errors import InputError
-from src.runtime.files import given_file
+from src.runtime.files import ROOT, given_file
 from src.runtime.text_tables import markdown_table
 
+SIZES = "configs/qwen2_5_vl/3b"  # config.json of Qwen2.5-VL-3B-Instruct
 DEVICE_GB = (32, 64)  # memory of an Ascend 910 and of a 910B
 
 
@@ -30,10 +33,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if arguments.vocab is not None and arguments.vocab < 10:
         raise InputError(f"--vocab {arguments.vocab} must be at least 10")
-    overrides = [*arguments.overrides, "encoder.checkpoint=null"]
-    # CPUs cannot compile bfloat16; the graphs of float16 contain the same operators and more.
-    if load_config(arguments.config, overrides).precision == "bfloat16":
-        overrides.append("precision=float16")
+    overrides = without_weights(load_config(arguments.config, arguments.overrides), arguments.overrides)
     config = load_config(arguments.config, overrides)
     prepare_environment(convolutions=True)
     vocab = arguments.vocab or (30522 if config.tokenizer.kind == "wordpiece" else 10000)
@@ -77,6 +77,19 @@ def main() -> None:
         print(*(f"blocking: {line}" for line in problems), sep="\n")
         sys.exit(1)
     print(f"{arguments.config}: ready for Ascend")
+
+
+def without_weights(config: Config, overrides: Sequence[str]) -> list[str]:
+    """Return overrides with which the graphs of a configuration are built without its pretrained files."""
+    changed = [*overrides]
+    if config.encoder.kind != "vit":  # its sizes are in its folder
+        changed.append("encoder.checkpoint=null")
+    if config.precision == "bfloat16":  # CPUs cannot compile it; graphs of float16 contain the same operators and more
+        changed.append("precision=float16")
+    if config.policy.kind == "qwen2_5_vl" and not Path(config.policy.path or "").is_dir():
+        print(f"policy.path={config.policy.path} is missing: checked with the sizes in {SIZES}")
+        changed.append(f"policy.path={ROOT / SIZES}")
+    return changed
 
 
 if __name__ == "__main__":

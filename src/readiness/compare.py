@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -54,6 +54,14 @@ def output_differences(
     """
     kind = _OUTPUTS.get(zone)
     error = got[0] - expected[0]
+    if zone.endswith("_start"):  # keys and values, then the first token and what is carried
+        for values, truth in zip(got, expected):
+            if truth.ndim == 3:
+                yield "features", float(np.linalg.norm(values - truth)) / max(float(np.linalg.norm(truth)), 1e-30)
+        return
+    if zone.endswith("_step"):  # tokens [M], what is carried, and perhaps tokens, mask and log-probs
+        yield "tokens", float((got[0] != expected[0]).mean())
+        return
     if kind == "features":
         yield kind, float(np.linalg.norm(error)) / max(float(np.linalg.norm(expected[0].astype(np.float64))), 1e-30)
     elif kind == "log-probs":
@@ -100,14 +108,16 @@ def change_differences(
 
 def _run(zone: "Zone") -> dict[str, np.ndarray]:
     """output.N and after.<parameter> of a run on this process's device."""
-    from mindspore import Tensor
-
-    outputs = zone.cell(*map(Tensor, zone.inputs))
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = _leaves(zone.cell(*zone.tensors()))
     arrays = {f"output.{number}": output.asnumpy() for number, output in enumerate(outputs)}
     if zone.name in ("gradient", "update"):
         arrays |= {f"after.{name}": value for name, value in _parameters(zone).items()}
     return arrays
+
+
+def _leaves(value: Any) -> list[Any]:
+    """The tensors of nested tuples."""
+    return [leaf for part in value for leaf in _leaves(part)] if isinstance(value, tuple) else [value]
 
 
 def _parameters(zone: "Zone") -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import nn
 
 from src.config.schema import Config
 from src.training import zones as cells
@@ -26,11 +26,12 @@ def zones(config: Config, vocab: int) -> Iterator[Zone]:
     policy = cells.synthetic_policy(config, vocab, cached=cached)
     if cached:
         yield cells.encoder_zone(config, policy, config.eval.batch_images)
-    yield from cells.decoder_zones(config, policy)
+    for zone in cells.decoder_zones(config, policy):
+        yield from cells.parts_of(zone)
     if config.stage == "ce":
         loss = cells.ce_loss_zone(config, policy, config.ce.batch_images // config.ce.micro_batches)
     else:
-        yield cells.sampler_zone(config, policy)
+        yield from cells.parts_of(cells.sampler_zone(config, policy))
         yield cells.reference_zone(config, policy)
         loss = cells.rl_loss_zone(config, policy, config.rl.update_images // config.rl.micro_batches)
     section = config.ce if config.stage == "ce" else config.rl
@@ -65,7 +66,7 @@ def compile_graph(zone: Zone, folder: Path) -> dict[int, Node]:
     """The operators of a zone's optimised graph by number, in order. folder: MS_DEV_SAVE_GRAPHS_PATH."""
     before = set(folder.rglob("*_validate_*.ir"))
     try:
-        zone.cell.compile(*map(Tensor, zone.inputs))
+        zone.cell.compile(*zone.tensors())
     except (RuntimeError, TypeError) as error:  # operators that only Ascend has; the graph was already written
         if not re.search(r"[Uu]nsupported op|[Uu]nsupported operator", str(error)):
             raise

@@ -3,11 +3,15 @@
 Letters: M completions, T tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+
+
+def _at_blanks(captions: Sequence[str]) -> list[list[str]]:
+    return [caption.split() for caption in captions]
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Completions:
 
     rollout: its number; rows int [M]: places among the rollout's samples of all workers; with `rollout` they key random
     draws. image_rows int [M]: rows of the training records; captions: as people read them; ended bool [M]: whether an
-    end token was sampled; split: splits a caption into words (Words.split of src/data/words.py).
+    end token was sampled; split: splits captions into words (Words.split_all of src/data/words.py).
     """
 
     rollout: int
@@ -24,9 +28,9 @@ class Completions:
     image_rows: np.ndarray
     captions: list[str]
     ended: np.ndarray
-    split: Callable[[str], list[str]] = str.split
+    split: Callable[[Sequence[str]], list[list[str]]] = _at_blanks
 
     @cached_property
     def words(self) -> list[list[str]]:
         """The words of each caption, split like ground truths."""
-        return [self.split(caption) for caption in self.captions]
+        return self.split(self.captions)

@@ -23,7 +23,7 @@ class Rewards:
     """The rewards whose weight is not 0. names: k of them; weights: float64 [k].
 
     ground_truths: tokenised captions of every training image, by its id; decode: returns the texts of ids and mask
-    [M, T], and whether they ended; split: splits a text into words; answerer: builds the answering model of caprl.
+    [M, T], and whether they ended; split: splits texts into words; answerer: builds the answering model of caprl.
     Errors: InputError if caprl lacks questions or an answering model.
     """
 
@@ -32,7 +32,7 @@ class Rewards:
         config: Config,
         ground_truths: Mapping[ImageId, Sequence[str]],
         decode: Callable[[np.ndarray, np.ndarray], tuple[list[str], np.ndarray]],
-        split: Callable[[str], list[str]],
+        split: Callable[[Sequence[str]], list[list[str]]],
         answerer: Callable[[], Answerer],
     ) -> None:
         truths = list(ground_truths.values())

@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor
 
 from src.config.schema import Config
+from src.decoding.distribution import Sampled
 from src.decoding.generation import compile_generation
 from src.decoding.sampler import GroupSampler
 from src.losses.grpo import LogprobCell
@@ -52,9 +53,9 @@ class RolloutCollector:
     def __post_init__(self) -> None:
         rl = self.config.rl
         self.greedy = self.config.advantage.baseline == "greedy"
-        sampler = GroupSampler(self.policy, rl.tokens, temperature=rl.temperature, top_k=rl.top_k, greedy=self.greedy)
+        sampler = GroupSampler(self.policy, rl.tokens, Sampled.of(rl), greedy=self.greedy)
         self.sampler = compile_generation("sampler", sampler, self.compile)
-        self.ref_logprobs = self.compile("reference", LogprobCell(self.reference, rl.temperature, rl.top_k))
+        self.ref_logprobs = self.compile("reference", LogprobCell(self.reference, Sampled.of(rl)))
 
     def collect(self, index: int) -> tuple[Rollout, dict[str, float]]:
         """Collect rollout number `index` and its statistics, a pure function of parameters and configuration.

@@ -19,7 +19,7 @@ class CaptionTargets:
     """Target tokens of all training captions; selects K captions per image and epoch."""
 
     def __init__(self, run: Run) -> None:
-        truths = run.dataset.ground_truths["train"]
+        truths = run.dataset.targets("train")
         config = run.config.ce
         flat = [caption for captions in truths for caption in captions]
         self.ids, self.mask, self.cut = run.tokenizer.encode_targets(flat, config.tokens)

@@ -30,6 +30,7 @@ def save_checkpoint(path: Path, policy: Policy, state: dict[str, Any], optimizer
     arrays = {f"model.{name}": value.asnumpy() for name, value in policy.saved_parameters().items()}
     arrays |= {f"optimizer.{name}": value.asnumpy() for name, value in (optimizer_state or {}).items()}
     arrays = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    state = state if policy.base is None else state | {"base": policy.base}
     metadata = {"format": FORMAT, "state": json.dumps(state)}
     metadata["sha256"] = arrays_digest(metadata["state"], arrays)
     try:

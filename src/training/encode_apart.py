@@ -62,13 +62,12 @@ def _run(
             prepare_environment(convolutions=True)
             from mindspore import Tensor
 
-            from src.models.encoders.build import build_encoder
+            from src.models.build import build_vision
             from src.runtime.device import setup_device
             from src.training.sources import encode_here
 
             setup_device(config)
-            settings, side = config.encoder, config.data.image_size
-            encoder = build_encoder(settings.kind, variant=settings.variant, checkpoint=None, image_size=side)
+            encoder = build_vision(config)
             for name, parameter in encoder.parameters_and_names():
                 parameter.set_data(Tensor(weights[name]))
             encode_here(config, cache, encoder.set_train(False), *share)

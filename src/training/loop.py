@@ -124,7 +124,7 @@ def train(run: Run, objective: Objective) -> None:
 def _prepare(run: Run, objective: Objective, rates: np.ndarray) -> Step:
     """Build the update. Load the optimiser's state if the run resumes; otherwise save the first checkpoint."""
     settings = objective.settings
-    optimizer = build_optimizer(run.policy.trained_parameters(), settings.optimizer, rates)
+    optimizer = build_optimizer(run.policy.trained_parameters(), settings.optimizer, rates, run.policy.part_of)
     loss_scale = build_loss_scale(run.config.precision)
     run.optimizer_state = optimizer_parameters(optimizer, run.policy, loss_scale)
     if run.resumed is not None:

@@ -119,7 +119,7 @@ class Run:
         captions, ended = decode_completions(self.tokenizer, self.policy.token_ids.eos, ids, mask)
         if self.metrics is not None:
             self.metrics.write_captions(self.state.step, captions)
-        words = [" ".join(self.dataset.words.split(caption)) for caption in captions]
+        words = [" ".join(words) for words in self.dataset.words.split_all(captions)]
         score = corpus_cider(dict(zip(image_ids, words)), self.dataset.by_image_id("val"))
         self.watch.validation(score, truncated=1 - ended.mean(), images=len(image_ids))
         if score > self.state.best_score:
@@ -187,7 +187,7 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
     check_data(config, dataset.records, saved)
     # CE that began from a checkpoint has its vocabulary, also where init_checkpoint is not given again.
     start = init or (last if "init" in saved else None)
-    tokenizer = build_tokenizer(config, dataset) if start is None else load_run_tokenizer(start)
+    tokenizer = build_tokenizer(config, dataset) if start is None else load_run_tokenizer(start, config)
     images = len(dataset.records["train"])
     if config.stage != "ce":
         check_sizes(config, images, tokenizer.vocab_size)
@@ -225,7 +225,7 @@ def start_run(config: Config, folder: Path, init: Path | None, workers: Workers)
         resumed=last,
     )
     run.began = (state.step, run.digest())
-    flat = [caption for captions in dataset.ground_truths["train"] for caption in captions]
+    flat = [caption for captions in dataset.targets("train") for caption in captions]
     run.watch.captions([tokenizer.encode(caption) for caption in flat[:: -(-len(flat) // 10_000)]], tokenizer.unk_id)
     on_signals(lambda: run.terminated.append(True))
     return run
@@ -235,9 +235,11 @@ def _load_policies(
     config: Config, tokenizer: Tokenizer, init: Path | None, last: Path | None
 ) -> tuple[Policy, Policy | None]:
     """Return the policy, with the weights of `last` or else `init`, and for RL the reference with those of `init`."""
-    encoder = config.encoder.checkpoint if init is None and last is None else None
-    policy = build_policy(config, tokenizer.token_ids, cached=not config.encoder.trainable, checkpoint=encoder)
-    reference = None
+    fresh, cached = init is None and last is None, not config.encoder.trainable
+    # Adapters need their base, and RL without CE its reference, whatever is loaded afterwards.
+    base = config.lora.rank > 0 or (config.stage != "ce" and init is None)
+    policy = build_policy(config, tokenizer.token_ids, cached=cached, load=fresh or base)
+    reference = policy.reference() if config.stage != "ce" and init is None else None
     for weights in filter(None, (init, last)):
         check_tokenizer(weights, read_state(weights), tokenizer)
         load_checkpoint(weights, policy)
@@ -249,7 +251,7 @@ def _load_policies(
 def _build_rewards(config: Config, dataset: Dataset, tokenizer: Tokenizer, policy: Policy) -> Rewards:
     decode = partial(decode_completions, tokenizer, policy.token_ids.eos)
     answerer = partial(build_answerer, config.caprl, dataset.words.language)
-    return Rewards(config, dataset.by_image_id("train"), decode, dataset.words.split, answerer)
+    return Rewards(config, dataset.by_image_id("train"), decode, dataset.words.split_all, answerer)
 
 
 def describe(run: Run, target: str) -> str:

@@ -34,7 +34,7 @@ def init_checkpoint(config: Config, config_file: Path, overrides: Sequence[str])
     Errors: InputError if it is missing, or in the run's own folder.
     """
     path = init_file(config)
-    if path is None and config.stage != "ce":
+    if path is None and config.stage != "ce" and config.init_config is not None:
         ce_file = config_file.parent / config.init_config
         name = FIRST if config.select == "original" else "best"
         path = load_config(ce_file, stage_overrides(overrides)).run_folder / "checkpoints" / name

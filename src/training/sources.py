@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from src.config.schema import Config
-from src.data.dataset import build_image_source, weights_digest
+from src.data.dataset import build_image_source, preprocessing, weights_digest
 from src.data.feature_cache import FeatureCache
 from src.data.feature_source import FeatureSource, check_space, feature_path, load_features
 from src.data.image_files import UnchangedImages
@@ -31,11 +31,10 @@ def build_sources(
     if config.encoder.trainable:
         return [build_image_source(config, images[split]) for split in splits]
     settings = (config.encoder.kind, config.encoder.variant, config.encoder.scale)
-    key = {
-        "weights": weights_digest(encoder),
-        "reader": str(READER),
-        "preprocessing": repr((*settings, config.data.image_size, config.data.resize_after_normalize)),
-    }
+    wanted = repr((*settings, config.data.image_size, config.data.resize_after_normalize))
+    if config.data.aspect != "stretch" or not config.has_convolutions:  # else the key is that of older versions
+        wanted = repr((config.data.image_size, config.data.aspect, preprocessing(config)))
+    key = {"weights": weights_digest(encoder), "reader": str(READER), "preprocessing": wanted}
     caches = {}
     for split, rows in images.items():
         # The first worker computes the digests: other nodes may see changes of a shared folder late.
@@ -48,7 +47,7 @@ def build_sources(
         check_space(list(caches.values()))
 
     def fill(cache: FeatureCache) -> None:
-        if convolutions_are_slow() and ms.get_context("device_target") == "CPU":
+        if config.has_convolutions and convolutions_are_slow() and ms.get_context("device_target") == "CPU":
             weights = {name: value.asnumpy() for name, value in encoder.parameters_and_names()}
             encode_apart(config, cache, weights, workers.rank, workers.size)
         else:

@@ -4,29 +4,59 @@ Letters: B images, G group size, M = B*G rows, T tokens, V vocabulary.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor, mutable, nn
 
 from src.config.schema import Config
 from src.data.tokenizer import TokenIds
 from src.decoding.beam import BeamDecoder
+from src.decoding.distribution import Sampled
+from src.decoding.generation import Generation, Start, Step
 from src.decoding.sampler import GreedyDecoder, GroupSampler
 from src.losses.cross_entropy import CELossCell
 from src.losses.grpo import GRPOLossCell, LogprobCell
 from src.models.build import build_policy
 from src.models.policy import Policy
+from src.models.vision_language.architecture import language_sizes
 
 _PAD, _BOS, _EOS = range(3)
+_PROMPT = 12  # tokens
 
 
 class Zone(NamedTuple):
-    """A cell that a run compiles, with arrays of the shapes and types that it is called with."""
+    """A cell that a run compiles, with arrays of the shapes and types that it is called with, perhaps nested."""
 
     name: str
     cell: nn.Cell
-    inputs: tuple[np.ndarray, ...]
+    inputs: tuple[Any, ...]
+
+    def tensors(self) -> tuple[Any, ...]:
+        """The inputs on the device."""
+        return tuple(map(_on_device, self.inputs))
+
+
+def _on_device(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return mutable(tuple(map(_on_device, value))) if value else ()
+    return Tensor(value)
+
+
+def parts_of(zone: Zone) -> Iterator[Zone]:
+    """The graphs that a decoding method is compiled into: one, or the part before the first step and a step."""
+    generation = zone.cell
+    if not isinstance(generation, Generation) or generation.policy.unrolled:
+        yield zone
+        return
+    inputs, *draws = zone.inputs
+    carried = tuple(value.asnumpy() for value in generation.begin(len(inputs), *map(Tensor, draws)))
+    rows = len(carried[0])
+    yield Zone(f"{zone.name}_start", Start(generation), zone.inputs)
+    token, position = np.full(rows, generation.bos_id, np.int32), np.int32(0)
+    prefix = generation.policy.empty_prefix(len(inputs))
+    yield Zone(f"{zone.name}_step", Step(generation, rows), (token, position, prefix, (), carried))
 
 
 class Encode(nn.Cell):
@@ -40,12 +70,19 @@ class Encode(nn.Cell):
         return self.encoder(pixels)
 
 
-def synthetic_policy(config: Config, vocab: int, *, cached: bool, ends: bool = True) -> Policy:
-    """A policy with random weights. ends: whether the EOS may be sampled; else every caption has T tokens."""
+def synthetic_policy(config: Config, vocab: int, *, cached: bool, ends: bool = True, load: bool = False) -> Policy:
+    """A policy with random weights. ends: whether the EOS may be sampled; else every caption has T tokens.
+
+    A pretrained language model has its own vocabulary, a prompt of _PROMPT tokens around the image, and its weights if
+    `load` is set.
+    """
+    prompt: tuple[int, ...] = ()
+    if config.policy.is_pretrained:
+        vocab, prompt = language_sizes(Path(config.policy.path or "")).vocab, (_EOS + 1,) * (_PROMPT // 2)
     allowed = np.ones(vocab, bool)
     allowed[[_PAD, _BOS]] = False
     allowed[_EOS] = ends
-    return build_policy(config, TokenIds(_PAD, _BOS, (_EOS,), allowed), cached=cached)
+    return build_policy(config, TokenIds(_PAD, _BOS, (_EOS,), allowed, prompt, prompt), cached=cached, load=load)
 
 
 def encoder_zone(config: Config, policy: Policy, images: int) -> Zone:
@@ -66,7 +103,7 @@ def decoder_zones(config: Config, policy: Policy) -> Iterator[Zone]:
 def sampler_zone(config: Config, policy: Policy) -> Zone:
     """B images and uniforms to groups of completions."""
     rl, greedy = config.rl, config.advantage.baseline == "greedy"
-    cell = GroupSampler(policy, rl.tokens, temperature=rl.temperature, top_k=rl.top_k, greedy=greedy)
+    cell = GroupSampler(policy, rl.tokens, Sampled.of(rl), greedy=greedy)
     inputs = _inputs(config, policy, rl.sample_images)
     return Zone("sampler", cell, (inputs, _floats(rl.sample_images, rl.group_size, rl.tokens)))
 
@@ -75,7 +112,7 @@ def reference_zone(config: Config, policy: Policy) -> Zone:
     """The log-probs of the groups that were sampled."""
     rl = config.rl
     ids = _ids(policy, rl.sample_images * rl.group_size, rl.tokens)
-    cell = LogprobCell(policy, temperature=rl.temperature, top_k=rl.top_k)
+    cell = LogprobCell(policy, Sampled.of(rl))
     return Zone("reference", cell, (_inputs(config, policy, rl.sample_images), ids))
 
 

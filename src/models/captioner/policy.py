@@ -8,7 +8,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from src.config.schema import Config
 from src.data.tokenizer import TokenIds
 from src.models.captioner.decoder import Decoder, Memory, shift_right
-from src.models.encoders.build import build_encoder
+from src.models.encoders.build import build_encoder, encoder_settings
 from src.models.policy import Policy
 
 Caches = tuple[tuple[Tensor, Tensor], ...]  # per layer: keys and values [M, H, t, d] of the tokens so far
@@ -68,15 +68,10 @@ class Captioner(Policy):
         return self.decoder.trainable_params() + ([] if self.cached else self.encoder.trainable_params())
 
 
-def build_captioner(config: Config, token_ids: TokenIds, *, cached: bool, checkpoint: str | None = None) -> Captioner:
-    """Build a captioner in evaluation mode. Its weights are random, except the encoder's if `checkpoint` is given."""
+def build_captioner(config: Config, token_ids: TokenIds, *, cached: bool, load: bool = False) -> Captioner:
+    """Build a captioner in evaluation mode with random weights; load: but the encoder's, from `encoder.checkpoint`."""
     dtype = getattr(ms, config.precision)
-    encoder = build_encoder(
-        config.encoder.kind,
-        variant=config.encoder.variant,
-        checkpoint=checkpoint,
-        image_size=config.data.image_size,
-        dtype=ms.float32 if cached else dtype,  # what is computed once for all runs is computed well
-    )
+    encoder_dtype = ms.float32 if cached else dtype  # what is computed once for all runs is computed well
+    encoder = build_encoder(**encoder_settings(config), load=load, dtype=encoder_dtype)
     decoder = Decoder(config.decoder, encoder.channels, token_ids.allowed, dtype)
     return Captioner(encoder, decoder, token_ids, cached=cached).set_train(False)

@@ -16,7 +16,7 @@ from src.models import kernels
 
 @dataclass(frozen=True)
 class LoRA:
-    """rank r, alpha (the update is scaled by alpha / r), targets: the names of the adapted layers."""
+    """rank r, alpha (the update is scaled by alpha / r), targets: the names of the adapted layers (LORA_TARGETS)."""
 
     rank: int
     alpha: float

@@ -1,0 +1,133 @@
+"""Whole programs with tiny pretrained policies: CE, GRPO, resuming, several workers, evaluation, captioning, export."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from test_policy import resume_from_previous
+from tiny import TINY, WORLD, free_port, run, tiny_data
+from tiny_models import tiny_folder
+
+pytestmark = pytest.mark.slow  # programs that compile graphs of their own: minutes
+
+SETTINGS = [setting for setting in TINY if not setting.startswith(("tokenizer", "decoder", "ce.tokens", "ce.epochs"))]
+SETTINGS += ["ce.tokens=12", "ce.epochs=2", "ce.save_steps=1", "data.dataset=demo", "data.format=coco"]
+SETTINGS += ["data.annotations=annotations/captions_{split}.json", "data.images=images/{split}"]
+LANGUAGE = ["policy.kind=prefix_lm", "encoder.kind=cnn", "encoder.variant=cnn", "encoder.checkpoint=null"]
+LANGUAGE += ["data.image_size=64", "encoder.trainable=false", "lora.rank=2", "lora.dropout=0.1"]
+LANGUAGE += ["ce.optimizer.projector_lr=1e-2", "ce.optimizer.adapter_lr=1e-3"]
+SEEING = ["policy.kind=qwen2_5_vl", "data.image_size=56", "init_config=null", "select=last", "policy.recompute=true"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return {kind: tiny_folder(kind, root / kind) for kind in ("llama", "qwen2_5_vl")}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Configurations of the two stages, in a folder whose name is part of the run folders' names."""
+    folder = tmp_path_factory.mktemp("configs") / "tiny"
+    folder.mkdir()
+    (folder / "ce.yaml").write_text(f"base: {WORLD}/configs/base.yaml\nstage: ce\n")
+    (folder / "grpo.yaml").write_text("base: ce.yaml\nstage: grpo\n")
+    return folder
+
+
+def program(name, file, folder, root, *more):
+    settings = [*SETTINGS, f"policy.path={folder}", f"data.root={tiny_data()}", f"output_root={root}"]
+    done = run(f"{name}.py", "--config", str(file), *settings, *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(files, folders, tmp_path_factory):
+    root = tmp_path_factory.mktemp("first")
+    for stage in ("ce", "grpo"):
+        program("train", files / f"{stage}.yaml", folders["llama"], root, *LANGUAGE)
+    return root
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+def test_it_is_trained_and_resumed_with_the_same_bits(trained, files, folders, tmp_path):
+    for stage in ("ce", "grpo"):
+        folder = trained / f"demo-tiny-{stage}"
+        assert len(losses(folder)) >= 4 and np.isfinite(losses(folder)).all()
+        resume_from_previous(folder, tmp_path / folder.name)
+        init = [] if stage == "ce" else [f"init_checkpoint={trained}/demo-tiny-ce/checkpoints/best"]
+        said = program("train", files / f"{stage}.yaml", folders["llama"], tmp_path, *LANGUAGE, *init)
+        assert "is complete" not in said
+        one, other = (load_file(root / folder.name / "checkpoints/last") for root in (trained, tmp_path))
+        assert one.keys() == other.keys() and any("lora_up" in name for name in one)
+        assert not any("embedding" in name for name in one)  # the pretrained weights are in their folder
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=f"{stage} {name}")
+
+
+def test_two_workers_train_as_one(trained, files, folders, tmp_path):
+    settings = [*SETTINGS, *LANGUAGE, f"policy.path={folders['llama']}", f"data.root={tiny_data()}"]
+    workers = ["--devices", "2", "--master", f"127.0.0.1:{free_port()}"]
+    command = ["-m", "src.commands.pipeline", "ce", "--config", str(files / "ce.yaml"), *workers]
+    done = run(*command, *settings, f"output_root={tmp_path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    np.testing.assert_allclose(losses(tmp_path / "demo-tiny-ce"), losses(trained / "demo-tiny-ce"), rtol=1e-4)
+
+
+def test_it_is_evaluated_and_captions_photographs(trained, files, folders, tmp_path):
+    best = ["--checkpoint", str(trained / "demo-tiny-grpo/checkpoints/best")]
+    said = program("eval", files / "grpo.yaml", folders["llama"], trained, *best, *LANGUAGE, "eval.samples=2")
+    assert "CIDEr" in said
+    samples = json.loads((trained / "demo-tiny-grpo/samples_test.json").read_text())
+    assert len(samples) == 16 and {len(row["captions"]) for row in samples} == {2}
+    beams = ["eval.beams=2", "eval.block_trigrams=true"]
+    assert "CIDEr" in program("eval", files / "grpo.yaml", folders["llama"], trained, *best, *LANGUAGE, *beams)
+    photograph = next(Path(tiny_data(), "images/test").iterdir())
+    output = tmp_path / "captions.jsonl"
+    images = ["--images", str(photograph), "--output", str(output)]
+    program("eval", files / "grpo.yaml", folders["llama"], trained, *best, *LANGUAGE, *images)
+    assert json.loads(output.read_text().splitlines()[-1])
+
+
+def test_rl_starts_from_the_pretrained_model(files, folders, tmp_path):
+    program("train", files / "grpo.yaml", folders["qwen2_5_vl"], tmp_path, *SEEING)
+    folder = tmp_path / "demo-tiny-grpo"
+    assert np.isfinite(losses(folder)).all()
+    shutil.rmtree(folder / "logs", ignore_errors=True)
+    resume_from_previous(folder, tmp_path / "again/demo-tiny-grpo")
+    program("train", files / "grpo.yaml", folders["qwen2_5_vl"], tmp_path / "again", *SEEING)
+    one, other = (load_file(root / "demo-tiny-grpo/checkpoints/last") for root in (tmp_path, tmp_path / "again"))
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_the_trained_model_is_exported(trained, files, folders, tmp_path):
+    best = ["--checkpoint", str(trained / "demo-tiny-grpo/checkpoints/best")]
+    settings = [*SETTINGS, *LANGUAGE, f"policy.path={folders['llama']}", f"data.root={tiny_data()}"]
+    for form, file in (("huggingface", "model.safetensors"), ("peft", "adapter_model.safetensors")):
+        words = ["--config", str(files / "grpo.yaml"), *best, "--format", form, "--output", str(tmp_path / form)]
+        done = run("-m", "src.export", *words, *settings)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / form / file).is_file() and (tmp_path / form / "projector.safetensors").is_file()
+    done = run("-m", "src.export", *words[:-1], str(tmp_path / "none"), *settings, "--format", "mindir")
+    assert done.returncode == 2 and "pass --format huggingface or peft" in done.stderr
+
+
+def test_adapters_of_another_base_are_refused(trained, files, folders, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folders["llama"], other)
+    with (other / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(np.float32(0.5).tobytes())
+    best = str(trained / "demo-tiny-grpo/checkpoints/best")
+    settings = [*SETTINGS, *LANGUAGE, f"policy.path={other}", f"data.root={tiny_data()}", f"output_root={tmp_path}"]
+    done = run("eval.py", "--config", str(files / "grpo.yaml"), "--checkpoint", best, *settings)
+    assert done.returncode == 2 and "its adapters were trained on other pretrained weights" in done.stderr
