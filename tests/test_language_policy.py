@@ -10,7 +10,7 @@ from tiny import WORLD
 from tiny_models import tiny_folder
 
 from src.config.load import load_config
-from src.data.dataset import load_pretrained_tokenizer
+from src.data.pretrained_tokenizer import load_pretrained_tokenizer
 from src.decoding.attention import Attention
 from src.decoding.beam import BeamDecoder
 from src.decoding.distribution import Sampled
@@ -242,7 +242,7 @@ def test_an_adapter_is_a_product_of_low_rank(folders):
     rng = np.random.default_rng(6)
     adapted = 0
     for one, other in zip(policy._projections(), plain._projections()):
-        weight = one.weight.asnumpy()
+        weight = one.weight.asnumpy().copy()
         for rows, columns, name in one.adapted_parts():
             assert name in ("q_proj", "v_proj", "down_proj")
             a = one.lora_down.asnumpy()[columns]

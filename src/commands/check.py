@@ -33,8 +33,9 @@ def main() -> None:
     config = load_config(arguments.config, arguments.overrides)
     prepare_environment(convolutions=False)
 
-    from src.data.dataset import build_tokenizer, load_dataset, load_pretrained_tokenizer
+    from src.data.dataset import build_tokenizer, load_dataset
     from src.data.locate import find_images
+    from src.data.pretrained_tokenizer import load_pretrained_tokenizer
     from src.models.build import build_policy
     from src.models.encoders.build import build_encoder, encoder_settings
 

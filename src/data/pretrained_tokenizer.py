@@ -16,6 +16,7 @@ import numpy as np
 import tokenizers
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from src.config.schema import Config
 from src.data.model_folder import read_json
 from src.data.tokenizer import TokenIds, Tokenizer
 from src.runtime.errors import InputError, one_line
@@ -119,6 +120,12 @@ class PretrainedTokenizer(Tokenizer):
         for number, part in enumerate(parts):
             ids += [added[part]] if number % 2 else self.encode(part.replace(_PROMPT, prompt))
         return ids
+
+
+def load_pretrained_tokenizer(config: Config) -> PretrainedTokenizer:
+    """Load the tokenizer of `policy.path`."""
+    settings = config.policy
+    return PretrainedTokenizer(Path(settings.path or ""), settings.prompt, sees=settings.kind == "qwen2_5_vl")
 
 
 def _without_added(folder: Path, tree: Mapping[str, Any]) -> tokenizers.Tokenizer:

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from src.config.schema import Config
-from src.models.hugging_face import INDEX, WEIGHTS, PretrainedWeights, write_weights
+from src.models.hugging_face import INDEX, WEIGHTS, PretrainedWeights, write_arrays, write_weights
 from src.models.vision_language.policy import LanguagePolicy
 from src.models.vision_language.tower import VisionTower, tower_parts
 from src.models.vision_language.weights import Part, language_parts, prefix_of, projections
@@ -57,8 +56,8 @@ def write_adapter(policy: LanguagePolicy, config: Config, folder: Path) -> None:
         for block, projection in projections(layer):
             for rows, columns, name in projection.adapted_parts():
                 at = f"base_model.model.{prefix}layers.{number}.{block}.{name}"
-                tensors[f"{at}.lora_A.weight"] = np.ascontiguousarray(projection.lora_down.asnumpy()[columns])
-                tensors[f"{at}.lora_B.weight"] = np.ascontiguousarray(projection.lora_up.asnumpy()[rows, columns])
+                tensors[f"{at}.lora_A.weight"] = projection.lora_down.asnumpy()[columns]
+                tensors[f"{at}.lora_B.weight"] = projection.lora_up.asnumpy()[rows, columns]
     names = sorted({name.split(".")[-3] for name in tensors})
     settings = {
         "peft_type": "LORA",
@@ -74,14 +73,14 @@ def write_adapter(policy: LanguagePolicy, config: Config, folder: Path) -> None:
         "inference_mode": True,
     }
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_arrays(folder / "adapter_model.safetensors", tensors)
     _write_projector(policy, folder)
 
 
 def _write_projector(policy: LanguagePolicy, folder: Path) -> None:
     if policy.projector is not None:
         arrays = {name: value.asnumpy() for name, value in policy.projector.parameters_and_names()}
-        save_file(arrays, folder / PROJECTOR)
+        write_arrays(folder / PROJECTOR, arrays)
 
 
 def _parts(policy: LanguagePolicy, weights: PretrainedWeights) -> Iterator[Part]:

@@ -17,6 +17,7 @@ from src.models.policy import Policy
 _BIAS_ADD = ops.BiasAdd()
 _CAST = ops.Cast()
 _GREATER_EQUAL = ops.GreaterEqual()
+_ONES_LIKE = ops.OnesLike()
 _SOFTMAX = ops.Softmax(-1)
 _MATMUL = ops.MatMul()
 _MATMUL_WITH_TRANSPOSED = ops.MatMul(transpose_b=True)
@@ -125,7 +126,7 @@ class ChunkedLogprobs(nn.Cell):
             logits = _BIAS_ADD(_MATMUL_WITH_TRANSPOSED(chunk, weight), bias) / temperature
             if self.cut:
                 counts = _CAST(_GREATER_EQUAL(logits, out[4][start : start + rows]), mstype.float32)
-                counts = ops.tensor_scatter_elements(counts, own, ops.ones_like(from_logprob), 1)
+                counts = ops.tensor_scatter_elements(counts, own, _ONES_LIKE(from_logprob), 1)
                 logits = logits + (1.0 - counts) * MASKED
             # The product repeats a column: CPU kernels keep the workspace of a broadcast to the end of a graph.
             gradient = _SOFTMAX(logits) * _MATMUL(from_logsumexp - from_logprob, ones)

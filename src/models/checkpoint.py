@@ -14,7 +14,7 @@ from mindspore import Tensor
 from safetensors import SafetensorError, safe_open
 
 from src.config.schema import Config
-from src.data.dataset import load_pretrained_tokenizer
+from src.data.pretrained_tokenizer import load_pretrained_tokenizer
 from src.data.tokenizer import Tokenizer, load_tokenizer
 from src.models.policy import Policy
 from src.runtime.errors import InputError

@@ -118,10 +118,17 @@ def _entries(path: Path) -> dict[str, _Entry]:
     return entries
 
 
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write float32 arrays as a safetensors file."""
+    entries = {name: ("F32", array.shape) for name, array in arrays.items()}
+    write_weights(path, entries, lambda name: arrays[name].astype("<f4").tobytes())
+
+
 def write_weights(path: Path, entries: Mapping[str, tuple[str, tuple[int, ...]]], data: Callable[[str], bytes]) -> None:
     """Write a safetensors file of tensors with these types (F32, F16, BF16, ...) and shapes, one at a time.
 
-    safetensors' own writers for NumPy lack bfloat16. data: the bytes of a tensor by its name.
+    safetensors' own writer for NumPy lacks bfloat16, and its files are readable by their owner alone. data: the bytes
+    of a tensor by its name.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -23,7 +23,12 @@ from src.runtime.files import ROOT, lock
 # Files below src/ that graphs depend on; editing any other file does not recompile a graph.
 GRAPH_FILES = (
     *("models/**/*.py", "decoding/*.py", "losses/*.py", "training/optim.py", "training/step.py"),
-    *("config/kinds.py", "data/model_folder.py", "data/tokenizer.py"),  # constants of graphs
+    *(
+        "config/kinds.py",
+        "data/model_folder.py",
+        "data/pretrained_tokenizer.py",
+        "data/tokenizer.py",
+    ),  # constants of graphs
 )
 
 _folder: Path | None = None  # of this process
