@@ -22,7 +22,7 @@ from src.config.load import load_config
 from src.data.photographs import read_photograph
 from src.data.tokenizer import build_word_tokenizer
 from src.export.__main__ import main
-from src.export.mindir import compare, write_mindir
+from src.export.mindir import Exported, compare, write_mindir
 from src.models.build import load_policy
 from src.models.captioner.policy import build_captioner
 from src.models.folder import given_checkpoint
@@ -159,13 +159,14 @@ def test_another_version_of_mindspore_is_a_warning(exported, monkeypatch, capsys
 
 
 def test_a_graph_that_captions_otherwise_is_status_3_and_no_folder(exported, tmp_path, monkeypatch):
-    def plant(path, decoder, shape):
+    def plant(folder, graph):
         """The last word has the largest logit while the graph is written."""
-        bias = decoder.policy.decoder.output.bias
+        bias = graph.cell.decoder.policy.decoder.output.bias
         before = bias.asnumpy().copy()
         bias.set_data(Tensor(100 * np.arange(len(before)), ms.float32))
-        write(path, decoder, shape)
+        file = write(folder, graph)
         bias.set_data(Tensor(before))
+        return file
 
     write = src.export.mindir.write_mindir
     monkeypatch.setattr(src.export.mindir, "write_mindir", plant)
@@ -178,30 +179,31 @@ def test_a_graph_that_captions_otherwise_is_status_3_and_no_folder(exported, tmp
 
 
 def test_comparing_finds_another_token_and_another_length():
-    ids, mask = np.array([[5, 3, 0], [5, 6, 3], [5, 6, 3]]), np.array([[1, 1, 0], [1, 1, 1], [1, 1, 1]])
+    ids, lengths = np.array([[5, 3, 0], [5, 6, 3], [5, 6, 3]]), np.array([2, 3, 3])
     exported = (np.array([[5, 3, 0], [5, 7, 3], [5, 6, 3]]), np.array([2, 3, 2]))
-    found = compare(lambda pixels: (Tensor(ids), Tensor(mask)), lambda pixels: exported, [np.zeros(1), np.zeros(1)])
+    found = compare(lambda pixels: (ids, lengths), lambda pixels: exported, [np.zeros(1), np.zeros(1)])
     assert found[0].tolist() == ids.tolist() * 2 and found[1].tolist() == [False, True, True] * 2
 
 
-class Constant(nn.Cell):
-    """A decoder with one parameter, of 4 kB."""
+class Shifted(nn.Cell):
+    """A cell with one parameter, of 4 kB."""
 
     def __init__(self):
         super().__init__()
-        self.weight = ms.Parameter(Tensor(np.zeros((1, 1000)), ms.float32))
+        self.weight = ms.Parameter(Tensor(np.arange(1000)[None], ms.float32))
 
-    def construct(self, pixels):
-        return self.weight, self.weight, self.weight
+    def construct(self, x):
+        return x + self.weight
 
 
-def test_a_model_that_mindspore_writes_as_several_files_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(serialization, "TOTAL_SAVE", 3)  # kB
-    with pytest.raises(InputError, match="1 GB"):
-        write_mindir(tmp_path / "new.mindir", Constant(), (1, 3, 2, 2))
-    monkeypatch.setattr(serialization, "TOTAL_SAVE", 5)
-    write_mindir(tmp_path / "new.mindir", Constant(), (1, 3, 2, 2))
-    assert (tmp_path / "new.mindir").stat().st_size > 4000
+@pytest.mark.parametrize(("limit", "name"), [(5, "new.mindir"), (3, "new_graph.mindir")])
+def test_a_large_model_is_several_files(tmp_path, monkeypatch, limit, name):
+    monkeypatch.setattr(serialization, "TOTAL_SAVE", limit)  # kB
+    x = Tensor(np.ones((1, 1000)), ms.float32)
+    file = write_mindir(tmp_path, Exported("new", Shifted(), {"x": x}, {}))
+    assert file.name == name and (tmp_path / "new_variables").is_dir() == (limit == 3)
+    moved = shutil.copytree(tmp_path, tmp_path.with_name(f"moved{limit}"))
+    np.testing.assert_array_equal(nn.GraphCell(ms.load(str(moved / name)))(x).asnumpy()[0], np.arange(1000) + 1)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_a_merged_model_computes_what_the_policy_does(folders, tmp_path, kind, s
     write_model(policy, configured(folders[kind], *settings), output)
     names = {file.name for file in folders[kind].iterdir() if file.suffix == ".json"} | {"model.safetensors"}
     assert {file.name for file in output.iterdir()} == names | (
-        {"projector.safetensors"} if policy.projector else set()
+        {"projector.safetensors", "prompt.json"} if policy.projector else set()
     )
     assert set(PretrainedWeights(output).names()) == set(PretrainedWeights(folders[kind]).names())
     again = build(output, *(one for one in settings if not one.startswith("lora")))

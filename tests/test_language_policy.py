@@ -309,9 +309,11 @@ def test_a_checkpoint_holds_the_adapter_and_names_its_base(folders, tmp_path):
     save_checkpoint(path, policy, {})
     state, arrays = read_checkpoint(path)
     names = {name.removeprefix("model.") for name in arrays}
-    assert names == {f"projector.{name}" for name, _ in policy.projector.parameters_and_names()} | {
-        name for name, _ in policy.parameters_and_names() if "lora_" in name
-    }
+    everything = [name for name, _ in policy.parameters_and_names()]
+    expected = {name for name in everything if name.startswith(("projector.", "encoder.")) or "lora_" in name}
+    assert names == expected, "the encoder has no file: encoder.checkpoint=null"
+    seeing = build(folders["qwen2_5_vl"], "lora.rank=4", "policy.kind=qwen2_5_vl", "data.image_size=112")
+    assert seeing.saved_parameters() and all("lora_" in name for name in seeing.saved_parameters())
     load_checkpoint(path, build(folders["qwen2"], "lora.rank=4"))
     other = Path(f"{tmp_path}/other")
     tiny_folder("qwen2", other)

@@ -19,7 +19,14 @@ SETTINGS += ["data.annotations=annotations/captions_{split}.json", "data.images=
 LANGUAGE = ["policy.kind=prefix_lm", "encoder.kind=cnn", "encoder.variant=cnn", "encoder.checkpoint=null"]
 LANGUAGE += ["data.image_size=64", "encoder.trainable=false", "lora.rank=2", "lora.dropout=0.1"]
 LANGUAGE += ["ce.optimizer.projector_lr=1e-2", "ce.optimizer.adapter_lr=1e-3"]
-SEEING = ["policy.kind=qwen2_5_vl", "data.image_size=56", "init_config=null", "select=last", "policy.recompute=true"]
+SEEING = [
+    "policy.kind=qwen2_5_vl",
+    "data.image_size=56",
+    "data.dataset=mine",
+    "init_config=null",
+    "select=last",
+    "policy.recompute=true",
+]
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +106,12 @@ def test_it_is_evaluated_and_captions_photographs(trained, files, folders, tmp_p
 
 def test_rl_starts_from_the_pretrained_model(files, folders, tmp_path):
     program("train", files / "grpo.yaml", folders["qwen2_5_vl"], tmp_path, *SEEING)
-    folder = tmp_path / "demo-tiny-grpo"
+    folder = tmp_path / "mine-tiny-grpo"
     assert np.isfinite(losses(folder)).all()
     shutil.rmtree(folder / "logs", ignore_errors=True)
-    resume_from_previous(folder, tmp_path / "again/demo-tiny-grpo")
+    resume_from_previous(folder, tmp_path / "again/mine-tiny-grpo")
     program("train", files / "grpo.yaml", folders["qwen2_5_vl"], tmp_path / "again", *SEEING)
-    one, other = (load_file(root / "demo-tiny-grpo/checkpoints/last") for root in (tmp_path, tmp_path / "again"))
+    one, other = (load_file(root / "mine-tiny-grpo/checkpoints/last") for root in (tmp_path, tmp_path / "again"))
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
@@ -117,8 +124,16 @@ def test_the_trained_model_is_exported(trained, files, folders, tmp_path):
         done = run("-m", "src.export", *words, *settings)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / form / file).is_file() and (tmp_path / form / "projector.safetensors").is_file()
-    done = run("-m", "src.export", *words[:-1], str(tmp_path / "none"), *settings, "--format", "mindir")
-    assert done.returncode == 2 and "pass --format huggingface or peft" in done.stderr
+    done = run("-m", "src.export", *words[:-1], str(tmp_path / "mindir"), *settings, "--format", "mindir")
+    assert done.returncode == 0, done.stderr
+    assert "prefill.mindir with step.mindir captions 16 test images as" in done.stdout
+    facts = json.loads((tmp_path / "mindir/export.json").read_text())
+    assert list(facts["step"]["inputs"]) == ["token", "position", "prefix", "cache"]
+    photograph = str(next(Path(tiny_data(), "images/test").iterdir()))
+    output = tmp_path / "captions.jsonl"
+    images = ["--images", photograph, "--output", str(output)]
+    done = run("eval.py", "--checkpoint", str(tmp_path / "mindir"), *images)  # with its own configuration
+    assert done.returncode == 0 and json.loads(output.read_text())["captions"], done.stderr
 
 
 def test_adapters_of_another_base_are_refused(trained, files, folders, tmp_path):

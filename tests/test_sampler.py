@@ -95,7 +95,7 @@ def test_first_and_second_tokens_follow_the_softmax(captioner, features, allowed
 
 @pytest.mark.parametrize("temperature, top_k", [(1.0, 0), (0.7, 0), (1.3, 4)])
 def test_old_logprobs_equal_teacher_forced_logprobs(mode, captioner, features, allowed, temperature, top_k):
-    ids, mask, old = sample(captioner, features, allowed, Sampled(temperature, top_k))
+    ids, mask, old = sample(captioner, features, allowed, temperature=temperature, top_k=top_k)
     again = LogprobCell(captioner, Sampled(temperature, top_k))(features, Tensor(ids)).asnumpy()
     np.testing.assert_allclose(again[mask > 0], old[mask > 0], atol=1e-4)
     assert (old[mask == 0] == 0).all()

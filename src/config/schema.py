@@ -97,14 +97,14 @@ class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay."""
 
     lr: float
-    projector_lr: float | None
-    adapter_lr: float | None
     final_lr: float
     warmup_ratio: float
     decay_ratio: float
     weight_decay: float
     beta2: float
     grad_clip: float
+    projector_lr: float | None = None
+    adapter_lr: float | None = None
 
 
 @dataclass(frozen=True)

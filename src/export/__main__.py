@@ -1,7 +1,7 @@
-"""Export a checkpoint as one folder, with a MindIR graph for servers and the files that eval.py needs.
+"""Export a checkpoint as one folder, with MindIR graphs for servers and the files that eval.py needs.
 
 python -m src.export --config FILE --checkpoint PATH --output FOLDER [--batch 1] [--compare 16] [key=value ...]
-The graph is read back and must caption test images, or noise if the data is missing, exactly like the checkpoint;
+The graphs are read back and must caption test images, or noise if the data is missing, exactly like the checkpoint;
 otherwise the exit status is 3, and no folder is written.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from src import __version__
 from src.config.load import load_config, whole, write_tree
 from src.config.schema import Config
-from src.models.folder import CONFIG, FACTS, GRAPH, MODEL, TOKENIZER, given_checkpoint
+from src.models.folder import CONFIG, FACTS, MODEL, TOKENIZER, given_checkpoint
 from src.runtime.environment import prepare_environment, run_program
 from src.runtime.errors import InputError, RunStopped
 from src.runtime.files import given_file, given_path, writing
@@ -22,7 +22,7 @@ from src.runtime.files import given_file, given_path, writing
 
 def main() -> None:
     """Write the folder."""
-    parser = argparse.ArgumentParser("python -m src.export", description="Export a checkpoint and its MindIR graph.")
+    parser = argparse.ArgumentParser("python -m src.export", description="Export a checkpoint and its MindIR graphs.")
     parser.add_argument("--config", type=given_file, help="the YAML file that the checkpoint was trained with")
     parser.add_argument("--checkpoint", type=given_file, required=True, help="a checkpoint, or an exported folder")
     parser.add_argument("--output", type=given_path, required=True, help="the folder to write; it must not exist")
@@ -32,7 +32,7 @@ def main() -> None:
         default="mindir",
         help="huggingface: the folder of a pretrained language model, adapters merged; peft: its adapters alone",
     )
-    parser.add_argument("--batch", type=int, default=1, help="images per call of the graph")
+    parser.add_argument("--batch", type=int, default=1, help="images per call of a graph")
     parser.add_argument("--compare", type=int, default=16, help="number of images to compare captions for")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
     arguments = parser.parse_intermixed_args()
@@ -48,13 +48,10 @@ def main() -> None:
     if arguments.format != "mindir":
         write_pretrained(config, checkpoint, output, arguments.format)
         return
-    if config.policy.is_pretrained:
-        raise InputError(f"policy.kind={config.policy.kind}: pass --format huggingface or peft")
 
     import mindspore as ms
 
-    from src.decoding.sampler import GreedyDecoder
-    from src.export.mindir import compare, compared_pixels, load_mindir, server_facts, write_mindir
+    from src.export import mindir
     from src.models.build import load_policy
     from src.models.checkpoint import read_state
     from src.runtime.device import setup_device
@@ -62,8 +59,7 @@ def main() -> None:
 
     setup_device(config)
     policy, tokenizer = load_policy(config, checkpoint, cached=False)
-    decoder = GreedyDecoder(policy, config.eval.tokens)
-    images, batches = compared_pixels(config, arguments.compare, arguments.batch)
+    images, batches = mindir.compared_pixels(config, arguments.compare, arguments.batch)
     with writing(output, "choose another --output"):
         output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{output.name}-", dir=output.parent) as scratch:
@@ -73,18 +69,22 @@ def main() -> None:
         save_checkpoint(folder / MODEL, policy, read_state(checkpoint) | versions)
         write_tree(whole(replace(config, device="auto", device_id=None)), folder / CONFIG)  # for other machines
         tokenizer.save(folder / TOKENIZER)
-        write_mindir(folder / GRAPH, decoder, (arguments.batch, 3, config.data.image_size, config.data.image_size))
-        facts = server_facts(config, tokenizer, folder / GRAPH, arguments.batch)
+        graphs = mindir.graphs_of(policy, config, arguments.batch)
+        files = {name: mindir.write_mindir(folder, graph) for name, graph in graphs.items()}
+        facts = mindir.server_facts(config, tokenizer)
+        facts |= {name: mindir.graph_facts(graph, files[name]) for name, graph in graphs.items()}
         (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        ids, differs = compare(decoder, load_mindir(folder / GRAPH), batches)
+        exported = mindir.load_mindir(files, graphs, tokenizer.token_ids)
+        ids, differs = mindir.compare(mindir.captions_of(policy, config.eval.tokens), exported, batches)
+        written = " with ".join(file.name for file in files.values())
         if differs.any():
             raise RunStopped(
-                f"{GRAPH} captions {differs.sum()} of {len(ids)} rows of {images} differently from {checkpoint}; "
+                f"{written} captions {differs.sum()} of {len(ids)} rows of {images} differently from {checkpoint}; "
                 f"{output} was not written"
             )
         folder.rename(output)
     distinct = len({tokenizer.decode(row) for row in ids})
-    print(f"{output}: {GRAPH} captions {images} as {checkpoint} does, token by token ({distinct} different captions)")
+    print(f"{output}: {written} captions {images} as {checkpoint} does, token by token ({distinct} different captions)")
 
 
 def write_pretrained(config: Config, checkpoint: Path, output: Path, form: str) -> None:

@@ -17,7 +17,7 @@ from src.models.vision_language.policy import LanguagePolicy
 from src.models.vision_language.tower import VisionTower, tower_parts
 from src.models.vision_language.weights import Part, language_parts, prefix_of, projections
 
-PROJECTOR = "projector.safetensors"
+PROJECTOR, PROMPT = "projector.safetensors", "prompt.json"
 
 
 def write_model(policy: LanguagePolicy, config: Config, folder: Path) -> None:
@@ -78,9 +78,13 @@ def write_adapter(policy: LanguagePolicy, config: Config, folder: Path) -> None:
 
 
 def _write_projector(policy: LanguagePolicy, folder: Path) -> None:
+    """Write what stands before the language model, if its folder does not hold it: projector and prompt."""
     if policy.projector is not None:
         arrays = {name: value.asnumpy() for name, value in policy.projector.parameters_and_names()}
         write_arrays(folder / PROJECTOR, arrays)
+        ids = policy.token_ids
+        prompt = {"before": list(ids.before), "after": [*ids.after, ids.bos]}
+        (folder / PROMPT).write_text(json.dumps(prompt) + "\n", encoding="utf-8")
 
 
 def _parts(policy: LanguagePolicy, weights: PretrainedWeights) -> Iterator[Part]:

@@ -1,4 +1,4 @@
-"""The folder that a checkpoint is exported to: weights, configuration, vocabulary, a graph, and facts for a server."""
+"""The folder that a checkpoint is exported to: weights, configuration, vocabulary, graphs, and facts for a server."""
 
 from pathlib import Path
 
@@ -8,7 +8,6 @@ from src.runtime.errors import InputError
 MODEL = "model.safetensors"  # a checkpoint as src/training/checkpoint.py writes it, without the optimiser
 CONFIG = "config.yaml"  # every key
 TOKENIZER = "tokenizer.json"
-GRAPH = "captioner.mindir"
 FACTS = "export.json"
 
 

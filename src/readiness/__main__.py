@@ -1,6 +1,6 @@
 """Check whether the graphs of a configuration can run on Ascend. Needs neither data nor a device.
 
-python -m src.readiness --config FILE [--vocab 30522] [key=value ...]
+python -m src.readiness --config FILE [--vocab 30522] [--devices 1] [key=value ...]
 Compiles every device zone, lists operators without an Ascend kernel, dynamic shapes, host reads and wide types, and
 estimates the device's memory. On an Ascend device or a GPU it runs each zone once, and compares with the CPU
 (src/readiness/compare.py). The exit status is 1 if it finds a blocking problem.
@@ -10,10 +10,12 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from src.config.load import load_config
+from src.config.rules import check_workers, flatten
 from src.config.schema import Config
 from src.runtime.environment import prepare_environment, run_program
 from src.runtime.errors import InputError
@@ -29,11 +31,16 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m src.readiness", description="Check that graphs can run on Ascend.")
     parser.add_argument("--config", type=given_file, required=True, help="a YAML file of configs/")
     parser.add_argument("--vocab", type=int, help="tokens (default: 30522 for word pieces, 10000 for words)")
+    parser.add_argument("--devices", type=int, default=1, help="devices that share each batch (default: 1)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
     arguments = parser.parse_intermixed_args()
     if arguments.vocab is not None and arguments.vocab < 10:
         raise InputError(f"--vocab {arguments.vocab} must be at least 10")
-    overrides = without_weights(load_config(arguments.config, arguments.overrides), arguments.overrides)
+    if arguments.devices < 1:
+        raise InputError(f"--devices {arguments.devices} must be at least 1")
+    given = load_config(arguments.config, arguments.overrides)
+    check_workers(given, arguments.devices)
+    overrides = [*arguments.overrides, *shares(given, arguments.devices), *without_weights(given)]
     config = load_config(arguments.config, overrides)
     prepare_environment(convolutions=True)
     vocab = arguments.vocab or (30522 if config.tokenizer.kind == "wordpiece" else 10000)
@@ -42,12 +49,12 @@ def main() -> None:
         os.environ.update(MS_DEV_SAVE_GRAPHS="1", MS_DEV_SAVE_GRAPHS_PATH=folder, MS_DEV_DUMP_IR_PASSES="validate")
         from src.models import kernels
         from src.readiness.compare import compare_on_cpu, record_zone
-        from src.readiness.compiled_graphs import compile_graph, parameter_bytes, peak_bytes, zones
+        from src.readiness.compiled_graphs import compile_graph, held_bytes, parameter_bytes, peak_bytes, zones
         from src.readiness.operators import STRUCTURE, violations
         from src.runtime.device import setup_device
 
         target = setup_device(config)
-        rows, problems, needed = [], [], 0
+        rows, problems, peaks = [], [], []
         form = "Ascend" if target == "CPU" else target  # a GPU runs the zones, and lacks Ascend's forms
         with kernels.built_for(form):
             all_zones = list(zones(config, vocab))
@@ -57,7 +64,7 @@ def main() -> None:
             problems += [f"{zone.name}: {line}" for line in found]
             operators = [node.operator for node in graph.values() if node.operator not in STRUCTURE]
             parameters, peak = parameter_bytes(zone.cell), peak_bytes(graph)
-            needed = max(needed, parameters + peak)
+            peaks.append(peak)
             numbers = (len(operators), len(set(operators)), len(found), parameters / 2**20, peak / 2**20)
             rows.append([zone.name, *(f"{number:,.0f}" for number in numbers)])
             if target != "CPU":
@@ -68,9 +75,14 @@ def main() -> None:
             print("no Ascend or GPU found: zones were compiled, not run")
         elif not compare_on_cpu(Path(folder), target, vocab, arguments.config, overrides):
             problems.append(f"results on {target} differ from the CPU (see the table above)")
-    gigabytes = needed / 2**30
+    held = held_bytes(config, all_zones, arguments.devices)
+    gigabytes = (held + max(peaks)) / 2**30
     fits = ", ".join(f"{'fits' if gigabytes < size else 'does not fit'} {size} GB" for size in DEVICE_GB)
-    print(f"estimated device memory: {gigabytes:.1f} GB, {fits} (without workspaces of kernels)")
+    where = "device" if arguments.devices == 1 else f"each of {arguments.devices} devices"
+    print(
+        f"estimated memory of {where}: {held / 2**30:.1f} GB held, {max(peaks) / 2**30:.1f} GB at once, "
+        f"{gigabytes:.1f} GB in all, {fits} (without workspaces of kernels)"
+    )
     if gigabytes >= max(DEVICE_GB):
         problems.append("memory: reduce the batches, or increase micro_batches")
     if problems:
@@ -79,9 +91,17 @@ def main() -> None:
     print(f"{arguments.config}: ready for Ascend")
 
 
-def without_weights(config: Config, overrides: Sequence[str]) -> list[str]:
+def shares(config: Config, devices: int) -> Iterator[str]:
+    """Yield overrides that give the batches of each of several devices."""
+    section = "ce.batch_images" if config.stage == "ce" else "rl.rollout_images rl.sample_images rl.update_images"
+    values = flatten(asdict(config))
+    for key in (*section.split(), "eval.batch_images"):
+        yield f"{key}={max(1, values[key] // devices)}"
+
+
+def without_weights(config: Config) -> list[str]:
     """Return overrides with which the graphs of a configuration are built without its pretrained files."""
-    changed = [*overrides]
+    changed = []
     if config.encoder.kind != "vit":  # its sizes are in its folder
         changed.append("encoder.checkpoint=null")
     if config.precision == "bfloat16":  # CPUs cannot compile it; graphs of float16 contain the same operators and more

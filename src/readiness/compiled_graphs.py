@@ -4,14 +4,14 @@ Letters: B images, G group size, M = B*G rows, T tokens, V vocabulary.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
 
 import numpy as np
-from mindspore import nn
+from mindspore import Parameter, nn
 
 from src.config.schema import Config
 from src.training import zones as cells
@@ -89,7 +89,21 @@ def read_graph(text: str) -> dict[int, Node]:
 
 def parameter_bytes(cell: nn.Cell) -> int:
     """Bytes of all parameters of a cell, including sums of gradients and moments."""
-    return sum(prod(parameter.shape) * _SIZES.get(str(parameter.dtype), 4) for parameter in cell.get_parameters())
+    return sum(map(_bytes, cell.get_parameters()))
+
+
+def _bytes(parameter: Parameter) -> int:
+    return prod(parameter.shape) * _SIZES.get(str(parameter.dtype), 4)
+
+
+def held_bytes(config: Config, all_zones: Sequence[Zone], devices: int) -> int:
+    """Bytes that a run holds all the time: the parameters of all zones together, each once, and beside them the
+    reference's copy of what is trained, and what all devices sum up at once.
+    """
+    held = {id(parameter): parameter for zone in all_zones for parameter in zone.cell.get_parameters()}
+    trained = next(zone.cell for zone in reversed(all_zones) if zone.name == "update").update.optimizer.parameters
+    copies = (config.stage != "ce") + (devices > 1)
+    return sum(map(_bytes, held.values())) + copies * sum(map(_bytes, trained))
 
 
 def peak_bytes(graph: dict[int, Node]) -> int:

@@ -8,6 +8,7 @@ token, in the place of BOS.
 import hashlib
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import mindspore as ms
 import mindspore.common.dtype as mstype
@@ -78,9 +79,12 @@ class LanguagePolicy(Policy):
         token_ids: TokenIds,
         *,
         cached: bool,
+        keeps_encoder: bool = True,
         dropout: float = 0.0,
     ) -> None:
+        """keeps_encoder: whether a checkpoint with adapters holds the encoder, which is in no file or is trained."""
         super().__init__()
+        self.keeps_encoder = keeps_encoder
         self.encoder, self.projector, self.language = encoder, projector, language
         self.token_ids, self.cached = token_ids, cached
         self.width, self.bos_id = language.sizes.width, token_ids.bos
@@ -163,7 +167,8 @@ class LanguagePolicy(Policy):
         Adapters that still add nothing are left out: then the reference is the pretrained model.
         """
         trained = {id(parameter) for parameter in self.trained_parameters()}
-        shared = {id(one): one for one in self.get_parameters() if id(one) not in trained}
+        shared: dict[int, Any] = {id(one): one for one in self.get_parameters() if id(one) not in trained}
+        shared |= {id(layer._recompute_cell): None for layer in self.language.layers}  # has no gradient, nor a copy
         copy = deepcopy(self, shared)
         for one in copy._projections():
             if len(one.adapted) > 0 and not one.lora_up.asnumpy().any():
@@ -182,12 +187,12 @@ class LanguagePolicy(Policy):
         return "adapter" if parameter.name.endswith(_ADAPTERS) else ""
 
     def saved_parameters(self) -> dict[str, Parameter]:
-        """Return all parameters or, with adapters, those that are trained: the rest is in the pretrained folders."""
+        """Return all parameters or, with adapters, those that the pretrained files do not hold as they are."""
         everything = dict(self.parameters_and_names())
         if not self.adapted:
             return everything
-        trained = {id(parameter) for parameter in self.trained_parameters()}
-        return {name: parameter for name, parameter in everything.items() if id(parameter) in trained}
+        files = ("language.",) if self.keeps_encoder else ("language.", "encoder.")
+        return {name: one for name, one in everything.items() if name.endswith(_ADAPTERS) or not name.startswith(files)}
 
 
 def build_language_policy(config: Config, token_ids: TokenIds, *, cached: bool, load: bool) -> LanguagePolicy:
@@ -224,7 +229,13 @@ def build_language_policy(config: Config, token_ids: TokenIds, *, cached: bool, 
         for layer in language.layers:
             layer.recompute()
     base = None if weights is None or config.lora.rank == 0 else _base_digest(config, weights)
-    policy = LanguagePolicy(encoder, projector, language, token_ids, cached=cached, dropout=config.lora.dropout)
+    keeps_encoder = config.encoder.trainable or (projector is not None and config.encoder.checkpoint is None)
+    policy = LanguagePolicy(
+        *(encoder, projector, language, token_ids),
+        cached=cached,
+        keeps_encoder=keeps_encoder,
+        dropout=config.lora.dropout,
+    )
     policy.base, policy.end_check, policy.chunk_rows = base, settings.end_check, settings.chunk_rows
     return policy.set_train(False)
 
