@@ -80,7 +80,7 @@ def test_an_adapter_in_peft_s_names(folders, tmp_path, kind):
     wanted = [("self_attn", "q_proj"), ("self_attn", "k_proj"), ("self_attn", "o_proj"), ("mlp", "up_proj")]
     assert pairs == {f"{prefix}.layers.0.{block}.{name}" for block, name in wanted}
     qkv = policy.language.layers[0].qkv
-    weight = qkv.weight.asnumpy()
+    weight = qkv.weight.asnumpy().T
     effective = weight + (qkv.lora_up.asnumpy() * qkv.blocks.asnumpy()) @ qkv.lora_down.asnumpy()
     rows = {name: place for place, name in qkv.parts()}
     for name in ("q_proj", "k_proj"):

@@ -250,7 +250,7 @@ def test_an_adapter_is_a_product_of_low_rank(folders):
             up = one.lora_up.asnumpy().copy()
             up[rows, columns] = b
             one.lora_up.set_data(Tensor(up))
-            weight[rows] += 32.0 / 4 * b @ a
+            weight.T[rows] += 32.0 / 4 * b @ a
             adapted += 1
         other.weight.set_data(Tensor(weight))
     assert adapted == 3

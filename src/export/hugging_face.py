@@ -24,15 +24,15 @@ def write_model(policy: LanguagePolicy, config: Config, folder: Path) -> None:
     """Write the whole folder of the model, with adapters merged, in the types of the pretrained files."""
     source = Path(config.policy.path or "")
     weights = PretrainedWeights(source)
-    changed = {name: (parameter, rows) for name, parameter, rows in _parts(policy, weights)}
+    changed = {part.name: part for part in _parts(policy, weights)}
     merged = _merged(policy)
 
     def data(name: str) -> bytes:
         dtype = weights.dtype(name)
         if name in changed:
-            parameter, rows = changed[name]
-            values = merged.get(id(parameter))
-            return as_bytes((parameter.asnumpy() if values is None else values)[rows], dtype)
+            part = changed[name]
+            values = merged.get(id(part.parameter))
+            return as_bytes(part.of(part.parameter.asnumpy() if values is None else values), dtype)
         if name.endswith("patch_embed.proj.weight") and config.encoder.trainable:
             shape = weights.shape(name)
             kernel = policy.encoder.embedding.asnumpy().reshape(*shape[:2], 1, *shape[3:])
@@ -101,7 +101,7 @@ def _merged(policy: LanguagePolicy) -> dict[int, np.ndarray]:
         for _, projection in projections(layer):
             if projection.adapted:
                 update = (projection.lora_up.asnumpy() * projection.blocks.asnumpy()) @ projection.lora_down.asnumpy()
-                merged[id(projection.weight)] = projection.weight.asnumpy().astype(np.float32) + update
+                merged[id(projection.weight)] = projection.weight.asnumpy().astype(np.float32) + update.T
     return merged
 
 

@@ -22,6 +22,11 @@ MASKED = -1e9  # added to a logit that must not count; its exponential is 0 in f
 # Operators as they are: the functions of `ops` around them make several graphs of each call, and compile longer.
 _BIAS_ADD = ops.BiasAdd()
 _SOFTMAX = ops.Softmax(-1)
+_SIGMOID = ops.Sigmoid()
+_HALVES = ops.Split(-1, 2)
+_JOIN = ops.Concat(-1)
+_RSQRT = ops.Rsqrt()
+_MATMUL = ops.MatMul()
 _PRODUCT = ops.BatchMatMul()
 _PRODUCT_WITH_TRANSPOSED = ops.BatchMatMul(transpose_b=True)
 _MATMUL_WITH_TRANSPOSED = ops.MatMul(transpose_b=True)
@@ -114,7 +119,7 @@ def rms_norm(eps: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 def swiglu() -> Callable[[Tensor], Tensor]:
     """silu(a) * b for x = [a, b], [R, 2F] -> [R, F] (Shazeer 2020, arXiv:2002.05202)."""
-    return _choose(_swiglu_composed, _swiglu_fused)
+    return _choose(_CompositeSwiGLU(), _swiglu_fused)
 
 
 class _Shift(nn.Cell):
@@ -160,7 +165,10 @@ class _FusedLayerNorm(nn.Cell):
 
 
 class _CompositeRMSNorm(nn.Cell):
-    """The factors of rows and columns meet in a product: CPU kernels keep the workspace of a broadcast to the end."""
+    """The factors of rows and columns meet in a product: CPU kernels keep the workspace of a broadcast to the end.
+
+    The gradient computes them again from x, which is kept anyway.
+    """
 
     def __init__(self, eps: float) -> None:
         super().__init__()
@@ -168,8 +176,22 @@ class _CompositeRMSNorm(nn.Cell):
 
     def construct(self, x: Tensor, gamma: Tensor) -> Tensor:
         wide = ops.cast(x, mstype.float32)
-        inverse = ops.rsqrt(_row_means_product(ops.square(wide)) + self.eps)  # [R, 1]
-        return ops.cast(wide * ops.matmul(inverse, gamma.reshape(1, -1)), x.dtype)
+        return ops.cast(wide * _MATMUL(_inverse_norm(wide, self.eps), gamma.reshape(1, -1)), x.dtype)
+
+    def bprop(self, x: Tensor, gamma: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, Tensor]:
+        wide, rows = ops.cast(x, mstype.float32), ops.cast(dout, mstype.float32)
+        ones = ops.ones((1, x.shape[1]), mstype.float32)
+        inverse = _inverse_norm(wide, self.eps)
+        scaled = rows * _MATMUL(inverse, gamma.reshape(1, -1))
+        along = _MATMUL_WITH_TRANSPOSED(scaled * wide, ones) * inverse * inverse / x.shape[1]  # [R, 1]
+        gradient = scaled - wide * _MATMUL(along, ones)
+        return ops.cast(gradient, x.dtype), column_sums(rows * wide * _MATMUL(inverse, ones))
+
+
+def _inverse_norm(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean of x^2 + eps) over the rows of x [R, D]: [R, 1]."""
+    share = ops.ones((1, x.shape[1]), mstype.float32) / x.shape[1]
+    return _RSQRT(_MATMUL_WITH_TRANSPOSED(x * x, share) + eps)
 
 
 class _FusedRMSNorm(nn.Cell):
@@ -181,9 +203,18 @@ class _FusedRMSNorm(nn.Cell):
         return ops.rms_norm(x, ops.cast(gamma, x.dtype), self.eps)[0]
 
 
-def _swiglu_composed(x: Tensor) -> Tensor:
-    gate, up = ops.chunk(x, 2, -1)
-    return gate * ops.sigmoid(gate) * up
+class _CompositeSwiGLU(nn.Cell):
+    """Keeps nothing but x for its gradient."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        gate, up = _HALVES(x)
+        return gate * _SIGMOID(gate) * up
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor]:
+        gate, up = _HALVES(x)
+        sigmoid = _SIGMOID(gate)
+        silu = gate * sigmoid
+        return (_JOIN((dout * up * (sigmoid + silu - silu * sigmoid), dout * silu)),)
 
 
 def _swiglu_fused(x: Tensor) -> Tensor:

@@ -24,7 +24,9 @@ class LoRA:
 
 
 class Projection(nn.Cell):
-    """x [n, C] -> [n, D]: the layers `names` of these `widths`, one below the other in one weight [D, C].
+    """x [n, C] -> [n, D]: the layers `names` of these `widths`, side by side in one weight [C, D].
+
+    Of few rows, CPUs compute a product with [C, D] in two thirds of the time of one with [D, C].
 
     With LoRA, x A^T B^T is added: `lora_down` [A*r, C] stacks the A of each adapted layer, and B is `lora_up` [D, A*r]
     times `blocks`, alpha / r where a layer's rows meet its own A, else 0.
@@ -44,10 +46,10 @@ class Projection(nn.Cell):
         self.names, self.widths, self.dtype = names, widths, dtype
         total = sum(widths)
         stored = dtype if lora is not None else mstype.float32  # what is trained is held in full precision
-        self.weight = Parameter(Tensor(np.zeros((total, channels), np.float32), stored), name="weight")
+        self.weight = Parameter(Tensor(np.zeros((channels, total), np.float32), stored), name="weight")
         self.bias = Parameter(np.zeros(total, np.float32), name="bias") if has_bias else None
         self.adapted = [] if lora is None else [place for place, name in enumerate(names) if name in lora.targets]
-        self.matmul = ops.MatMul(transpose_b=True)
+        self.product, self.lowrank_product = ops.MatMul(), ops.MatMul(transpose_b=True)
         self.shift = kernels.bias_add()
         if self.adapted:
             assert lora is not None
@@ -63,7 +65,7 @@ class Projection(nn.Cell):
             self.blocks = Tensor(blocks)
 
     def parts(self) -> Iterator[tuple[slice, str]]:
-        """Yield the rows of the weight that belong to each layer, and the layer's name."""
+        """Yield the outputs that belong to each layer, and the layer's name."""
         ends = list(accumulate(self.widths))
         for width, end, name in zip(self.widths, ends, self.names):
             yield slice(end - width, end), name
@@ -79,11 +81,11 @@ class Projection(nn.Cell):
 
     def construct(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """keep: dropout factors [n, C] of the adapters' input, or None."""
-        y = self.matmul(ops.cast(x, self.dtype), ops.cast(self.weight, self.dtype))
+        y = self.product(ops.cast(x, self.dtype), ops.cast(self.weight, self.dtype))
         if len(self.adapted) > 0:
             dropped = x if keep is None else x * keep
-            low = self.matmul(ops.cast(dropped, self.dtype), ops.cast(self.lora_down, self.dtype))  # [n, A*r]
-            y = y + self.matmul(low, ops.cast(self.lora_up * self.blocks, self.dtype))
+            low = self.lowrank_product(ops.cast(dropped, self.dtype), ops.cast(self.lora_down, self.dtype))  # [n, A*r]
+            y = y + self.lowrank_product(low, ops.cast(self.lora_up * self.blocks, self.dtype))
         if self.bias is not None:
             y = self.shift(y, ops.cast(self.bias, self.dtype))
         return y

@@ -15,6 +15,8 @@ from src.models.vision_language.adapters import LoRA, Projection
 from src.models.vision_language.architecture import LanguageSizes
 
 _SOFTMAX = ops.Softmax(-1)
+_MATMUL = ops.MatMul()
+_MATMUL_WITH_TRANSPOSED = ops.MatMul(transpose_b=True)
 _PRODUCT = ops.BatchMatMul()
 _PRODUCT_WITH_TRANSPOSED = ops.BatchMatMul(transpose_b=True)
 
@@ -45,11 +47,7 @@ class Layer(nn.Cell):
         )
         self.swiglu = kernels.swiglu()
         self.permute = kernels.Permutation()
-        half = np.zeros((s.head_size, s.head_size), np.float32)  # x @ half = (-x[d/2:], x[:d/2])
-        middle = s.head_size // 2
-        half[np.arange(middle) + middle, np.arange(middle)] = -1.0
-        half[np.arange(middle), np.arange(middle) + middle] = 1.0
-        self.rotate_half = Tensor(half, dtype)
+        self.rotate = Rotation(s.head_size, dtype)
 
     def construct(self, x, tables, prefix, past, keep):  # type: ignore[no-untyped-def]
         _, _, back, back_inverse, _, _, mask = tables
@@ -77,9 +75,30 @@ class Layer(nn.Cell):
         fused = self.qkv(self.attention_norm(x), keep).reshape(-1, self.size)
         fused = self.permute(fused, order, order_inverse)
         turned, value = ops.split(fused, (n * (self.heads + self.key_heads), n * self.key_heads))
-        turned = turned * cosines + ops.matmul(turned, self.rotate_half) * sines
-        query, key = ops.split(turned, (n * self.heads, n * self.key_heads))
+        query, key = ops.split(self.rotate(turned, cosines, sines), (n * self.heads, n * self.key_heads))
         return query, key, value
+
+
+class Rotation(nn.Cell):
+    """x cos + (-x2, x1) sin over rows x = (x1, x2) [n, d], with tables [n, d] (Su et al. 2021, arXiv:2104.09864).
+
+    Its gradient needs the tables alone.
+    """
+
+    def __init__(self, size: int, dtype: mstype.TensorType) -> None:
+        super().__init__()
+        middle = size // 2
+        turn = np.zeros((size, size), np.float32)  # x @ turn = (-x2, x1)
+        turn[np.arange(middle) + middle, np.arange(middle)] = -1.0
+        turn[np.arange(middle), np.arange(middle) + middle] = 1.0
+        self.turn = Tensor(turn, dtype)
+
+    def construct(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        return x * cosines + _MATMUL(x, self.turn) * sines
+
+    def bprop(self, x: Tensor, cosines: Tensor, sines: Tensor, out: Tensor, dout: Tensor) -> tuple[Tensor, ...]:
+        gradient = dout * cosines + _MATMUL_WITH_TRANSPOSED(dout * sines, self.turn)
+        return gradient, ops.zeros_like(cosines), ops.zeros_like(sines)
 
 
 Block = tuple[Tensor, Tensor, Tensor | None]  # keys, values [K*B or K*M, tokens, d]; mask [K*M, Q*L, tokens] or None

@@ -17,7 +17,7 @@ from src.models.kernels import MASKED, attend
 from src.models.vision_language.adapters import Projection
 from src.models.vision_language.architecture import TowerSizes
 from src.models.vision_language.layer import RMSNorm
-from src.models.vision_language.weights import Part, load_parts
+from src.models.vision_language.weights import Part, load_parts, projection_parts
 
 _EPS = 1e-6  # of its RMS norms
 
@@ -151,25 +151,19 @@ def _angles(sizes: TowerSizes, row: np.ndarray, column: np.ndarray) -> np.ndarra
 
 def tower_parts(tower: VisionTower, prefix: str) -> Iterator[Part]:
     """Yield the tensors of the tower by their names, which begin with `prefix`, but the embedding of patches."""
-    everything = slice(None)
     for number, block in enumerate(tower.blocks):
         at = f"{prefix}blocks.{number}"
-        yield f"{at}.norm1.weight", block.norm1.weight, everything
-        yield f"{at}.norm2.weight", block.norm2.weight, everything
+        yield Part(f"{at}.norm1.weight", block.norm1.weight)
+        yield Part(f"{at}.norm2.weight", block.norm2.weight)
         gate, up = (rows for rows, _ in block.gate_up.parts())
-        for name, projection, rows in (
-            ("attn.qkv", block.qkv, everything),
-            ("attn.proj", block.out, everything),
-            ("mlp.gate_proj", block.gate_up, gate),
-            ("mlp.up_proj", block.gate_up, up),
-            ("mlp.down_proj", block.down, everything),
-        ):
-            yield f"{at}.{name}.weight", projection.weight, rows
-            yield f"{at}.{name}.bias", projection.bias, rows
-    yield f"{prefix}merger.ln_q.weight", tower.norm.weight, everything
+        yield from projection_parts(f"{at}.attn.qkv", block.qkv)
+        yield from projection_parts(f"{at}.attn.proj", block.out)
+        yield from projection_parts(f"{at}.mlp.gate_proj", block.gate_up, gate)
+        yield from projection_parts(f"{at}.mlp.up_proj", block.gate_up, up)
+        yield from projection_parts(f"{at}.mlp.down_proj", block.down)
+    yield Part(f"{prefix}merger.ln_q.weight", tower.norm.weight)
     for number, projection in zip((0, 2), tower.merge):
-        yield f"{prefix}merger.mlp.{number}.weight", projection.weight, everything
-        yield f"{prefix}merger.mlp.{number}.bias", projection.bias, everything
+        yield from projection_parts(f"{prefix}merger.mlp.{number}", projection)
 
 
 def load_tower(tower: VisionTower, weights: PretrainedWeights, frames: int) -> None:

@@ -1,9 +1,10 @@
 """Names of Hugging Face's tensors, and what the cells hold of them.
 
-A fused weight [D, C] holds the tensors of its layers one below the other.
+A fused weight [C, D] holds the tensors [D', C] of its layers transposed, side by side.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from mindspore import Parameter, Tensor
@@ -14,25 +15,41 @@ from src.models.vision_language.language_model import LanguageModel
 
 # Where the language model's tensors may be in a folder: alone, in transformers 5's Qwen2.5-VL, or without a head.
 _PREFIXES = ("model.", "model.language_model.", "")
-Part = tuple[str, Parameter, slice]  # a tensor's name, and the rows of the parameter that hold it
+
+
+class Part(NamedTuple):
+    """A tensor's name, and the rows of a parameter, or of its transpose, that hold it."""
+
+    name: str
+    parameter: Parameter
+    rows: slice = slice(None)
+    transposed: bool = False
+
+    def of(self, values: np.ndarray) -> np.ndarray:
+        """Return the part of the parameter's values that is the tensor, as a view."""
+        return (values.T if self.transposed else values)[self.rows]
 
 
 def language_parts(model: LanguageModel, prefix: str = "model.") -> Iterator[Part]:
     """Yield the tensors of a language model by their names, which begin with `prefix` except the output's."""
-    everything = slice(None)
-    yield f"{prefix}embed_tokens.weight", model.embedding, everything
+    yield Part(f"{prefix}embed_tokens.weight", model.embedding)
     for number, layer in enumerate(model.layers):
         at = f"{prefix}layers.{number}"
-        yield f"{at}.input_layernorm.weight", layer.attention_norm.weight, everything
-        yield f"{at}.post_attention_layernorm.weight", layer.feed_forward_norm.weight, everything
+        yield Part(f"{at}.input_layernorm.weight", layer.attention_norm.weight)
+        yield Part(f"{at}.post_attention_layernorm.weight", layer.feed_forward_norm.weight)
         for block, projection in projections(layer):
             for rows, name in projection.parts():
-                yield f"{at}.{block}.{name}.weight", projection.weight, rows
-                if projection.bias is not None:
-                    yield f"{at}.{block}.{name}.bias", projection.bias, rows
-    yield f"{prefix}norm.weight", model.norm.weight, everything
+                yield from projection_parts(f"{at}.{block}.{name}", projection, rows)
+    yield Part(f"{prefix}norm.weight", model.norm.weight)
     if not model.sizes.tied:
-        yield "lm_head.weight", model.output, everything
+        yield Part("lm_head.weight", model.output)
+
+
+def projection_parts(name: str, projection: Projection, outputs: slice = slice(None)) -> Iterator[Part]:
+    """Yield weight and bias of a layer within a fused projection."""
+    yield Part(f"{name}.weight", projection.weight, outputs, transposed=True)
+    if projection.bias is not None:
+        yield Part(f"{name}.bias", projection.bias, outputs)
 
 
 def projections(layer) -> tuple[tuple[str, Projection], ...]:  # type: ignore[no-untyped-def]
@@ -52,16 +69,10 @@ def prefix_of(weights: PretrainedWeights) -> str:
 
 def load_parts(parts: Iterator[Part], weights: PretrainedWeights) -> None:
     """Set parameters from the tensors that they hold."""
-    waiting: dict[int, tuple[Parameter, np.ndarray]] = {}
-    for name, parameter, rows in parts:
-        if rows == slice(None):
-            _set(parameter, weights.get(name, parameter.shape))
-            continue
-        _, values = waiting.setdefault(id(parameter), (parameter, np.empty(parameter.shape, np.float32)))
-        values[rows] = weights.get(name, values[rows].shape)
-        if rows.stop == len(values):
-            _set(*waiting.pop(id(parameter)))
-
-
-def _set(parameter: Parameter, values: np.ndarray) -> None:
-    parameter.set_data(Tensor(values, parameter.dtype))
+    waiting: dict[int, np.ndarray] = {}
+    for part in parts:
+        values = waiting.setdefault(id(part.parameter), np.empty(part.parameter.shape, np.float32))
+        held = part.of(values)
+        held[...] = weights.get(part.name, held.shape)
+        if part.rows.stop in (None, len(values.T if part.transposed else values)):  # the last one
+            part.parameter.set_data(Tensor(waiting.pop(id(part.parameter)), part.parameter.dtype))
