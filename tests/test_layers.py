@@ -7,6 +7,7 @@ from mindspore import Tensor, nn, ops
 
 from src.models import kernels
 from src.models.layers import LayerNorm, Linear
+from src.models.vision_language.layer import RMSNorm, Rotation
 
 
 class Weighted(nn.Cell):
@@ -19,6 +20,46 @@ class Weighted(nn.Cell):
 
     def construct(self, x):
         return ops.reduce_sum(self.weights * self.layer(x))
+
+
+class OfRows(nn.Cell):
+    """A layer of rows [R, 4], or a kernel of them, on x [2, 3, 4]."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def construct(self, x):
+        return self.layer(x.reshape(-1, 4)).reshape(2, 3, -1)
+
+
+class Turned(nn.Cell):
+    """Row r is turned by r and by r/2."""
+
+    def __init__(self):
+        super().__init__()
+        self.rotation = Rotation(4, ms.float32)
+        angles = np.outer(np.arange(6), (1, 0.5, 1, 0.5))
+        self.cosines, self.sines = Tensor(np.cos(angles), ms.float32), Tensor(np.sin(angles), ms.float32)
+
+    def construct(self, x):
+        return self.rotation(x, self.cosines, self.sines)
+
+
+def rms_norm(x, gamma):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * gamma
+
+
+def swiglu(x):
+    gate, up = x[..., :2], x[..., 2:]
+    return gate / (1 + np.exp(-gate)) * up
+
+
+def turned(x):
+    """Of each row (a, b, c, d), the complex numbers a + ci and b + di."""
+    numbers = x.reshape(6, 4)[:, :2] + 1j * x.reshape(6, 4)[:, 2:]
+    numbers = numbers * np.exp(1j * np.outer(np.arange(6), (1, 0.5)))
+    return np.concatenate((numbers.real, numbers.imag), 1).reshape(x.shape)
 
 
 def linear(x, weight, bias):
@@ -35,6 +76,9 @@ def layer_norm(x, gamma, beta):
         ("CPU", lambda: Linear(4, 4), linear),
         ("Ascend", lambda: Linear(4, 4), linear),
         ("CPU", lambda: LayerNorm(4), layer_norm),  # CPU has no kernel of the other form: see test_readiness.py
+        ("CPU", lambda: OfRows(RMSNorm(4, 0.1)), rms_norm),
+        ("CPU", lambda: OfRows(kernels.swiglu()), swiglu),
+        ("CPU", lambda: OfRows(Turned()), turned),
     ],
 )
 def test_values_and_gradients(mode, target, build, formula):
@@ -42,7 +86,8 @@ def test_values_and_gradients(mode, target, build, formula):
     rng = np.random.default_rng(0)
     with kernels.built_for(target):
         layer = build()
-    x, weights = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 4))
+    x = rng.normal(size=(2, 3, 4))
+    weights = rng.normal(size=layer(Tensor(x.astype(np.float32))).shape)
     parameters = layer.trainable_params()
     arrays = [rng.normal(size=parameter.shape) for parameter in parameters]
     for parameter, array in zip(parameters, arrays):
