@@ -39,6 +39,11 @@ def folders(tmp_path_factory):
     return {kind: tiny_folder(kind, root / kind) for kind in ("llama", "qwen2", "qwen2_5_vl")}
 
 
+@pytest.fixture(autouse=True)
+def graph_mode():
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
 def configured(folder, *settings):
     return load_config(WORLD / "configs/base.yaml", [*SETTINGS, f"policy.path={folder}", *settings])
 
@@ -61,7 +66,6 @@ def policies(folders):
 
 @pytest.fixture(params=["llama", "qwen2", "qwen2_5_vl"])
 def policy(request, policies):
-    ms.set_context(mode=ms.GRAPH_MODE)
     return policies[request.param]
 
 
@@ -183,6 +187,22 @@ def test_gradients_through_a_shared_prefix_are_those_of_single_rows(policy):
     assert any(np.abs(held).max() > 1e-3 for held in sums)
     for held, part in zip(sums, together):
         np.testing.assert_allclose(part, held, atol=1e-4 * max(1.0, np.abs(held).max()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance"), [(("lora.rank=4",), 1e-5), ((), 1e-5), (("lora.rank=4", "precision=float16"), 2e-2)]
+)
+def test_recomputed_layers_have_the_same_gradients(folders, settings, tolerance):
+    rng = np.random.default_rng(7)
+    ids, weights = rng.integers(20, 60, (IMAGES, TOKENS)).astype(np.int32), np.ones((IMAGES, TOKENS), np.float32)
+    results = []
+    for recompute in ("true", "false"):
+        policy = build(folders["qwen2"], *settings, f"policy.recompute={recompute}")
+        gradient = Gradient(Loss(policy), ms.ParameterTuple(policy.trained_parameters()), None)
+        results.append(gradients(gradient, features_of(policy), ids, weights)[1])
+    assert len(results[0]) > 8
+    for again, kept in zip(*results):
+        np.testing.assert_allclose(again, kept, atol=tolerance * max(1.0, np.abs(kept).max()))
 
 
 class Everything(nn.Cell):

@@ -157,6 +157,8 @@ def _policy_faults(c: Config) -> Iterator[tuple[str, str | None]]:
             yield "lora.rank", "is for a pretrained model: set policy.kind=prefix_lm or qwen2_5_vl"
         if c.stage != "ce" and c.init_config is None and c.init_checkpoint is None:
             yield "init_config", "must name the configuration of CE: a captioner has no pretrained captions"
+    elif c.mode != "graph":
+        yield "mode", f"must be graph if policy.kind is {kind}"
     targets = c.lora.targets.split(",")
     if c.lora.rank and not set(targets) <= set(LORA_TARGETS):
         yield "lora.targets", f"must be some of {','.join(LORA_TARGETS)} with commas between"

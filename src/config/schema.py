@@ -1,6 +1,7 @@
 """The sections of a configuration, as types. Values, units and reasons are in configs/base.yaml alone."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -281,6 +282,13 @@ class Config(DeviceSettings):
     def updates_per_rollout(self) -> int:
         """The number of optimiser updates."""
         return self.rl.passes * (self.rl.rollout_images // self.rl.update_images)
+
+    @property
+    def reference_images(self) -> int:
+        """The number of images whose samples the reference scores at once: no more than an update computes at once."""
+        if self.rl.micro_batches == 1:
+            return self.rl.sample_images
+        return math.gcd(self.rl.sample_images, self.rl.update_images // self.rl.micro_batches)
 
     @property
     def result_checkpoint(self) -> Path:

@@ -64,6 +64,7 @@ class TokenScores(nn.Cell):
         hidden, tokens = hidden.reshape(-1, hidden.shape[-1]), completion_ids.reshape(-1)
         if policy.chunk_rows > 0:
             weight, bias = policy.head()
+            # Even of float32: a parameter that is an input of a cell with a bprop does not compile.
             hidden, weight = ops.cast(hidden, mstype.float32), ops.cast(weight, mstype.float32)
             logprobs, logsumexp, entropy, hits, _ = self.chunked(hidden, weight, bias, tokens)
             mean = logprobs
@@ -94,20 +95,21 @@ class ChunkedLogprobs(nn.Cell):
         self.token_logprobs = TokenLogprobs()
 
     def construct(self, hidden: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-        parts: tuple[Tensor, ...] = ()
-        for start in range(0, hidden.shape[0], self.rows):
-            chunk = hidden[start : start + self.rows]
-            if start > 0:
-                chunk = ops.depend(chunk, parts[-1])  # one after the other: the logits of the last are gone
-            own = tokens[start : start + self.rows]
-            logits = _BIAS_ADD(_MATMUL_WITH_TRANSPOSED(chunk, weight), bias)
-            least = ops.zeros((chunk.shape[0], 1), mstype.float32)
-            if self.cut:
-                least = least_logit(logits / self.sampled.temperature, self.sampled)
-            logits = policy_logits(logits, self.sampled, own)
-            logprobs, logsumexp, entropy, _ = self.token_logprobs(logits, own)
-            parts += (logprobs, logsumexp, entropy, ops.cast(most_probable(logits) == own, mstype.float32), least)
-        return tuple([ops.concat(parts[place::5]) for place in range(5)])
+        parts: tuple[Tensor, ...] = (tokens,)
+        for start in range(0, hidden.shape[0], self.rows):  # a condition in here would double the depth of the graph
+            chunk = ops.depend(hidden[start : start + self.rows], parts[-1])  # the logits of the last chunk are gone
+            parts += self.chunk(chunk, weight, bias, tokens[start : start + self.rows])
+        return tuple([ops.concat(parts[place::5]) for place in range(1, 6)])
+
+    def chunk(self, hidden: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Compute the outputs for some of the rows."""
+        logits = _BIAS_ADD(_MATMUL_WITH_TRANSPOSED(hidden, weight), bias)
+        least = ops.zeros((hidden.shape[0], 1), mstype.float32)
+        if self.cut:
+            least = least_logit(logits / self.sampled.temperature, self.sampled)
+        logits = policy_logits(logits, self.sampled, tokens)
+        logprobs, logsumexp, entropy, _ = self.token_logprobs(logits, tokens)
+        return logprobs, logsumexp, entropy, ops.cast(most_probable(logits) == tokens, mstype.float32), least
 
     def bprop(
         self, hidden: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, out: tuple, dout: tuple
@@ -116,11 +118,10 @@ class ChunkedLogprobs(nn.Cell):
         temperature, rows = self.sampled.temperature, self.rows
         ones = ops.ones((1, weight.shape[0]), mstype.float32)
         to_weight = ops.zeros_like(weight)
-        to_hidden: tuple[Tensor, ...] = ()
+        to_hidden: tuple[Tensor, ...] = (tokens,)
         for start in range(0, hidden.shape[0], rows):
-            chunk, own = hidden[start : start + rows], ops.expand_dims(tokens[start : start + rows], -1)
-            if start > 0:
-                chunk = ops.depend(chunk, to_hidden[-1])
+            chunk = ops.depend(hidden[start : start + rows], to_hidden[-1])
+            own = ops.expand_dims(tokens[start : start + rows], -1)
             from_logprob = ops.expand_dims(dout[0][start : start + rows], -1)
             from_logsumexp = ops.expand_dims(dout[1][start : start + rows], -1)
             logits = _BIAS_ADD(_MATMUL_WITH_TRANSPOSED(chunk, weight), bias) / temperature
@@ -133,4 +134,4 @@ class ChunkedLogprobs(nn.Cell):
             gradient = ops.tensor_scatter_elements(gradient, own, from_logprob, 1, "add") / temperature
             to_hidden += (_MATMUL(gradient, weight),)
             to_weight = to_weight + _MATMUL_OF_TRANSPOSED(gradient, chunk)
-        return ops.concat(to_hidden), to_weight, ops.zeros_like(bias), ops.zeros_like(tokens)
+        return ops.concat(to_hidden[1:]), to_weight, ops.zeros_like(bias), ops.zeros_like(tokens)

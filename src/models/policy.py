@@ -82,7 +82,7 @@ class Policy(nn.Cell):
         raise NotImplementedError
 
     def head(self) -> tuple[Parameter, Tensor]:
-        """Return weight [V, D] and bias float32 [V] of the logits; for policies with `chunk_rows`."""
+        """Return weight float32 [V, D] and bias float32 [V] of the logits; for policies with `chunk_rows`."""
         raise NotImplementedError
 
     def reorder(self, cache: Cache, parents: Tensor) -> Cache:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src.config.load import load_config
 from src.config.rules import check_workers, flatten
@@ -21,6 +22,9 @@ from src.runtime.environment import prepare_environment, run_program
 from src.runtime.errors import InputError
 from src.runtime.files import ROOT, given_file
 from src.runtime.text_tables import markdown_table
+
+if TYPE_CHECKING:
+    from src.readiness.measure import Measured
 
 SIZES = "configs/qwen2_5_vl/3b"  # config.json of Qwen2.5-VL-3B-Instruct
 DEVICE_GB = (32, 64)  # memory of an Ascend 910 and of a 910B
@@ -47,40 +51,34 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="graphs-") as folder:
         # MindSpore reads these when imported. The graphs of all passes would take gigabytes, and twice the time.
         os.environ.update(MS_DEV_SAVE_GRAPHS="1", MS_DEV_SAVE_GRAPHS_PATH=folder, MS_DEV_DUMP_IR_PASSES="validate")
-        from src.models import kernels
-        from src.readiness.compare import compare_on_cpu, record_zone
-        from src.readiness.compiled_graphs import compile_graph, held_bytes, parameter_bytes, peak_bytes, zones
-        from src.readiness.operators import STRUCTURE, violations
+        from src.readiness.compare import compare_on_cpu
+        from src.readiness.few_layers import variants
+        from src.readiness.measure import combined, measure
         from src.runtime.device import setup_device
 
         target = setup_device(config)
-        rows, problems, peaks = [], [], []
         form = "Ascend" if target == "CPU" else target  # a GPU runs the zones, and lacks Ascend's forms
-        with kernels.built_for(form):
-            all_zones = list(zones(config, vocab))
-        for zone in all_zones:
-            graph = compile_graph(zone, Path(folder))
-            found = violations(graph)
-            problems += [f"{zone.name}: {line}" for line in found]
-            operators = [node.operator for node in graph.values() if node.operator not in STRUCTURE]
-            parameters, peak = parameter_bytes(zone.cell), peak_bytes(graph)
-            peaks.append(peak)
-            numbers = (len(operators), len(set(operators)), len(found), parameters / 2**20, peak / 2**20)
-            rows.append([zone.name, *(f"{number:,.0f}" for number in numbers)])
-            if target != "CPU":
-                record_zone(zone, Path(folder))
-        columns = ["zone", "operators", "different", "blocking", "parameters, MB", "at once, MB"]
-        print(*markdown_table(columns, rows), "", sep="\n", flush=True)
+        results, weights = [], []
+        few: list[str] = []
+        for few, weight in reversed(list(variants(config, Path(folder)))):  # the last one, of the fewest layers, is run
+            variant, record = load_config(arguments.config, [*overrides, *few]), target != "CPU"
+            results.append(measure(variant, vocab, arguments.devices, form, Path(folder), record=record))
+            weights.append(weight)
+        found = combined(results, weights)
+        print("\n".join(table(found)), end="\n\n", flush=True)
+        problems = [f"{zone}: {line}" for zone, lines in found.problems.items() for line in lines]
+        if len(results) > 1:
+            print("the numbers follow from graphs of two and of four layers")
         if target == "CPU":
             print("no Ascend or GPU found: zones were compiled, not run")
-        elif not compare_on_cpu(Path(folder), target, vocab, arguments.config, overrides):
+        elif not compare_on_cpu(Path(folder), target, vocab, arguments.config, [*overrides, *few]):
             problems.append(f"results on {target} differ from the CPU (see the table above)")
-    held = held_bytes(config, all_zones, arguments.devices)
-    gigabytes = (held + max(peaks)) / 2**30
+    peak = max(numbers[2] for numbers in found.numbers.values())
+    gigabytes = (found.held + peak) / 2**30
     fits = ", ".join(f"{'fits' if gigabytes < size else 'does not fit'} {size} GB" for size in DEVICE_GB)
     where = "device" if arguments.devices == 1 else f"each of {arguments.devices} devices"
     print(
-        f"estimated memory of {where}: {held / 2**30:.1f} GB held, {max(peaks) / 2**30:.1f} GB at once, "
+        f"estimated memory of {where}: {found.held / 2**30:.1f} GB held, {peak / 2**30:.1f} GB at once, "
         f"{gigabytes:.1f} GB in all, {fits} (without workspaces of kernels)"
     )
     if gigabytes >= max(DEVICE_GB):
@@ -89,6 +87,15 @@ def main() -> None:
         print(*(f"blocking: {line}" for line in problems), sep="\n")
         sys.exit(1)
     print(f"{arguments.config}: ready for Ascend")
+
+
+def table(found: "Measured") -> list[str]:
+    """The zones with their operators and memory."""
+    rows = []
+    for zone, (operators, parameters, peak) in found.numbers.items():
+        counts = (operators, len(found.operators[zone]), len(found.problems[zone]))
+        rows.append([zone, *(f"{number:,.0f}" for number in (*counts, parameters / 2**20, peak / 2**20))])
+    return markdown_table(["zone", "operators", "different", "blocking", "parameters, MB", "at once, MB"], rows)
 
 
 def shares(config: Config, devices: int) -> Iterator[str]:

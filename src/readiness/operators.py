@@ -16,11 +16,19 @@ STRUCTURE = {"Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateSta
 # Undocumented operators, and the name that registers them for Ascend in MindSpore 2.9's libraries: aclnnX and XAscend
 # are kernels in lib/plugin/libmindspore_ops_ascend.so, czX adapters to CANN's own operators in
 # lib/plugin/ascend/libmindspore_ascend_res_manager.so.
-_ACLNN = ("Divs", "EqScalar", "Muls", "RemainderTensorScalar", "SoftmaxBackward")
-_CZ = ("BiasAddGrad", "Conv2DBackpropFilter", "Conv2DBackpropInput", "MaxPoolGrad", "RsqrtGrad", "StridedSliceGrad")
+_ACLNN = ("Divs", "EqScalar", "Muls", "RemainderTensorScalar", "SoftmaxBackward", "SplitWithSize")
+_CZ = (
+    "BiasAddGrad",
+    "Conv2DBackpropFilter",
+    "Conv2DBackpropInput",
+    "MaxPoolGrad",
+    "RsqrtGrad",
+    "StridedSliceGrad",
+    "TensorMove",
+)
 REGISTERED = {name: f"aclnn{name}" for name in _ACLNN} | {name: f"cz{name}" for name in _CZ}
 REGISTERED |= {"LayerNormGradExt": "aclnnLayerNormBackward", "MatMulExt": "MatMulExtAscend"}
-REGISTERED |= {"ReluGrad": "ReluGradAscend"}
+REGISTERED |= {"ReluGrad": "ReluGradAscend", "SwigluGrad": "SwigluGradAscend"}
 
 # A condition on a tensor, Python called from the graph, printing: each waits for the device.
 HOST = {"Switch", "SwitchLayer", "PyExecute", "PyInterpret", "Print", "TensorToScalar", "TensorToTuple", "TensorToList"}

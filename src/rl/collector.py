@@ -106,14 +106,23 @@ class RolloutCollector:
             inputs = Tensor(inputs)
             outputs = self.sampler(inputs, Tensor(draws.reshape(len(own), rl.group_size, -1)))
             # Without greedy rows, the reference is queued before the host waits for the sampler.
-            reference = None if self.greedy else self.ref_logprobs(inputs, outputs[0])
+            reference = [] if self.greedy else self._score(inputs, outputs[0])
             groups = [output.asnumpy().reshape(len(own), -1, rl.tokens) for output in outputs]  # [B, G or G+1, T]
             ids, mask, old_logprobs = [group[:, : rl.group_size].reshape(rows, -1) for group in groups]
             greedy = [group[:, rl.group_size :].reshape(-1, rl.tokens) for group in groups[:2]]
-            if reference is None:
-                reference = self.ref_logprobs(inputs, Tensor(ids))
-            parts.append([ids, mask, old_logprobs, reference.asnumpy(), *greedy])
+            if self.greedy:
+                reference = self._score(inputs, Tensor(ids))
+            ref_logprobs = np.concatenate([part.asnumpy() for part in reference])
+            parts.append([ids, mask, old_logprobs, ref_logprobs, *greedy])
         return [np.concatenate(rows) for rows in zip(*parts)]
+
+    def _score(self, inputs: Tensor, ids: Tensor) -> list[Tensor]:
+        """Return the reference's log-probs of a batch of this worker, queued in parts that memory has room for."""
+        group_size, size = self.config.rl.group_size, self.config.reference_images // self.workers.size
+        if size == len(inputs):
+            return [self.ref_logprobs(inputs, ids)]
+        starts = range(0, len(inputs), size)
+        return [self.ref_logprobs(inputs[i : i + size], ids[i * group_size : (i + size) * group_size]) for i in starts]
 
     def _reward(
         self, index: int, images: np.ndarray, places: list[np.ndarray], completions: tuple[np.ndarray, ...]

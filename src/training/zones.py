@@ -82,7 +82,15 @@ def synthetic_policy(config: Config, vocab: int, *, cached: bool, ends: bool = T
     allowed = np.ones(vocab, bool)
     allowed[[_PAD, _BOS]] = False
     allowed[_EOS] = ends
-    return build_policy(config, TokenIds(_PAD, _BOS, (_EOS,), allowed, prompt, prompt), cached=cached, load=load)
+    ids = TokenIds(_PAD, _BOS, (_EOS,), allowed, prompt, prompt)
+    policy = build_policy(config, ids, cached=cached, load=load)
+    if config.policy.is_pretrained and not load:
+        rng = np.random.default_rng(0)
+        for parameter in policy.get_parameters():
+            if parameter.ndim > 1:
+                values = rng.standard_normal(parameter.shape, np.float32) * parameter.shape[0] ** -0.5
+                parameter.set_data(Tensor(values, parameter.dtype))
+    return policy
 
 
 def encoder_zone(config: Config, policy: Policy, images: int) -> Zone:
@@ -110,10 +118,9 @@ def sampler_zone(config: Config, policy: Policy) -> Zone:
 
 def reference_zone(config: Config, policy: Policy) -> Zone:
     """The log-probs of the groups that were sampled."""
-    rl = config.rl
-    ids = _ids(policy, rl.sample_images * rl.group_size, rl.tokens)
-    cell = LogprobCell(policy, Sampled.of(rl))
-    return Zone("reference", cell, (_inputs(config, policy, rl.sample_images), ids))
+    rl, images = config.rl, config.reference_images
+    ids = _ids(policy, images * rl.group_size, rl.tokens)
+    return Zone("reference", LogprobCell(policy, Sampled.of(rl)), (_inputs(config, policy, images), ids))
 
 
 def rl_loss_zone(config: Config, policy: Policy, images: int) -> Zone:

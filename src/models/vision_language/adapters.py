@@ -50,7 +50,9 @@ class Projection(nn.Cell):
         self.bias = Parameter(np.zeros(total, np.float32), name="bias") if has_bias else None
         self.adapted = [] if lora is None else [place for place, name in enumerate(names) if name in lora.targets]
         self.product, self.lowrank_product = ops.MatMul(), ops.MatMul(transpose_b=True)
-        self.shift = kernels.bias_add()
+        self.shift, self.scale, self.cast = kernels.bias_add(), ops.Mul(), ops.Cast()
+        for operator in (self.scale, self.cast):  # of parameters alone: computed again, they make a cycle in the graph
+            operator.recompute(False)
         if self.adapted:
             assert lora is not None
             self.rank = lora.rank
@@ -81,11 +83,11 @@ class Projection(nn.Cell):
 
     def construct(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """keep: dropout factors [n, C] of the adapters' input, or None."""
-        y = self.product(ops.cast(x, self.dtype), ops.cast(self.weight, self.dtype))
+        y = self.product(ops.cast(x, self.dtype), self.cast(self.weight, self.dtype))
         if len(self.adapted) > 0:
             dropped = x if keep is None else x * keep
-            low = self.lowrank_product(ops.cast(dropped, self.dtype), ops.cast(self.lora_down, self.dtype))  # [n, A*r]
-            y = y + self.lowrank_product(low, ops.cast(self.lora_up * self.blocks, self.dtype))
+            low = self.lowrank_product(ops.cast(dropped, self.dtype), self.cast(self.lora_down, self.dtype))  # [n, A*r]
+            y = y + self.lowrank_product(low, self.cast(self.scale(self.lora_up, self.blocks), self.dtype))
         if self.bias is not None:
-            y = self.shift(y, ops.cast(self.bias, self.dtype))
+            y = self.shift(y, self.cast(self.bias, self.dtype))
         return y

@@ -21,8 +21,8 @@ class LanguageModel(nn.Cell):
     """Embedding, layers, final norm, and logits.
 
     positions: int [3 or 1, P + T], the rotary positions of the prefix, then of a completion; three rows where image
-    tokens have a time, a row and a column. prompt: P. dtype: of the products, and of the weights that adapters leave as
-    they are.
+    tokens have a time, a row and a column. prompt: P. dtype: of the products but those with the vocabulary, and of the
+    layers' weights that adapters leave as they are.
     """
 
     def __init__(
@@ -36,13 +36,12 @@ class LanguageModel(nn.Cell):
         super().__init__()
         self.sizes, self.dtype, self.prompt = sizes, dtype, prompt
         table = np.zeros((sizes.vocab, sizes.width), np.float32)
-        stored = dtype if lora is not None else mstype.float32  # what is trained is held in full precision
-        self.embedding = Parameter(Tensor(table, stored), name="embedding")
+        self.embedding = Parameter(table, name="embedding")  # in half precision, each step would convert it for logits
         self.layers = nn.CellList([Layer(sizes, dtype, lora) for _ in range(sizes.layers)])
         self.norm = RMSNorm(sizes.width, sizes.eps)
         self.output = self.embedding
         if not sizes.tied:
-            self.output = Parameter(Tensor(table, stored), name="output")
+            self.output = Parameter(table, name="output")
         angles = rotary_angles(sizes, positions)  # [P + T, d]
         self.cosines, self.sines = Tensor(np.cos(angles), dtype), Tensor(np.sin(angles), dtype)
         longest = max(prompt, positions.shape[1] - prompt)
@@ -149,7 +148,7 @@ class LanguageModel(nn.Cell):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [R, D] -> float32 [R, V]."""
-        return self.matmul(ops.cast(hidden, mstype.float32), ops.cast(self.output, mstype.float32))
+        return self.matmul(ops.cast(hidden, mstype.float32), self.output)
 
     def tables(self, rows: int, cosines: Tensor, sines: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """What all layers share for L tokens of each of M rows, from tables [L, d] and the mask [L, L'] of own tokens.
