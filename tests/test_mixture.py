@@ -71,6 +71,10 @@ def test_repetition_counts_trigrams_that_come_again():
     np.testing.assert_allclose(rewards, [-2 / 5, -1 / 2, 0, 0, 0])
 
 
+def split_all(captions):
+    return [caption.split() for caption in captions]
+
+
 def grpo(*overrides):
     return load_config(ROOT / "configs/demo/grpo.yaml", overrides)
 
@@ -79,7 +83,7 @@ def test_only_rewards_with_a_weight_are_computed_in_the_order_of_the_weights():
     texts = ["a red circle on grass", "two two two two"]
     decode = lambda ids, mask: (texts, np.ones(2, bool))  # noqa: E731
     settings = grpo("rewards.repetition=0.5", "rewards.length=2")
-    rewards = Rewards(settings, dict(zip((7, 8, 9), TRUTHS)), decode, str.split, None)
+    rewards = Rewards(settings, dict(zip((7, 8, 9), TRUTHS)), decode, split_all, None)
     assert rewards.names == ("cider", "length", "repetition") and rewards.weights.tolist() == [1, 2, 0.5]
     given = completions(*texts)
     _, table = rewards(0, given.rows, given.image_rows, None, None)
@@ -87,7 +91,7 @@ def test_only_rewards_with_a_weight_are_computed_in_the_order_of_the_weights():
     np.testing.assert_allclose(table[:, 0], build_cider(TRUTHS, CiderConfig(True, "train"))(given), rtol=1e-6)
     np.testing.assert_allclose(table[:, 1:], [[-1 / 4, 0], [-2 / 4, -1 / 2]])  # 5 and 4 words of at least 6
     # CIDEr would refuse an empty training split.
-    alone = Rewards(grpo("rewards.cider=0", "rewards.repetition=1"), {}, decode, str.split, None)
+    alone = Rewards(grpo("rewards.cider=0", "rewards.repetition=1"), {}, decode, split_all, None)
     assert alone.names == ("repetition",)
     assert alone(0, given.rows, given.image_rows, None, None)[1][1].tolist() == [-0.5]
 
