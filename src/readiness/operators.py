@@ -28,7 +28,7 @@ _CZ = (
 )
 REGISTERED = {name: f"aclnn{name}" for name in _ACLNN} | {name: f"cz{name}" for name in _CZ}
 REGISTERED |= {"LayerNormGradExt": "aclnnLayerNormBackward", "MatMulExt": "MatMulExtAscend"}
-REGISTERED |= {"ReluGrad": "ReluGradAscend", "SwigluGrad": "SwigluGradAscend"}
+REGISTERED |= {name: f"{name}Ascend" for name in ("GeLUGrad", "ReluGrad", "SwigluGrad")}
 
 # A condition on a tensor, Python called from the graph, printing: each waits for the device.
 HOST = {"Switch", "SwitchLayer", "PyExecute", "PyInterpret", "Print", "TensorToScalar", "TensorToTuple", "TensorToList"}
