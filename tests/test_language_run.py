@@ -26,6 +26,7 @@ SEEING = [
     "init_config=null",
     "select=last",
     "policy.recompute=true",
+    "rl.micro_batches=2",  # the reference scores parts of a batch
 ]
 
 
