@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from src.models import kernels
+from src.models import kernels, norms
 from src.models.layers import LayerNorm, Linear
 from src.models.vision_language.layer import RMSNorm, Rotation
 
@@ -77,7 +77,7 @@ def layer_norm(x, gamma, beta):
         ("Ascend", lambda: Linear(4, 4), linear),
         ("CPU", lambda: LayerNorm(4), layer_norm),  # CPU has no kernel of the other form: see test_readiness.py
         ("CPU", lambda: OfRows(RMSNorm(4, 0.1)), rms_norm),
-        ("CPU", lambda: OfRows(kernels.swiglu()), swiglu),
+        ("CPU", lambda: OfRows(norms.swiglu()), swiglu),
         ("CPU", lambda: OfRows(Turned()), turned),
     ],
 )

@@ -116,6 +116,22 @@ def test_the_words_that_tokens_belong_to(folder):
     assert [piece.strip() for piece in pieces] == caption.split()
 
 
+def test_templates_and_texts_begin_with_the_folders_own_token(llama):
+    """As transformers renders Llama 3's template, and as its tokenizer begins a text without template."""
+    template = "{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}{{ no_such_token }}"
+    change(llama, "tokenizer_config.json", chat_template=template, bos_token={"content": "<|endoftext|>"})
+    given = build(llama).token_ids
+    assert given.before == (0,) and given.bos == 2
+    change(llama, "tokenizer_config.json", chat_template=None)
+    assert build(llama).token_ids.before == ()
+    library = json.loads((llama / "tokenizer.json").read_text())
+    pieces = [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [0], "tokens": ["<|endoftext|>"]}}
+    template = {"type": "TemplateProcessing", "single": pieces, "pair": pieces, "special_tokens": special}
+    (llama / "tokenizer.json").write_text(json.dumps(library | {"post_processor": template}))
+    assert build(llama).token_ids.before == (0,)
+
+
 def test_templates_without_a_place_are_refused(llama):
     change(llama, "tokenizer_config.json", chat_template="{{ messages[0]['content'] * 2 }}")
     with pytest.raises(InputError, match="does not place one image and the prompt"):

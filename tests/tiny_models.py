@@ -55,6 +55,8 @@ def tiny_folder(kind: str, folder: Path) -> Path:
     library.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=room - first - 4, show_progress=False))
     tree = json.loads(library.to_str())
     tree["model"]["vocab"] = {token: number + first for token, number in tree["model"]["vocab"].items()}
+    if kind == "llama":
+        tree["model"]["vocab"] |= specials  # tokenizers gives added tokens new ids unless they are words
     library = Tokenizer.from_str(json.dumps(tree))
     tree = json.loads(library.to_str())
     tree["added_tokens"] = [

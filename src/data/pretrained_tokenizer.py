@@ -61,7 +61,8 @@ class PretrainedTokenizer(Tokenizer):
         self.allowed[list(added.values())] = False
         self.allowed[list(ends)] = True
         template = _chat_template(folder, settings)
-        before, after = self._prompt(folder, template, prompt, added, sees=sees)
+        names = {key: _content(value) for key, value in settings.items() if key.endswith("_token")}
+        before, after = self._prompt(folder, template, prompt, added, names, sees=sees)
         self.bos_id = after[-1]
         self.token_ids = TokenIds(self.pad_id, self.bos_id, ends, self.allowed, tuple(before), tuple(after[:-1]))
         facts = json.dumps([self._text, ends, self.vocab_size, before, after], sort_keys=True)
@@ -98,10 +99,23 @@ class PretrainedTokenizer(Tokenizer):
             partial.write_text(json.dumps(self._text, ensure_ascii=False), encoding="utf-8")
 
     def _prompt(
-        self, folder: Path, template: str | None, prompt: str, added: Mapping[str, int], *, sees: bool
+        self,
+        folder: Path,
+        template: str | None,
+        prompt: str,
+        added: Mapping[str, int],
+        names: Mapping[str, Any],
+        *,
+        sees: bool,
     ) -> tuple[list[int], list[int]]:
-        """Return the ids before and behind the image. Errors: InputError if the template does not place it once."""
-        text = f"{_IMAGE}\n{_PROMPT}" if template is None else _render(folder, template, sees=sees)
+        """Return the ids before and behind the image. Errors: InputError if the template does not place it once.
+
+        names: texts of special tokens by their names, such as bos_token, which templates may use.
+        """
+        if template is None:  # begins as the tokenizer begins a text
+            text = f"{_first_token(self._text, added)}{_IMAGE}\n{_PROMPT}"
+        else:
+            text = _render(folder, template, names, sees=sees)
         if sees:  # the template's own token for an image
             text = re.sub(re.escape(_image_token(folder, added)), _IMAGE, text)
         pieces = text.split(_IMAGE)
@@ -146,8 +160,7 @@ def _vocab_size(folder: Path) -> int:
 
 def _end_tokens(folder: Path, settings: Mapping[str, Any], added: Mapping[str, int]) -> tuple[int, ...]:
     """Return the ids of ends. The first ends the targets of CE: the tokenizer's own, or the first found."""
-    eos = settings.get("eos_token")
-    name = eos.get("content") if isinstance(eos, dict) else eos
+    name = _content(settings.get("eos_token"))
     ends: list[Any] = [added[name]] if isinstance(name, str) and name in added else []
     for file in ("generation_config.json", "config.json"):
         tree = read_json(folder, file, optional=True)
@@ -174,7 +187,18 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     return template
 
 
-def _render(folder: Path, template: str, *, sees: bool) -> str:
+def _content(token: Any) -> Any:
+    """Return the text of a token of tokenizer_config.json."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _first_token(tree: Mapping[str, Any], added: Mapping[str, int]) -> str:
+    """Return the text of the special token that tokenizer.json puts before every text, or nothing."""
+    ids = tokenizers.Tokenizer.from_str(json.dumps(tree)).encode("x").ids
+    return next((text for text, number in added.items() if number == ids[0]), "") if ids else ""
+
+
+def _render(folder: Path, template: str, names: Mapping[str, Any], *, sees: bool) -> str:
     """Render one turn of a user who shows an image, up to where the assistant's answer begins."""
 
     def fail(message: str) -> None:
@@ -189,7 +213,7 @@ def _render(folder: Path, template: str, *, sees: bool) -> str:
         content = [{"type": "image"}, {"type": "text", "text": _PROMPT}]
     try:
         compiled = environment.from_string(template)
-        return compiled.render(messages=[{"role": "user", "content": content}], add_generation_prompt=True)
+        return compiled.render(messages=[{"role": "user", "content": content}], add_generation_prompt=True, **names)
     except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: its chat template fails: {one_line(error)}; copy the folder again") from None
 

@@ -7,7 +7,6 @@ otherwise the exit status is 3, and no folder is written.
 
 import argparse
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from src.config.schema import Config
 from src.models.folder import CONFIG, FACTS, MODEL, TOKENIZER, given_checkpoint
 from src.runtime.environment import prepare_environment, run_program
 from src.runtime.errors import InputError, RunStopped
-from src.runtime.files import given_file, given_path, writing
+from src.runtime.files import given_file, given_path, new_folder
 
 
 def main() -> None:
@@ -40,15 +39,20 @@ def main() -> None:
         raise InputError("--batch and --compare must be at least 1")
     checkpoint, file = given_checkpoint(arguments.checkpoint, arguments.config)
     config = load_config(file, [*arguments.overrides, "mode=graph"])  # MindIR requires it
-    output = arguments.output
-    if output.exists():
-        raise InputError(f"--output {output} exists; choose another folder, or delete it")
     prepare_environment(convolutions=True)
+    with new_folder(arguments.output) as folder:
+        if arguments.format == "mindir":
+            message = export_graphs(config, checkpoint, folder, arguments.batch, arguments.compare)
+        else:
+            message = export_pretrained(config, checkpoint, folder, arguments.format)
+    print(f"{arguments.output}: {message}")
 
-    if arguments.format != "mindir":
-        write_pretrained(config, checkpoint, output, arguments.format)
-        return
 
+def export_graphs(config: Config, checkpoint: Path, folder: Path, batch: int, compare: int) -> str:
+    """Write checkpoint, settings and MindIR graphs, and compare their captions. Returns what to say about it.
+
+    Raises RunStopped if captions differ.
+    """
     import mindspore as ms
 
     from src.export import mindir
@@ -59,36 +63,30 @@ def main() -> None:
 
     setup_device(config)
     policy, tokenizer = load_policy(config, checkpoint, cached=False)
-    images, batches = mindir.compared_pixels(config, arguments.compare, arguments.batch)
-    with writing(output, "choose another --output"):
-        output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{output.name}-", dir=output.parent) as scratch:
-        folder = Path(scratch, "export")
-        folder.mkdir()
-        versions = {"version": __version__, "mindspore": ms.__version__}
-        save_checkpoint(folder / MODEL, policy, read_state(checkpoint) | versions)
-        write_tree(whole(replace(config, device="auto", device_id=None)), folder / CONFIG)  # for other machines
-        tokenizer.save(folder / TOKENIZER)
-        graphs = mindir.graphs_of(policy, config, arguments.batch)
-        files = {name: mindir.write_mindir(folder, graph) for name, graph in graphs.items()}
-        facts = mindir.server_facts(config, tokenizer)
-        facts |= {name: mindir.graph_facts(graph, files[name]) for name, graph in graphs.items()}
-        (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        exported = mindir.load_mindir(files, graphs, tokenizer.token_ids)
-        ids, differs = mindir.compare(mindir.captions_of(policy, config.eval.tokens), exported, batches)
-        written = " with ".join(file.name for file in files.values())
-        if differs.any():
-            raise RunStopped(
-                f"{written} captions {differs.sum()} of {len(ids)} rows of {images} differently from {checkpoint}; "
-                f"{output} was not written"
-            )
-        folder.rename(output)
+    images, batches = mindir.compared_pixels(config, compare, batch)
+    versions = {"version": __version__, "mindspore": ms.__version__}
+    save_checkpoint(folder / MODEL, policy, read_state(checkpoint) | versions)
+    write_tree(whole(replace(config, device="auto", device_id=None)), folder / CONFIG)  # for other machines
+    tokenizer.save(folder / TOKENIZER)
+    graphs = mindir.graphs_of(policy, config, batch)
+    files = {name: mindir.write_mindir(folder, graph) for name, graph in graphs.items()}
+    facts = mindir.server_facts(config, tokenizer)
+    facts |= {name: mindir.graph_facts(graph, files[name]) for name, graph in graphs.items()}
+    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    exported = mindir.load_mindir(files, graphs, tokenizer.token_ids)
+    ids, differs = mindir.compare(mindir.captions_of(policy, config.eval.tokens), exported, batches)
+    written = " with ".join(file.name for file in files.values())
+    if differs.any():
+        raise RunStopped(
+            f"{written} captions {differs.sum()} of {len(ids)} rows of {images} differently from {checkpoint}; "
+            "nothing was written"
+        )
     distinct = len({tokenizer.decode(row) for row in ids})
-    print(f"{output}: {written} captions {images} as {checkpoint} does, token by token ({distinct} different captions)")
+    return f"{written} captions {images} as {checkpoint} does, token by token ({distinct} different captions)"
 
 
-def write_pretrained(config: Config, checkpoint: Path, output: Path, form: str) -> None:
-    """Write the folder that transformers or PEFT loads. Errors: InputError if the policy has no such form."""
+def export_pretrained(config: Config, checkpoint: Path, folder: Path, form: str) -> str:
+    """Write what transformers or PEFT loads. Returns what to say about it. Raises InputError for other policies."""
     from src.export.hugging_face import write_adapter, write_model
     from src.models.build import load_policy
     from src.models.vision_language.policy import LanguagePolicy
@@ -100,14 +98,8 @@ def write_pretrained(config: Config, checkpoint: Path, output: Path, form: str) 
         raise InputError(f"--format {form} is for policy.kind prefix_lm or qwen2_5_vl; export MindIR instead")
     if form == "peft" and not policy.adapted:
         raise InputError("--format peft: lora.rank=0 has no adapters; use --format huggingface")
-    with writing(output, "choose another --output"):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{output.name}-", dir=output.parent) as scratch:
-            folder = Path(scratch, "export")
-            folder.mkdir()
-            (write_adapter if form == "peft" else write_model)(policy, config, folder)
-            folder.rename(output)
-    print(f"{output}: the language model of {checkpoint}, for transformers" + (" and PEFT" if form == "peft" else ""))
+    (write_adapter if form == "peft" else write_model)(policy, config, folder)
+    return f"the language model of {checkpoint}, for transformers" + (" and PEFT" if form == "peft" else "")
 
 
 if __name__ == "__main__":

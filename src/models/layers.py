@@ -8,7 +8,7 @@ import mindspore.common.dtype as mstype
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from src.models import kernels
+from src.models import kernels, norms
 from src.models.kernels import attend
 
 
@@ -56,11 +56,11 @@ class Linear(nn.Cell):
 class LayerNorm(nn.Cell):
     """Layer norm over the last axis."""
 
-    def __init__(self, width: int, eps: float = kernels.EPS) -> None:
+    def __init__(self, width: int, eps: float = norms.EPS) -> None:
         super().__init__()
         self.gamma = Parameter(initializer("ones", (width,), mstype.float32))
         self.beta = Parameter(initializer("zeros", (width,), mstype.float32))
-        self.normalize = kernels.layer_norm(eps)
+        self.normalize = norms.layer_norm(eps)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.normalize(x, self.gamma, self.beta)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -56,6 +57,23 @@ def writing(path: Path, fix: str = "choose another output_root") -> Iterator[Non
         yield
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; {fix}") from error
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yield a folder to write to, and rename it to `output` if the body succeeds: no half-written folder remains.
+
+    Raises InputError if `output` exists or cannot be written.
+    """
+    if output.exists():
+        raise InputError(f"--output {output} exists; choose another folder, or delete it")
+    with writing(output, "choose another --output"):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{output.name}-", dir=output.parent) as scratch:
+            folder = Path(scratch, "new")
+            folder.mkdir()
+            yield folder
+            folder.rename(output)
 
 
 def lock(file: IO[Any] | int, *, wait: bool = False) -> bool:

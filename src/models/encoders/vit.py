@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, lazy_inline, nn, ops
 
 from src.data.model_folder import read_json
-from src.models import kernels
+from src.models import kernels, norms
 from src.models.hugging_face import PretrainedWeights
 from src.models.kernels import attend
 from src.models.layers import LayerNorm, Linear
@@ -164,7 +164,7 @@ class _Layer(nn.Cell):
         self.qkv, self.out = Linear(width, 3 * width, dtype=dtype), Linear(width, width, dtype=dtype)
         self.expand = Linear(width, 2 * wide if self.gated else wide, dtype=dtype)
         self.contract = Linear(wide, width, dtype=dtype)
-        self.activation = kernels.swiglu() if self.gated else _ACTIVATIONS[sizes["hidden_act"]]
+        self.activation = norms.swiglu() if self.gated else _ACTIVATIONS[sizes["hidden_act"]]
         self.scale1 = Parameter(np.ones(width, np.float32), name="scale1") if scaled else None
         self.scale2 = Parameter(np.ones(width, np.float32), name="scale2") if scaled else None
 

@@ -10,7 +10,7 @@ import mindspore.common.dtype as mstype
 import numpy as np
 from mindspore import Parameter, Tensor, lazy_inline, nn, ops
 
-from src.models import kernels
+from src.models import kernels, norms
 from src.models.vision_language.adapters import LoRA, Projection
 from src.models.vision_language.architecture import LanguageSizes
 
@@ -45,7 +45,7 @@ class Layer(nn.Cell):
         self.down = Projection(
             s.feed_forward, (s.width,), ("down_proj",), dtype, has_bias=s.feed_forward_bias, lora=lora
         )
-        self.swiglu = kernels.swiglu()
+        self.swiglu = norms.swiglu()
         self.permute = kernels.Permutation()
         self.rotate = Rotation(s.head_size, dtype)
 
@@ -137,7 +137,7 @@ class RMSNorm(nn.Cell):
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
         self.weight = Parameter(np.ones(width, np.float32), name="weight")
-        self.normalize = kernels.rms_norm(eps)
+        self.normalize = norms.rms_norm(eps)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.normalize(x, self.weight)

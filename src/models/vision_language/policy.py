@@ -19,7 +19,7 @@ from mindspore.common.initializer import initializer
 from src.config.kinds import LORA_TARGETS
 from src.config.schema import Config
 from src.data.tokenizer import TokenIds
-from src.models import kernels
+from src.models import kernels, norms
 from src.models.captioner.decoder import shift_right
 from src.models.encoders.build import build_encoder, encoder_settings
 from src.models.hugging_face import PretrainedWeights
@@ -53,7 +53,7 @@ class GridProjector(nn.Cell):
         self.tokens, self.padded = out * out, out * pool > side
         self.expand = Linear(channels * pool**2, width, dtype=dtype)
         self.contract = Linear(width, width, dtype=dtype)
-        self.normalize = kernels.layer_norm()
+        self.normalize = norms.layer_norm()
         self.gamma = Parameter(initializer("ones", (channels,), ms.float32), name="gamma")
         self.beta = Parameter(initializer("zeros", (channels,), ms.float32), name="beta")
 

@@ -11,7 +11,7 @@ import mindspore.common.dtype as mstype
 import numpy as np
 from mindspore import Parameter, Tensor, lazy_inline, nn, ops
 
-from src.models import kernels
+from src.models import norms
 from src.models.hugging_face import PretrainedWeights
 from src.models.kernels import MASKED, attend
 from src.models.vision_language.adapters import Projection
@@ -81,7 +81,7 @@ class _Block(nn.Cell):
         self.qkv, self.out = _projection(width, (3 * width,), dtype), _projection(width, (width,), dtype)
         self.gate_up = _projection(width, (sizes.feed_forward, sizes.feed_forward), dtype)
         self.down = _projection(sizes.feed_forward, (width,), dtype)
-        self.swiglu = kernels.swiglu()
+        self.swiglu = norms.swiglu()
         self.attend = _attend_to_all if windows is None else _WindowAttention(windows, sizes.heads)
 
     def construct(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
