@@ -11,9 +11,12 @@ from test_language_policy import build, configured, features_of
 from tiny_models import tiny_folder
 
 from src.decoding.distribution import Sampled
+from src.export.__main__ import export_pretrained
 from src.export.hugging_face import as_bytes, write_adapter, write_model
 from src.losses.grpo import LogprobCell
 from src.models.hugging_face import PretrainedWeights, write_weights
+from src.runtime.errors import InputError
+from src.training.checkpoint import save_checkpoint
 
 ADAPTERS = ("lora.rank=4", "lora.targets=q_proj,k_proj,o_proj,up_proj")
 
@@ -96,3 +99,14 @@ def test_bfloat16_is_rounded_to_the_nearest(tmp_path):
     write_weights(tmp_path / "model.safetensors", {"x": ("BF16", (4,))}, lambda name: as_bytes(values, "BF16"))
     expected = [1.0, 1.0, 1 + 2**-7, -3.140625]
     assert PretrainedWeights(tmp_path).get("x", (4,)).tolist() == expected
+
+
+def test_a_trained_tower_is_refused_as_an_adapter(folders, tmp_path, monkeypatch):
+    """PEFT would put the adapters before the tower that they were not trained with."""
+    settings = ("policy.kind=qwen2_5_vl", "data.image_size=112", "encoder.trainable=true", *ADAPTERS)
+    config = configured(folders["qwen2_5_vl"], *settings)
+    save_checkpoint(tmp_path / "best", build(folders["qwen2_5_vl"], *settings, cached=False), {})
+    monkeypatch.setattr("src.runtime.device.setup_device", lambda config: None)  # it is set up
+    with pytest.raises(InputError, match="--format peft: the vision tower was trained"):
+        export_pretrained(config, tmp_path / "best", tmp_path, "peft")
+    assert not list(tmp_path.glob("adapter*"))

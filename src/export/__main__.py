@@ -98,8 +98,11 @@ def export_pretrained(config: Config, checkpoint: Path, folder: Path, form: str)
         raise InputError(f"--format {form} is for policy.kind prefix_lm or qwen2_5_vl; export MindIR instead")
     if form == "peft" and not policy.adapted:
         raise InputError("--format peft: lora.rank=0 has no adapters; use --format huggingface")
+    if form == "peft" and policy.projector is None and config.encoder.trainable:
+        raise InputError("--format peft: the vision tower was trained and is no adapter; use --format huggingface")
     (write_adapter if form == "peft" else write_model)(policy, config, folder)
-    return f"the language model of {checkpoint}, for transformers" + (" and PEFT" if form == "peft" else "")
+    elsewhere = "; the encoder is in the checkpoint alone" if policy.projector and policy.keeps_encoder else ""
+    return f"the language model of {checkpoint}, for transformers{' and PEFT' if form == 'peft' else ''}{elsewhere}"
 
 
 if __name__ == "__main__":
