@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from test_language_policy import build, configured, features_of
 from tiny_models import tiny_folder
 
+from src.data.pretrained_tokenizer import load_pretrained_tokenizer
 from src.decoding.distribution import Sampled
 from src.export.__main__ import export_pretrained
 from src.export.hugging_face import as_bytes, write_adapter, write_model
@@ -105,7 +106,8 @@ def test_a_trained_tower_is_refused_as_an_adapter(folders, tmp_path, monkeypatch
     """PEFT would put the adapters before the tower that they were not trained with."""
     settings = ("policy.kind=qwen2_5_vl", "data.image_size=112", "encoder.trainable=true", *ADAPTERS)
     config = configured(folders["qwen2_5_vl"], *settings)
-    save_checkpoint(tmp_path / "best", build(folders["qwen2_5_vl"], *settings, cached=False), {})
+    state = {"tokenizer": load_pretrained_tokenizer(config).fingerprint}
+    save_checkpoint(tmp_path / "best", build(folders["qwen2_5_vl"], *settings, cached=False), state)
     monkeypatch.setattr("src.runtime.device.setup_device", lambda config: None)  # it is set up
     with pytest.raises(InputError, match="--format peft: the vision tower was trained"):
         export_pretrained(config, tmp_path / "best", tmp_path, "peft")

@@ -86,7 +86,8 @@ def check_tokenizer(path: Path, state: dict[str, Any], tokenizer: Tokenizer) -> 
     """InputError if the checkpoint's vocabulary is not the tokenizer's."""
     if state.get("tokenizer") != tokenizer.fingerprint:
         raise InputError(
-            f"{path}: the vocabulary does not match tokenizer.json or this dataset; restore the original tokenizer.json"
+            f"{path}: the vocabulary does not match tokenizer.json or this dataset, or the prompt policy.prompt; "
+            "restore the original"
         )
 
 
