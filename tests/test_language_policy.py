@@ -16,6 +16,7 @@ from src.decoding.beam import BeamDecoder
 from src.decoding.distribution import Sampled
 from src.decoding.generation import compile_generation
 from src.decoding.sampler import GreedyDecoder, GroupSampler
+from src.losses import tokens as losses
 from src.losses.cross_entropy import CELossCell
 from src.losses.grpo import LogprobCell
 from src.losses.tokens import TokenScores
@@ -237,6 +238,22 @@ def test_chunks_of_rows_change_nothing(policies, monkeypatch, sampled, rows):
     assert any(np.abs(part).max() > 0.1 for part in whole_parts)
     for got, expected in zip(chunked_parts, whole_parts):
         np.testing.assert_allclose(got, expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
+
+
+def test_a_graph_never_holds_too_many_chunks(monkeypatch):
+    sizes = []
+
+    def chunk(self, hidden, *rest):
+        sizes.append(len(hidden))
+        return (hidden[:, 0],) * 5
+
+    monkeypatch.setattr(losses, "MOST_CHUNKS", 3)
+    monkeypatch.setattr(losses.ChunkedLogprobs, "chunk", chunk)
+    ones = Tensor(np.ones((10, 2), np.float32))
+    for rows, expected in ((1, [4, 4, 2]), (3, [4, 4, 2]), (4, [4, 4, 2]), (6, [6, 4])):
+        sizes.clear()
+        losses.ChunkedLogprobs(Sampled(), rows).construct(ones, ones, ones, ones)
+        assert sizes == expected
 
 
 def test_an_adapter_begins_as_nothing_and_is_what_is_trained(policies, folders):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 from test_policy import resume_from_previous
 from tiny import TINY, WORLD, free_port, run, tiny_data
@@ -81,18 +82,50 @@ def test_it_is_trained_and_resumed_with_the_same_bits(trained, files, folders, t
             np.testing.assert_array_equal(one[name], other[name], err_msg=f"{stage} {name}")
 
 
-def test_two_workers_train_as_one(trained, files, folders, tmp_path):
+@pytest.mark.parametrize("stage", ["ce", "grpo"])
+def test_two_workers_train_as_one(trained, files, folders, tmp_path, stage):
     settings = [*SETTINGS, *LANGUAGE, f"policy.path={folders['llama']}", f"data.root={tiny_data()}"]
+    if stage == "grpo":
+        settings.append(f"init_checkpoint={trained}/demo-tiny-ce/checkpoints/best")
     workers = ["--devices", "2", "--master", f"127.0.0.1:{free_port()}"]
-    command = ["-m", "src.commands.pipeline", "ce", "--config", str(files / "ce.yaml"), *workers]
+    command = ["-m", "src.commands.pipeline", stage, "--config", str(files / f"{stage}.yaml"), *workers]
     done = run(*command, *settings, f"output_root={tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr
-    np.testing.assert_allclose(losses(tmp_path / "demo-tiny-ce"), losses(trained / "demo-tiny-ce"), rtol=1e-4)
+    name = f"demo-tiny-{stage}"
+    np.testing.assert_allclose(losses(tmp_path / name), losses(trained / name), rtol=1e-4, atol=1e-5)
+
+
+def test_methods_are_compared(files, folders, tmp_path):
+    advantage = "advantage: {baseline: leave_one_out, scale: none}"
+    (files / "scst.yaml").write_text(f"base: grpo.yaml\nstage: scst\n{advantage}\n")
+    plan = {"ce": "ce.yaml", "systems": {"scst": "scst.yaml", "grpo": "grpo.yaml"}, "captions": 48, "updates": 0}
+    plan |= {"validations": 2, "samples": 2, "seeds": 1, "resamples": 50}
+    (files / "comparison.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    settings = [one for one in SETTINGS if not one.startswith(("rl.rollouts", "rl.group_size", "eval.samples"))]
+    settings += [*LANGUAGE, f"policy.path={folders['llama']}", f"data.root={tiny_data()}", f"output_root={tmp_path}"]
+    done = run("-m", "src.commands.comparison", "--config", str(files / "comparison.yaml"), *settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (report,) = tmp_path.glob("*/report.json")
+    assert set(json.loads(report.read_text())["budget"]) == {"scst", "grpo"}
+    page = report.with_suffix(".html").read_text()
+    assert page.count('class="words"') > 0  # with the attention of each word
+
+
+def test_a_time_limit_saves_and_the_run_goes_on(trained, files, folders, tmp_path):
+    settings = [*SETTINGS, *LANGUAGE, f"policy.path={folders['llama']}", f"data.root={tiny_data()}"]
+    settings += [f"output_root={tmp_path}"]
+    done = run("train.py", "--config", str(files / "ce.yaml"), *settings, "stop_after_minutes=0.0001")
+    assert done.returncode == 5, done.stdout + done.stderr
+    program("train", files / "ce.yaml", folders["llama"], tmp_path, *LANGUAGE)
+    one, other = (load_file(root / "demo-tiny-ce/checkpoints/last") for root in (trained, tmp_path))
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 def test_it_is_evaluated_and_captions_photographs(trained, files, folders, tmp_path):
     best = ["--checkpoint", str(trained / "demo-tiny-grpo/checkpoints/best")]
-    said = program("eval", files / "grpo.yaml", folders["llama"], trained, *best, *LANGUAGE, "eval.samples=2")
+    samples = ["eval.samples=2", "eval.top_p=0.9", "eval.temperature=0.8"]
+    said = program("eval", files / "grpo.yaml", folders["llama"], trained, *best, *LANGUAGE, *samples)
     assert "CIDEr" in said
     samples = json.loads((trained / "demo-tiny-grpo/samples_test.json").read_text())
     assert len(samples) == 16 and {len(row["captions"]) for row in samples} == {2}

@@ -14,6 +14,7 @@ from src.decoding.distribution import Sampled, TokenLogprobs, least_logit, most_
 from src.models.kernels import MASKED
 from src.models.policy import Policy
 
+MOST_CHUNKS = 128  # in a graph: one of 400 breaks the graphs that are compiled after it (MindSpore 2.9)
 _BIAS_ADD = ops.BiasAdd()
 _CAST = ops.Cast()
 _GREATER_EQUAL = ops.GreaterEqual()
@@ -83,6 +84,8 @@ class TokenScores(nn.Cell):
 class ChunkedLogprobs(nn.Cell):
     """TokenLogprobs of `rows` rows at a time, whose logits are computed again for the gradient: [rows, V] at once.
 
+    More rows at a time, if there were more than MOST_CHUNKS chunks otherwise.
+
     Inputs: hidden float32 [R, D], weight float32 [V, D] and bias float32 [V] of the logits, tokens int32 [R]. Returns
     log-probs, logsumexps, entropies and hits, each [R], and the least logits that count, [R, 1]; the first two have
     gradients, to hidden and weight.
@@ -95,10 +98,11 @@ class ChunkedLogprobs(nn.Cell):
         self.token_logprobs = TokenLogprobs()
 
     def construct(self, hidden: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-        parts: tuple[Tensor, ...] = (tokens,)
-        for start in range(0, hidden.shape[0], self.rows):  # a condition in here would double the depth of the graph
-            chunk = ops.depend(hidden[start : start + self.rows], parts[-1])  # the logits of the last chunk are gone
-            parts += self.chunk(chunk, weight, bias, tokens[start : start + self.rows])
+        total, parts = hidden.shape[0], (tokens,)
+        rows = self.rows if total <= self.rows * MOST_CHUNKS else -(-total // MOST_CHUNKS)
+        for start in range(0, total, rows):  # a condition in here would double the depth of the graph
+            chunk = ops.depend(hidden[start : start + rows], parts[-1])  # the logits of the last chunk are gone
+            parts += self.chunk(chunk, weight, bias, tokens[start : start + rows])
         return tuple([ops.concat(parts[place::5]) for place in range(1, 6)])
 
     def chunk(self, hidden: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
@@ -115,11 +119,12 @@ class ChunkedLogprobs(nn.Cell):
         self, hidden: Tensor, weight: Tensor, bias: Tensor, tokens: Tensor, out: tuple, dout: tuple
     ) -> tuple[Tensor, ...]:
         # Only operators: functions that other graphs have used may be empty here ("The func graph is empty").
-        temperature, rows = self.sampled.temperature, self.rows
+        temperature, total = self.sampled.temperature, hidden.shape[0]
+        rows = self.rows if total <= self.rows * MOST_CHUNKS else -(-total // MOST_CHUNKS)
         ones = ops.ones((1, weight.shape[0]), mstype.float32)
         to_weight = ops.zeros_like(weight)
         to_hidden: tuple[Tensor, ...] = (tokens,)
-        for start in range(0, hidden.shape[0], rows):
+        for start in range(0, total, rows):
             chunk = ops.depend(hidden[start : start + rows], to_hidden[-1])
             own = ops.expand_dims(tokens[start : start + rows], -1)
             from_logprob = ops.expand_dims(dout[0][start : start + rows], -1)
