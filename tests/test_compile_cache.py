@@ -32,6 +32,13 @@ class First(nn.Cell):
     def construct(self, x):
         return x * self.weight + self.constant
 
+class Wider(First):
+    def __init__(self):
+        super().__init__()
+        self.unused = Parameter(Tensor([0.0], ms.float32))
+    def construct(self, x):
+        return x * self.weight + self.constant + self.unused + 5
+
 class Second(nn.Cell):
     def construct(self, x):
         return ops.sin(x)
@@ -40,6 +47,7 @@ graphs = GraphCache(folder, {"constant": constant})
 kept = {"first": graphs.compile("first", First()), "second": graphs.compile("second", Second())}
 weight += 1
 kept["third"] = graphs.compile("first", First())  # another cell of the same name
+kept["wider"] = graphs.compile("first", Wider())  # one of the same name with other parameters
 x = Tensor([2.0], ms.float32)
 values = {name: kept[name](x).asnumpy().item() for name in order.split(",")}
 values["again"] = kept["first"](x).asnumpy().item()
@@ -73,6 +81,11 @@ def test_another_constant_is_another_graph(start):
     _, files = start()
     values, more = start(constant=2)
     assert values["first"] == 8 and len(more) == 4 and files.items() <= more.items()
+
+
+def test_other_parameters_are_another_graph(start):
+    start(order="first")
+    assert start(order="wider")[0] == {"wider": 4 * 2 + 1 + 5, "again": 7}
 
 
 def test_another_order_takes_no_wrong_graph(start):

@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from test_language_policy import build, configured, features_of
 from tiny_models import tiny_folder
 
@@ -69,6 +69,28 @@ def test_a_merged_model_computes_what_the_policy_does(folders, tmp_path, kind, s
             parameter.set_data(Tensor(projector[name]))
     np.testing.assert_allclose(logprobs(again), logprobs(policy), atol=1e-4)
     assert np.abs(logprobs(build(folders[kind], *settings)) - logprobs(policy)).max() > 1e-2
+
+
+def test_a_tied_head_that_the_file_holds_is_written_as_it_was_trained(tmp_path):
+    folder = tiny_folder("qwen2", tmp_path / "model")
+    arrays = load_file(folder / "model.safetensors")
+    name = "model.embed_tokens.weight"
+    save_file(arrays | {"lm_head.weight": arrays[name]}, folder / "model.safetensors")
+    (tmp_path / "exported").mkdir()
+    write_model(changed(build(folder)), configured(folder), tmp_path / "exported")
+    written = load_file(tmp_path / "exported/model.safetensors")
+    np.testing.assert_array_equal(written["lm_head.weight"], written[name])
+    assert np.abs(written[name] - arrays[name]).max() > 0.01
+
+
+def test_what_has_no_adapter_is_copied_bit_by_bit(folders, tmp_path):
+    """The policy holds it in float16."""
+    settings = ("precision=float16", "lora.rank=4", "lora.targets=q_proj")
+    policy = changed(build(folders["qwen2"], *settings))
+    write_model(policy, configured(folders["qwen2"], *settings), tmp_path)
+    before, after = (load_file(folder / "model.safetensors") for folder in (folders["qwen2"], tmp_path))
+    differing = {name for name, array in before.items() if not np.array_equal(array, after[name])}
+    assert differing == {"model.layers.0.self_attn.q_proj.weight"}
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen2_5_vl"])

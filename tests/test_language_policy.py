@@ -1,5 +1,6 @@
 """A pretrained language model as a policy: sampling, losses, gradients, adapters, and what a checkpoint of it holds."""
 
+import json
 from pathlib import Path
 
 import mindspore as ms
@@ -23,6 +24,7 @@ from src.losses.tokens import TokenScores
 from src.models.build import build_policy
 from src.models.checkpoint import load_checkpoint, read_checkpoint
 from src.models.vision_language.policy import GridProjector
+from src.models.vision_language.weights import projections
 from src.runtime.errors import InputError
 from src.runtime.rng import uniforms
 from src.training.checkpoint import save_checkpoint
@@ -278,7 +280,7 @@ def test_an_adapter_is_a_product_of_low_rank(folders):
         own.set_data(parameter)
     rng = np.random.default_rng(6)
     adapted = 0
-    for one, other in zip(policy._projections(), plain._projections()):
+    for one, other in zip(*([one for at in p.language.layers for _, one in projections(at)] for p in (policy, plain))):
         weight = one.weight.asnumpy().copy()
         for rows, columns, name in one.adapted_parts():
             assert name in ("q_proj", "v_proj", "down_proj")
@@ -295,7 +297,7 @@ def test_an_adapter_is_a_product_of_low_rank(folders):
     changed, merged = (LogprobCell(one, Sampled())(features, ids).asnumpy() for one in (policy, plain))
     np.testing.assert_allclose(changed, merged, atol=1e-4)
     reference = policy.reference()  # the adapter as it is now, whatever is trained afterwards
-    for one in policy._projections():
+    for one in policy.adapted_projections():
         if one.adapted:
             one.lora_up.set_data(Tensor(np.zeros(one.lora_up.shape, np.float32)))
     np.testing.assert_allclose(LogprobCell(reference, Sampled())(features, ids).asnumpy(), changed, atol=1e-6)
@@ -308,7 +310,8 @@ def test_a_reference_shares_what_is_not_trained(policies):
     shared = {id(parameter) for parameter in reference.get_parameters()} & {id(p) for p in adapted.get_parameters()}
     trained = {id(parameter) for parameter in adapted.trained_parameters()}
     assert not shared & trained and len(shared) == len(list(adapted.get_parameters())) - len(trained)
-    assert not any(one.adapted for one in reference._projections())  # nothing was added yet: no product for it
+    assert not reference.adapted_projections()  # nothing was added yet: no product for it
+    assert not any("lora" in name for name, _ in reference.parameters_and_names())  # its graph is told apart by them
     copied = {id(parameter) for parameter in whole.reference().get_parameters()}
     assert not copied & {id(parameter) for parameter in whole.trained_parameters()}
 
@@ -335,7 +338,7 @@ def test_dropout_acts_on_adapters_alone(folders):
         return float(cell(features, Tensor(ids), Tensor(weights), *keep)[0].asnumpy())
 
     assert loss(0.5) == pytest.approx(loss(1.0), abs=1e-6)  # adapters that add nothing lose nothing
-    for one in policy._projections():
+    for one in policy.adapted_projections():
         one.lora_up.set_data(Tensor(np.random.default_rng(3).normal(0, 0.1, one.lora_up.shape).astype(np.float32)))
     assert abs(loss(0.5) - loss(1.0)) > 1e-3
 
@@ -359,6 +362,26 @@ def test_a_checkpoint_holds_the_adapter_and_names_its_base(folders, tmp_path):
         file.write(np.float32(0.5).tobytes())
     with pytest.raises(InputError, match=r"its adapters were trained on other pretrained weights than policy\.path"):
         load_checkpoint(path, build(other, "lora.rank=4"))
+    for setting in ("lora.alpha=8", "lora.targets=q_proj"):  # adapters that would mean something else
+        with pytest.raises(InputError, match=r"or with another lora\.alpha or lora\.targets"):
+            load_checkpoint(path, build(folders["qwen2"], "lora.rank=4", setting))
+    changed = tiny_folder("qwen2", tmp_path / "changed")
+    config = json.loads((changed / "config.json").read_text()) | {"rms_norm_eps": 0.1}
+    (changed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="its adapters were trained on other pretrained weights"):
+        load_checkpoint(path, build(changed, "lora.rank=4"))
+
+
+def test_adapters_begin_unlike_each_other(folders):
+    """As PEFT's: uniform within 1 / sqrt(C), other numbers in every layer and with every seed."""
+    policy = build(folders["qwen2"], "lora.rank=4", "lora.targets=gate_proj,q_proj")
+    downs = [one.lora_down.asnumpy() for one in policy.adapted_projections()]
+    assert len(downs) == 2 and downs[0].shape == downs[1].shape and np.abs(downs[0] - downs[1]).max() > 0.01
+    for down in downs:
+        bound = down.shape[1] ** -0.5
+        assert 0.9 * bound < np.abs(down).max() <= bound
+    again = build(folders["qwen2"], "lora.rank=4", "lora.targets=gate_proj,q_proj")
+    np.testing.assert_array_equal(again.adapted_projections()[1].lora_down.asnumpy(), downs[1])
 
 
 def test_pooled_cells_by_hand():
@@ -370,12 +393,20 @@ def test_pooled_cells_by_hand():
     assert places[2].tolist() == [4, 25, 9, 25] and places[8].tolist() == [24, 25, 25, 25]
 
 
+def test_a_pool_larger_than_the_grid_is_named(folders):
+    with pytest.raises(InputError, match=r"policy\.pool=100 exceeds the encoder's grid of"):
+        build(folders["llama"], "policy.pool=100")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (["policy.prompt=" + "a b c d e f " * 30], "take .* tokens, but .* was trained with at most 128"),
         (["policy.kind=qwen2_5_vl"], "model_type=llama is not qwen2_5_vl; set policy.kind=prefix_lm"),
-        (["lora.rank=2", "lora.targets=q_proj,lm_head"], "lora.targets=q_proj,lm_head must be some of q_proj,"),
+        (
+            ["lora.rank=2", "lora.targets=q_proj,lm_head"],
+            "lora.targets=q_proj,lm_head must be a comma-separated list of q_proj,",
+        ),
         (["policy.kind=captioner"], "policy.path=.* is for a pretrained model"),
         (["tokenizer.kind=word"], "tokenizer.kind=word cannot be set with policy.path"),
         (["init_config=null", "stage=grpo", "policy.kind=captioner", "policy.path=null"], "init_config=None must name"),

@@ -1,5 +1,6 @@
 """Language models and vision towers against what transformers computes from the same folders (tests/data/hf_tiny)."""
 
+import contextlib
 import json
 import shutil
 
@@ -253,18 +254,123 @@ def change_config(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type=gpt2 is not supported; use a model of llama, qwen2, qwen2_5_vl"),
+        ({"model_type": "gpt2"}, "model_type=gpt2 is not supported; use a llama, qwen2, qwen2_5_vl model"),
         ({"hidden_size": "48"}, "hidden_size=48 must be a whole number above 0"),
         ({"num_key_value_heads": 4}, "num_key_value_heads=4 is not supported: it must be a divisor"),
         ({"hidden_act": "gelu"}, "hidden_act=gelu is not supported: it must be silu"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type=yarn is not supported"),
         ({"vocab_size": None}, "vocab_size=None must be a whole number"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps=small must be a number above 0"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta=0 must be a number above 0"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "factor=None must be a number above 0"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor=None must be a number above 0"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings=false must be true or false"),
+        ({"model_type": ["llama"]}, r"model_type=\['llama'\] is not supported"),
     ],
 )
 def test_an_unusable_config_is_named(folder, changes, message):
     change_config(folder, **changes)
     with pytest.raises(InputError, match=message):
         language_sizes(folder)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("text_config", {"rope_parameters": {"mrope_section": "abc"}}, "mrope_section=abc is not supported"),
+        ("text_config", {"rope_parameters": {"mrope_section": 8}}, "mrope_section=8 is not supported"),
+        (
+            "vision_config",
+            {"fullatt_block_indexes": ["1", "3"]},
+            r"fullatt_block_indexes=\['1', '3'\] is not supported",
+        ),
+        ("vision_config", {"fullatt_block_indexes": None}, "fullatt_block_indexes=None is not supported"),
+    ],
+)
+def test_an_unusable_section_is_named(tmp_path, section, changes, message):
+    folder = shutil.copytree(TINY / "qwen2_5_vl", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config[section] |= changes
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
+        language_sizes(folder), tower_sizes(folder)
+
+
+def test_what_a_config_leaves_out_is_what_transformers_takes(tmp_path):
+    """The defaults of transformers 5.24's Qwen2_5_VLTextConfig and Qwen2_5_VLVisionConfig."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    text = {"hidden_size": 2048, "num_attention_heads": 16, "num_hidden_layers": 2, "intermediate_size": 64}
+    text |= {"vocab_size": 100, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"} | text))
+    language, tower = language_sizes(folder), tower_sizes(folder)
+    assert (language.eps, language.key_heads, language.positions, language.tied) == (1e-5, 8, 32768, False)
+    assert language.inverse_frequencies[1] == pytest.approx(1e6 ** (-2 / 128))
+    assert (tower.layers, tower.width, tower.heads, tower.feed_forward, tower.out_width) == (32, 3584, 16, 3420, 3584)
+    assert (tower.patch, tower.merge, tower.frames, tower.window) == (14, 2, 2, 112)
+    assert (tower.full, tower.theta) == ((7, 15, 23, 31), 1e4)
+
+
+def test_one_file_comes_before_an_index(folder):
+    arrays = load_file(folder / "model.safetensors")
+    save_file({name: array + 1 for name, array in arrays.items()}, folder / "shard.safetensors")
+    names = dict.fromkeys(arrays, "shard.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    for shift in (0, 1):  # as transformers reads a folder that holds both
+        np.testing.assert_array_equal(
+            PretrainedWeights(folder).get("model.norm.weight", (48,)), arrays["model.norm.weight"] + shift
+        )
+        (folder / "model.safetensors").unlink(missing_ok=True)
+
+
+def test_a_tied_model_with_another_head_is_refused(tmp_path):
+    folder = shutil.copytree(TINY / "qwen2", tmp_path / "model")
+    arrays = load_file(folder / "model.safetensors")
+    table = arrays["model.embed_tokens.weight"]
+    for head, refused in ((table, False), (table + 1, True)):
+        save_file(arrays | {"lm_head.weight": head}, folder / "model.safetensors")
+        with pytest.raises(InputError, match="differs from the embedding") if refused else contextlib.nullcontext():
+            language_model(folder, np.arange(3)[None], 2)
+
+
+@pytest.mark.parametrize("kind", ["clip_vision", "siglip_vision", "dinov2"])
+def test_a_tower_without_one_of_its_tensors_is_refused(tmp_path, kind):
+    folder = shutil.copytree(TINY / kind, tmp_path / kind)
+    arrays = load_file(folder / "model.safetensors")
+    size = reference(kind)["images"].shape[-1]
+    unread = ("mask_token", "head.", "post_layernorm" if kind == "clip_vision" else "mask_token")  # by the features
+    for name in arrays:
+        save_file({key: array for key, array in arrays.items() if key != name}, folder / "model.safetensors")
+        if any(part in name for part in unread):
+            load_vit(ViT(folder, size, -1), folder)
+            continue
+        with pytest.raises(InputError, match=f"the tensor {name} is missing"):
+            load_vit(ViT(folder, size, -1), folder)
+
+
+def test_a_tower_without_biases_of_queries_keys_and_values(tmp_path):
+    folder = shutil.copytree(TINY / "dinov2", tmp_path / "dinov2")
+    arrays = load_file(folder / "model.safetensors")
+    change_config(folder, qkv_bias=False)
+    qkv = ("query.bias", "key.bias", "value.bias")
+    pixels, features = Tensor(reference("dinov2")["images"]), []
+    for zero in (True, False):  # zeros that the file holds are not read, and need not be there
+        rest = {name: array for name, array in arrays.items() if not name.endswith(qkv)}
+        save_file(arrays if zero else rest, folder / "model.safetensors")
+        vit = ViT(folder, pixels.shape[-1], -1)
+        load_vit(vit, folder)
+        features.append(vit(pixels).asnumpy())
+    np.testing.assert_array_equal(*features)
+
+
+@pytest.mark.parametrize("shape", [(0, 40), (17,), (1, 16, 39)])
+def test_a_table_of_positions_of_another_shape_is_named(tmp_path, shape):
+    folder = shutil.copytree(TINY / "siglip_vision", tmp_path / "tower")
+    arrays = load_file(folder / "model.safetensors")
+    (name,) = (name for name in arrays if "position_embedding" in name)
+    save_file(arrays | {name: np.zeros(shape, np.float32)}, folder / "model.safetensors")
+    with pytest.raises(InputError, match="which is not a square grid"):
+        load_vit(ViT(folder, 64, -1), folder)
 
 
 def test_unusable_weights_are_named(folder):

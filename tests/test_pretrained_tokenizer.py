@@ -132,6 +132,81 @@ def test_templates_and_texts_begin_with_the_folders_own_token(llama):
     assert build(llama).token_ids.before == (0,)
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"padding": {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+                     "pad_type_id": 0, "pad_token": "<|endoftext|>"}},
+        {"truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}},
+    ],
+)  # fmt: skip
+def test_padding_and_truncation_of_a_last_batch_are_left_out(llama, kept):
+    plain = build(llama)
+    library = json.loads((llama / "tokenizer.json").read_text())
+    (llama / "tokenizer.json").write_text(json.dumps(library | kept))
+    tokenizer = build(llama)
+    for name in ("before", "after", "bos"):
+        assert getattr(tokenizer.token_ids, name) == getattr(plain.token_ids, name)
+    rows = ["a dog", "a dog runs over the grass and the lazy fox"]
+    for ours, theirs in zip(tokenizer.encode_targets(rows, 40), plain.encode_targets(rows, 40)):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ 1 / 0 }}", "its chat template fails"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "its chat template fails"),
+        ("{% for i in range(1000000) %}x{% endfor %}", "its chat template fails"),
+        ([{"name": "tools", "template": "x"}], "its chat templates have none named default"),
+        (["x"], "its chat templates have none named default"),
+        (5, "its chat templates have none named default"),
+    ],
+)
+def test_templates_that_fail_are_one_line(llama, template, message):
+    change(llama, "tokenizer_config.json", chat_template=template)
+    with pytest.raises(InputError, match=message):
+        build(llama)
+
+
+def test_a_template_in_bytes_of_no_text(llama):
+    (llama / "chat_template.jinja").write_bytes(b"\xff\xfe{{ messages }}")
+    with pytest.raises(InputError, match=r"chat_template\.jinja cannot be read"):
+        build(llama)
+
+
+def test_a_template_marks_what_the_assistant_says(llama):
+    plain = build(llama).token_ids
+    template = json.loads((llama / "tokenizer_config.json").read_text())["chat_template"]
+    marked = "{%- generation -%}" + template + "{%- endgeneration %}"
+    change(llama, "tokenizer_config.json", chat_template=marked)
+    assert build(llama).token_ids.before == plain.before and build(llama).token_ids.after == plain.after
+
+
+def test_a_model_that_sees_needs_its_template(tmp_path):
+    folder = tiny_folder("qwen2_5_vl", tmp_path / "qwen2_5_vl")
+    change(folder, "tokenizer_config.json", chat_template=None)
+    with pytest.raises(InputError, match="has no chat template"):
+        build(folder)
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        [{"id": 1}],
+        [{"content": "<x>", "id": "1"}],
+        {"a": 1},
+        [{"content": "", "id": 1}],
+        [{"content": "x", "id": -1}],
+    ],
+)
+def test_unusable_added_tokens_are_named(llama, added):
+    library = json.loads((llama / "tokenizer.json").read_text())
+    (llama / "tokenizer.json").write_text(json.dumps(library | {"added_tokens": added}))
+    with pytest.raises(InputError, match=r"tokenizer\.json is damaged: added_tokens needs contents and ids"):
+        build(llama)
+
+
 def test_templates_without_a_place_are_refused(llama):
     change(llama, "tokenizer_config.json", chat_template="{{ messages[0]['content'] * 2 }}")
     with pytest.raises(InputError, match="does not place one image and the prompt"):
@@ -144,7 +219,7 @@ def test_templates_without_a_place_are_refused(llama):
         build(llama)
     change(llama, "tokenizer_config.json", chat_template=None)
     assert build(llama).token_ids.before == ()  # no template: the image, a line break, the prompt
-    with pytest.raises(InputError, match="leaves no token behind the image"):
+    with pytest.raises(InputError, match="leaves no token after the image"):
         (llama / "chat_template.jinja").write_text("{{ messages[0]['content'][2:] }}{{ messages[0]['content'][:1] }}")
         build(llama)
 

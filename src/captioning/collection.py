@@ -18,6 +18,7 @@ from src.captioning.captions import Captions
 from src.captioning.inputs import Found, find_photographs, skipped_note
 from src.captioning.output import CaptionFile, CaptionTable, DonePaths, path_digest, printable
 from src.config.schema import Config
+from src.data.model_folder import config_digest
 from src.data.photographs import READER, Photograph, UnusableImage, read_photograph
 from src.runtime.environment import start_time
 from src.runtime.errors import InputError, TimeLimit
@@ -85,8 +86,10 @@ def _made_from(config: Config, checkpoints: Mapping[str, Path]) -> dict[str, Any
     return {
         "checkpoints": {name: file_digest(path) for name, path in checkpoints.items()},
         "eval": evaluation,
-        "data": {key: getattr(config.data, key) for key in ("image_size", "resize_after_normalize")},
-        "encoder": {key: getattr(config.encoder, key) for key in ("variant", "scale", "trainable")},
+        "data": {key: getattr(config.data, key) for key in ("image_size", "aspect", "resize_after_normalize")},
+        "encoder": {key: getattr(config.encoder, key) for key in ("kind", "layer", "variant", "scale", "trainable")},
+        "models": [config_digest(folder) for folder in (config.language_folder, config.pixels_folder)],
+        "prompt": config.policy.prompt,
         "precision": config.precision,
         "reader": READER,
         "seed": config.seed,

@@ -13,7 +13,7 @@ class Preprocessing:
     scale: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    resampling: str = "bilinear"  # of the resizing before; bilinear is not antialiased, bicubic is Pillow's
+    resampling: str = "bilinear, not antialiased"  # of the resizing before; the antialiased ones are Pillow's
 
 
 @dataclass(frozen=True)

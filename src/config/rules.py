@@ -103,6 +103,8 @@ def _faults(c: Config, flat: dict[str, Any]) -> Iterator[tuple[str, str | None]]
         yield "eval.samples", "must be 0 or at least 2: diversity compares several captions"
     if c.eval.block_trigrams and c.eval.beams == 1:
         yield "eval.block_trigrams", "needs eval.beams of at least 2: greedy decoding blocks nothing"
+    if c.data.resize_after_normalize and not c.has_convolutions:
+        yield "data.resize_after_normalize", "must be false: it is the original's order, for ResNet-50"
     yield from _policy_faults(c)
     if c.encoder.kind not in KINDS:
         yield "encoder.kind", f"must be one of {', '.join(KINDS)}"
@@ -161,7 +163,7 @@ def _policy_faults(c: Config) -> Iterator[tuple[str, str | None]]:
         yield "mode", f"must be graph if policy.kind is {kind}"
     targets = c.lora.targets.split(",")
     if c.lora.rank and not set(targets) <= set(LORA_TARGETS):
-        yield "lora.targets", f"must be some of {','.join(LORA_TARGETS)} with commas between"
+        yield "lora.targets", f"must be a comma-separated list of {', '.join(LORA_TARGETS)}"
 
 
 def check(config: Config) -> None:

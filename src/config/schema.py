@@ -274,6 +274,11 @@ class Config(DeviceSettings):
         return None if self.has_convolutions or folder is None else Path(folder)
 
     @property
+    def language_folder(self) -> Path | None:
+        """The folder of the pretrained language model."""
+        return Path(self.policy.path) if self.policy.is_pretrained and self.policy.path else None
+
+    @property
     def captions_per_rollout(self) -> int:
         """The number of decoded captions, including those of a greedy baseline."""
         return self.rl.rollout_images * (self.rl.group_size + (self.advantage.baseline == "greedy"))

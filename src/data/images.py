@@ -9,6 +9,7 @@ from pathlib import Path
 import mindspore.dataset as ds
 import numpy as np
 from mindspore.dataset import vision
+from PIL import Image
 
 from src.config.kinds import Preprocessing
 from src.data.image_files import ImageFiles
@@ -41,9 +42,7 @@ class ImageSource:
         self._workers = workers
         self._padded = padded
         normalize = vision.Normalize(*(_in_pixels(name, scaling) for name in ("mean", "std")))
-        # LINEAR is not antialiased; PILCUBIC is Pillow's bicubic, which is.
-        method = vision.Inter.PILCUBIC if scaling.resampling == "bicubic" else vision.Inter.LINEAR
-        resize = vision.Resize((image_size, image_size), method)
+        resize = _resize(image_size, scaling.resampling)
         steps = [normalize, resize] if resize_after_normalize else [resize, normalize]
         self._operations = [*steps, vision.HWC2CHW()]
 
@@ -93,6 +92,14 @@ class ImageSource:
         """Decode one image, uint8 [h,w,3]. Raises InputError naming the file."""
         pixels = _pixels(file, load)
         return square(pixels) if self._padded else pixels
+
+
+def _resize(side: int, resampling: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Return an operation of MindData, uint8 [h,w,3] -> [side,side,3]."""
+    if resampling == "bilinear, antialiased":  # MindData has Pillow's bicubic, but not its bilinear
+        return lambda pixels: np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.BILINEAR))
+    method = vision.Inter.PILCUBIC if resampling == "bicubic, antialiased" else vision.Inter.LINEAR
+    return vision.Resize((side, side), method)
 
 
 def square(pixels: np.ndarray) -> np.ndarray:

@@ -11,21 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import tokenizers
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from src.config.schema import Config
+from src.data.chat_template import IMAGE, PROMPT, render_prompt, token_text
 from src.data.model_folder import read_json
 from src.data.tokenizer import TokenIds, Tokenizer
 from src.runtime.errors import InputError, one_line
 from src.runtime.files import whole_file
-
-_IMAGE, _PROMPT = (
-    "\ue000",
-    "\ue001",
-)  # of the private use area: they stand for image and prompt while a template renders
 
 
 class PretrainedTokenizer(Tokenizer):
@@ -45,11 +39,11 @@ class PretrainedTokenizer(Tokenizer):
         """
         self._text = read_json(folder, "tokenizer.json")
         settings = read_json(folder, "tokenizer_config.json", optional=True)
-        added = {str(token["content"]): int(token["id"]) for token in self._text.get("added_tokens") or ()}
+        added = _added_tokens(folder, self._text)
         self._library = _without_added(folder, self._text)
         self.vocab_size = _vocab_size(folder)
         known = self._library.get_vocab() | added
-        if max(known.values()) >= self.vocab_size:
+        if max(known.values(), default=-1) >= self.vocab_size or not known:
             raise InputError(
                 f"{folder}: tokenizer.json has ids up to {max(known.values())}, but the model's vocab_size is "
                 f"{self.vocab_size}; use the model's own tokenizer"
@@ -60,9 +54,7 @@ class PretrainedTokenizer(Tokenizer):
         self.allowed[list(known.values())] = True
         self.allowed[list(added.values())] = False
         self.allowed[list(ends)] = True
-        template = _chat_template(folder, settings)
-        names = {key: _content(value) for key, value in settings.items() if key.endswith("_token")}
-        before, after = self._prompt(folder, template, prompt, added, names, sees=sees)
+        before, after = self._prompt(folder, settings, prompt, added, sees=sees)
         self.bos_id = after[-1]
         self.token_ids = TokenIds(self.pad_id, self.bos_id, ends, self.allowed, tuple(before), tuple(after[:-1]))
         facts = json.dumps([self._text, ends, self.vocab_size, before, after], sort_keys=True)
@@ -99,31 +91,17 @@ class PretrainedTokenizer(Tokenizer):
             partial.write_text(json.dumps(self._text, ensure_ascii=False), encoding="utf-8")
 
     def _prompt(
-        self,
-        folder: Path,
-        template: str | None,
-        prompt: str,
-        added: Mapping[str, int],
-        names: Mapping[str, Any],
-        *,
-        sees: bool,
+        self, folder: Path, settings: Mapping[str, Any], prompt: str, added: Mapping[str, int], *, sees: bool
     ) -> tuple[list[int], list[int]]:
-        """Return the ids before and behind the image. Errors: InputError if the template does not place it once.
-
-        names: texts of special tokens by their names, such as bos_token, which templates may use.
-        """
-        if template is None:  # begins as the tokenizer begins a text
-            text = f"{_first_token(self._text, added)}{_IMAGE}\n{_PROMPT}"
-        else:
-            text = _render(folder, template, names, sees=sees)
-        if sees:  # the template's own token for an image
-            text = re.sub(re.escape(_image_token(folder, added)), _IMAGE, text)
-        pieces = text.split(_IMAGE)
-        if len(pieces) != 2 or _PROMPT not in text:
+        """Return the ids before and after the image. Errors: InputError if the template does not place it once."""
+        image = _image_token(folder, added) if sees else None
+        text = render_prompt(folder, settings, _first_token(self._text, added), image)
+        pieces = text.split(IMAGE)
+        if len(pieces) != 2 or PROMPT not in text:
             raise InputError(f"{folder}: its chat template does not place one image and the prompt; use another model")
         before, after = (self._encode_template(piece, prompt, added) for piece in pieces)
         if not after:
-            raise InputError(f"policy.prompt={prompt!r} leaves no token behind the image; give it words")
+            raise InputError(f"policy.prompt={prompt!r} leaves no token after the image; give it words")
         return before, after
 
     def _encode_template(self, piece: str, prompt: str, added: Mapping[str, int]) -> list[int]:
@@ -132,22 +110,43 @@ class PretrainedTokenizer(Tokenizer):
         parts = re.split(f"({'|'.join(map(re.escape, names))})", piece) if names else [piece]
         ids: list[int] = []
         for number, part in enumerate(parts):
-            ids += [added[part]] if number % 2 else self.encode(part.replace(_PROMPT, prompt))
+            ids += [added[part]] if number % 2 else self.encode(part.replace(PROMPT, prompt))
         return ids
 
 
 def load_pretrained_tokenizer(config: Config) -> PretrainedTokenizer:
     """Load the tokenizer of `policy.path`."""
-    settings = config.policy
-    return PretrainedTokenizer(Path(settings.path or ""), settings.prompt, sees=settings.kind == "qwen2_5_vl")
+    settings, folder = config.policy, Path(config.policy.path or "")
+    family = read_json(folder, "config.json").get("model_type")
+    if (family == "qwen2_5_vl") != (settings.kind == "qwen2_5_vl"):
+        raise InputError(
+            f"policy.kind={settings.kind} does not fit {folder}, whose model_type is {family}: set qwen2_5_vl for "
+            "Qwen2.5-VL, and prefix_lm for Llama and Qwen2"
+        )
+    return PretrainedTokenizer(folder, settings.prompt, sees=settings.kind == "qwen2_5_vl")
 
 
 def _without_added(folder: Path, tree: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """Build the library's tokenizer without the added tokens, which it would find in any text."""
     try:
-        return tokenizers.Tokenizer.from_str(json.dumps({**tree, "added_tokens": [], "post_processor": None}))
+        # Fine-tuned folders often keep the padding and the truncation of their last batch, which are not the model's.
+        bare: dict[str, Any] = {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None}
+        return tokenizers.Tokenizer.from_str(json.dumps({**tree, **bare}))
     except Exception as error:  # the library raises bare Exception on broken JSON
         raise InputError(f"{folder / 'tokenizer.json'} is damaged: {one_line(error)}; copy it again") from None
+
+
+def _added_tokens(folder: Path, tree: Mapping[str, Any]) -> dict[str, int]:
+    """Return the ids of the tokens that no text is made of, by their contents."""
+    tokens = tree.get("added_tokens") or []
+    try:
+        added = {token["content"]: token["id"] for token in tokens}
+    except (TypeError, KeyError):
+        added = {"": -1}
+    usable = all(isinstance(text, str) and text and type(number) is int for text, number in added.items())
+    if not usable or min(added.values(), default=0) < 0:
+        raise InputError(f"{folder / 'tokenizer.json'} is damaged: added_tokens needs contents and ids; copy it again")
+    return added
 
 
 def _vocab_size(folder: Path) -> int:
@@ -160,7 +159,7 @@ def _vocab_size(folder: Path) -> int:
 
 def _end_tokens(folder: Path, settings: Mapping[str, Any], added: Mapping[str, int]) -> tuple[int, ...]:
     """Return the ids of ends. The first ends the targets of CE: the tokenizer's own, or the first found."""
-    name = _content(settings.get("eos_token"))
+    name = token_text(settings.get("eos_token"))
     ends: list[Any] = [added[name]] if isinstance(name, str) and name in added else []
     for file in ("generation_config.json", "config.json"):
         tree = read_json(folder, file, optional=True)
@@ -175,47 +174,10 @@ def _end_tokens(folder: Path, settings: Mapping[str, Any], added: Mapping[str, i
     return tuple(dict.fromkeys(ends))
 
 
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """Return the folder's chat template, from its own file or from tokenizer_config.json."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    template = read_json(folder, "chat_template.json", optional=True).get(
-        "chat_template", settings.get("chat_template")
-    )
-    if isinstance(template, list):  # several, by name
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    return template
-
-
-def _content(token: Any) -> Any:
-    """Return the text of a token of tokenizer_config.json."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
 def _first_token(tree: Mapping[str, Any], added: Mapping[str, int]) -> str:
     """Return the text of the special token that tokenizer.json puts before every text, or nothing."""
-    ids = tokenizers.Tokenizer.from_str(json.dumps(tree)).encode("x").ids
+    ids = tokenizers.Tokenizer.from_str(json.dumps({**tree, "padding": None, "truncation": None})).encode("x").ids
     return next((text for text, number in added.items() if number == ids[0]), "") if ids else ""
-
-
-def _render(folder: Path, template: str, names: Mapping[str, Any], *, sees: bool) -> str:
-    """Render one turn of a user who shows an image, up to where the assistant's answer begins."""
-
-    def fail(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = fail
-    content: Any = f"{_IMAGE}\n{_PROMPT}"
-    if sees:
-        content = [{"type": "image"}, {"type": "text", "text": _PROMPT}]
-    try:
-        compiled = environment.from_string(template)
-        return compiled.render(messages=[{"role": "user", "content": content}], add_generation_prompt=True, **names)
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{folder}: its chat template fails: {one_line(error)}; copy the folder again") from None
 
 
 def _image_token(folder: Path, added: Mapping[str, int]) -> str:

@@ -24,6 +24,7 @@ from src.evaluation.result_files import decoding_name, examined_by, results_name
 from src.models.build import load_policy
 from src.models.policy import Policy
 from src.runtime.compile_cache import GraphCache
+from src.runtime.errors import InputError
 from src.runtime.files import file_digest
 from src.runtime.rng import uniforms
 from src.runtime.workers import Workers
@@ -52,9 +53,10 @@ def evaluate(
     batches = SplitBatches(source, len(records), config.eval.batch_images, workers)
     graphs = graph_cache(config, tokenizer, workers)
     decoder = build_decoder(config.eval, policy, graphs)
+    sampler = build_sampler(config.eval, policy, graphs) if config.eval.samples else None
     completions = batches.map(f"decoding {split}", lambda _, inputs: decoder(inputs)[:2])
     texts, ended = decode_completions(tokenizer, policy.token_ids.eos, *completions)
-    drawn = _sample_captions(config, policy, tokenizer, graphs, batches) if config.eval.samples else []
+    drawn = _sample_captions(config, policy, tokenizer, sampler, batches) if sampler else []
     if with_prism:
         answerer = build_answerer(config.caprl, dataset.words.language)
     workers.wait()
@@ -95,17 +97,23 @@ def build_decoder(settings: EvalConfig, policy: Policy, graphs: GraphCache) -> C
 
 
 def build_sampler(settings: EvalConfig, policy: Policy, graphs: GraphCache) -> Callable[[Tensor, Tensor], Outputs]:
-    """Build the sampler of captions."""
+    """Build the sampler of captions. Errors: InputError if eval.top_k exceeds the vocabulary."""
+    size = len(policy.token_ids.allowed)
+    if settings.top_k > size:
+        raise InputError(f"eval.top_k={settings.top_k} must be at most {size}, the vocabulary's size")
     sampler = GroupSampler(policy, settings.tokens, Sampled.of(settings))
     return compile_generation("sampler", sampler, graphs.compile)
 
 
 def _sample_captions(
-    config: Config, policy: Policy, tokenizer: Tokenizer, graphs: GraphCache, batches: SplitBatches
+    config: Config,
+    policy: Policy,
+    tokenizer: Tokenizer,
+    sampler: Callable[[Tensor, Tensor], Outputs],
+    batches: SplitBatches,
 ) -> list[list[str]]:
     """Sample `eval.samples` captions of every image."""
     group_size, tokens = config.eval.samples, config.eval.tokens
-    sampler = build_sampler(config.eval, policy, graphs)
 
     def sample(first: int, inputs: Tensor) -> Sequence[Tensor]:
         draws = uniforms(config.seed, 0, first * group_size, len(inputs) * group_size, tokens)

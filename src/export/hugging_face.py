@@ -15,7 +15,7 @@ from src.config.schema import Config
 from src.models.hugging_face import INDEX, WEIGHTS, PretrainedWeights, write_arrays, write_weights
 from src.models.vision_language.policy import LanguagePolicy
 from src.models.vision_language.tower import VisionTower, tower_parts
-from src.models.vision_language.weights import Part, language_parts, prefix_of, projections
+from src.models.vision_language.weights import HEAD, Part, language_parts, prefix_of, projections
 
 PROJECTOR, PROMPT = "projector.safetensors", "prompt.json"
 
@@ -24,8 +24,16 @@ def write_model(policy: LanguagePolicy, config: Config, folder: Path) -> None:
     """Write the whole folder of the model, with adapters merged, in the types of the pretrained files."""
     source = Path(config.policy.path or "")
     weights = PretrainedWeights(source)
-    changed = {part.name: part for part in _parts(policy, weights)}
     merged = _merged(policy)
+    # What was not trained is copied: the policy may hold it in lower precision.
+    trained = {(id(parameter), None) for parameter in policy.trained_parameters()}
+    adapted = policy.adapted_projections()
+    trained |= {(id(one.weight), rows.start) for one in adapted for rows, _, _ in one.adapted_parts()}
+    changed = {
+        part.name: part
+        for part in _parts(policy, weights)
+        if {(id(part.parameter), None), (id(part.parameter), part.rows.start)} & trained
+    }
 
     def data(name: str) -> bytes:
         dtype = weights.dtype(name)
@@ -90,6 +98,8 @@ def _write_projector(policy: LanguagePolicy, folder: Path) -> None:
 def _parts(policy: LanguagePolicy, weights: PretrainedWeights) -> Iterator[Part]:
     """The tensors of the folder that the policy holds."""
     yield from language_parts(policy.language, prefix_of(weights))
+    if policy.language.sizes.tied:  # some files hold the table twice
+        yield Part(HEAD, policy.language.embedding)
     if isinstance(policy.encoder, VisionTower):
         yield from tower_parts(policy.encoder, "visual." if "visual.merger.ln_q.weight" in weights else "model.visual.")
 
@@ -97,11 +107,9 @@ def _parts(policy: LanguagePolicy, weights: PretrainedWeights) -> Iterator[Part]
 def _merged(policy: LanguagePolicy) -> dict[int, np.ndarray]:
     """The weights of adapted projections with their adapters, by the id of the parameter."""
     merged = {}
-    for layer in policy.language.layers:
-        for _, projection in projections(layer):
-            if projection.adapted:
-                update = (projection.lora_up.asnumpy() * projection.blocks.asnumpy()) @ projection.lora_down.asnumpy()
-                merged[id(projection.weight)] = projection.weight.asnumpy().astype(np.float32) + update.T
+    for one in policy.adapted_projections():
+        update = (one.lora_up.asnumpy() * one.blocks.asnumpy()) @ one.lora_down.asnumpy()
+        merged[id(one.weight)] = one.weight.asnumpy().astype(np.float32) + update.T
     return merged
 
 

@@ -189,8 +189,7 @@ def server_facts(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
     tokens: dict[str, Any] = {"pad": tokenizer.pad_id, "unk": tokenizer.unk_id, "bos": ids.bos, "eos": tokenizer.eos_id}
     if config.policy.is_pretrained:
         tokens = {"pad": ids.pad, "first": ids.bos, "ends": list(ids.eos)}
-    resampling = pixels.pop("resampling")
-    interpolation = "bilinear, not antialiased" if resampling == "bilinear" else f"{resampling}, antialiased"
+    interpolation = pixels.pop("resampling")
     if config.data.aspect == "pad":
         steps.insert(0, "fill up to a square with bars of 128 on both sides")
     return {

@@ -31,7 +31,7 @@ def load_checkpoint(path: Path, policy: Policy, optimizer_state: dict | None = N
     if policy.base is not None and state.get("base") != policy.base:
         raise InputError(
             f"{path}: its adapters were trained on other pretrained weights than policy.path and encoder.checkpoint "
-            "hold; use the files it was trained with"
+            "hold, or with another lora.alpha or lora.targets; use the files and settings that it was trained with"
         )
     targets = {f"model.{name}": value for name, value in policy.saved_parameters().items()}
     targets |= {f"optimizer.{name}": value for name, value in (optimizer_state or {}).items()}

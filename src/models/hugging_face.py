@@ -38,7 +38,7 @@ class PretrainedWeights:
                 self._files[name], self._entries[name] = path, entry
 
     def _paths(self) -> list[Path]:
-        if (self.folder / INDEX).is_file():
+        if (self.folder / INDEX).is_file() and not (self.folder / WEIGHTS).is_file():  # transformers' order
             shards = read_json(self.folder, INDEX).get("weight_map")
             names = sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else []
             if not names or any(Path(name).name != name for name in names):

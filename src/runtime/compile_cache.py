@@ -25,6 +25,7 @@ GRAPH_FILES = (
     *("models/**/*.py", "decoding/*.py", "losses/*.py", "training/optim.py", "training/step.py"),
     *(
         "config/kinds.py",
+        "data/chat_template.py",
         "data/model_folder.py",
         "data/pretrained_tokenizer.py",
         "data/tokenizer.py",
@@ -40,7 +41,8 @@ Compile = Callable[[str, nn.Cell], Callable[..., Any]]  # GraphCache.compile, or
 class GraphCache:
     """The cache of a program's graphs.
 
-    made_from: all constants in the graphs, which depend also on the code and their input shapes; JSON values.
+    made_from: all constants in the graphs, which depend also on the code, their parameters and the shapes of their
+    inputs; JSON values.
     """
 
     def __init__(self, folder: Path, made_from: Mapping[str, Any]) -> None:
@@ -61,7 +63,8 @@ class GraphCache:
             if compiled:
                 return cell(*inputs)
             compiled.append(True)
-            key = hashlib.sha256(json.dumps([self.made_from, name, _shapes(inputs)]).encode()).hexdigest()
+            held = [[path, *_shapes(one)] for path, one in cell.parameters_and_names()]
+            key = hashlib.sha256(json.dumps([self.made_from, name, held, _shapes(inputs)]).encode()).hexdigest()
             with _claimed(self.folder / key[:32], key) as folder:
                 if folder is None:
                     return cell(*inputs)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from src.config.load import resolved
 from src.config.schema import Config
+from src.data.model_folder import config_digest
 from src.data.tokenizer import Tokenizer
 from src.runtime.compile_cache import GraphCache
 from src.runtime.workers import Workers
@@ -30,6 +31,7 @@ def graph_cache(config: Config, tokenizer: Tokenizer, workers: Workers, train_im
     """
     settings = {key: value for key, value in resolved(config).items() if key not in _NOT_IN_GRAPHS}
     settings |= {"image_size": config.data.image_size}
+    settings["models"] = [config_digest(folder) for folder in (config.language_folder, config.pixels_folder)]
     return GraphCache(
         Path(os.environ.get("CAPTIONER_GRAPHS") or config.cache_folder / "graphs"),
         {"config": settings, "tokens": tokenizer.fingerprint, "images": train_images, "workers": workers.size},

@@ -13,6 +13,7 @@ from src.data.feature_source import FeatureSource, check_space, feature_path, lo
 from src.data.image_files import UnchangedImages
 from src.data.images import ImageSource
 from src.data.locate import find_images
+from src.data.model_folder import config_digest
 from src.data.photographs import READER
 from src.data.record import Record
 from src.runtime.environment import convolutions_are_slow
@@ -30,11 +31,7 @@ def build_sources(
     images = {split: find_images(config, [record.file for record in rows]) for split, rows in records.items()}
     if config.encoder.trainable:
         return [build_image_source(config, images[split]) for split in splits]
-    settings = (config.encoder.kind, config.encoder.variant, config.encoder.scale)
-    wanted = repr((*settings, config.data.image_size, config.data.resize_after_normalize))
-    if config.data.aspect != "stretch" or not config.has_convolutions:  # else the key is that of older versions
-        wanted = repr((config.data.image_size, config.data.aspect, preprocessing(config)))
-    key = {"weights": weights_digest(encoder), "reader": str(READER), "preprocessing": wanted}
+    key = {"weights": weights_digest(encoder), "reader": str(READER), "preprocessing": wanted_features(config)}
     caches = {}
     for split, rows in images.items():
         # The first worker computes the digests: other nodes may see changes of a shared folder late.
@@ -54,6 +51,16 @@ def build_sources(
             encode_here(config, cache, encoder, workers.rank, workers.size)
 
     return [load_features(caches[split], fill, workers) for split in splits]
+
+
+def wanted_features(config: Config) -> str:
+    """Return what features depend on besides the encoder's weights and the images."""
+    settings = (config.encoder.kind, config.encoder.variant, config.encoder.scale)
+    wanted = repr((*settings, config.data.image_size, config.data.resize_after_normalize))
+    if config.data.aspect != "stretch" or not config.has_convolutions:  # else the key is that of older versions
+        wanted += repr((config.data.aspect, preprocessing(config), config.encoder.layer))
+        wanted += config_digest(config.pixels_folder)
+    return wanted
 
 
 def encode_here(config: Config, cache: FeatureCache, encoder: nn.Cell, rank: int, size: int) -> None:

@@ -125,7 +125,7 @@ class ViT(nn.Cell):
             raise InputError(f"encoder.layer={layer} must be from -{sizes['num_hidden_layers']} to -1 for {folder}")
         self.channels, self.patch, self.side = width, patch, image_size // patch
         self.tokens, self.eps = self.side**2, sizes["layer_norm_eps"]
-        self.patches = Linear(3 * patch**2, width, dtype=dtype)
+        self.patches = Linear(3 * patch**2, width, has_bias=self.names is not _CLIP, dtype=dtype)
         self.class_rows = int(self.names.class_token is not None)
         self.class_token = (
             Parameter(np.zeros((1, 1, width), np.float32), name="class_token") if self.class_rows else None
@@ -161,7 +161,8 @@ class _Layer(nn.Cell):
         width, wide, eps = sizes["hidden_size"], sizes["intermediate_size"], sizes["layer_norm_eps"]
         self.heads, self.dtype, self.gated = sizes["num_attention_heads"], dtype, sizes["gated"]
         self.norm1, self.norm2 = LayerNorm(width, eps), LayerNorm(width, eps)
-        self.qkv, self.out = Linear(width, 3 * width, dtype=dtype), Linear(width, width, dtype=dtype)
+        self.qkv = Linear(width, 3 * width, has_bias=sizes["qkv_bias"], dtype=dtype)
+        self.out = Linear(width, width, dtype=dtype)
         self.expand = Linear(width, 2 * wide if self.gated else wide, dtype=dtype)
         self.contract = Linear(wide, width, dtype=dtype)
         self.activation = norms.swiglu() if self.gated else _ACTIVATIONS[sizes["hidden_act"]]
@@ -190,10 +191,7 @@ def load_vit(vit: ViT, folder: Path) -> None:
         shape = (linear.weight.shape[0] // len(layers), linear.weight.shape[1])
         _set(linear.weight, np.concatenate([get(f"{name}.weight", *shape) for name in layers]))
         if linear.bias is not None:
-            zero = np.zeros(shape[0], np.float32)  # qkv_bias: false
-            found = [f"{prefix}{name}.bias" in weights for name in layers]
-            biases = [get(f"{name}.bias", shape[0]) if there else zero for name, there in zip(layers, found)]
-            _set(linear.bias, np.concatenate(biases))
+            _set(linear.bias, np.concatenate([get(f"{name}.bias", shape[0]) for name in layers]))
 
     def fill_norm(norm: LayerNorm, name: str) -> None:
         _set(norm.gamma, get(f"{name}.weight", width))
@@ -201,7 +199,7 @@ def load_vit(vit: ViT, folder: Path) -> None:
 
     kernel = get(f"{names.patch}.weight", width, 3, vit.patch, vit.patch)
     _set(vit.patches.weight, kernel.reshape(width, -1))
-    if f"{prefix}{names.patch}.bias" in weights:
+    if vit.patches.bias is not None:
         _set(vit.patches.bias, get(f"{names.patch}.bias", width))
     _set(vit.positions, _positions(weights, prefix + names.positions, vit))
     if names.class_token is not None:
@@ -227,7 +225,7 @@ def _sizes(folder: Path) -> tuple[_Names, dict[str, Any]]:
     """Return the names of a folder's tensors, and its sizes with all keys of _FAMILIES, `gated` and mlp sizes."""
     file, config = folder / "config.json", read_json(folder, "config.json")
     family = config.get("model_type")
-    if family not in _FAMILIES:
+    if not isinstance(family, str) or family not in _FAMILIES:
         known = "clip, siglip, clip_vision_model, siglip_vision_model or dinov2"
         raise InputError(f"{file}: model_type={family} is not a supported vision tower; use one of {known}")
     names, defaults = _FAMILIES[family]
@@ -244,6 +242,7 @@ def _sizes(folder: Path) -> tuple[_Names, dict[str, Any]]:
             f"supported; hidden_act must be one of {', '.join(_ACTIVATIONS)}"
         )
     sizes["gated"] = bool(sizes.get("use_swiglu_ffn", False))
+    sizes["qkv_bias"] = family != "dinov2" or bool(sizes.get("qkv_bias", True))
     if "mlp_ratio" in defaults:
         wide = width * sizes["mlp_ratio"]
         sizes["intermediate_size"] = (wide * 2 // 3 + 7) // 8 * 8 if sizes["gated"] else wide
@@ -253,10 +252,11 @@ def _sizes(folder: Path) -> tuple[_Names, dict[str, Any]]:
 def _positions(weights: PretrainedWeights, name: str, vit: ViT) -> np.ndarray:
     """Return the table of positions, interpolated where the image size differs from the model's own."""
     found = weights.shape(name)
-    table = weights.get(name, found).reshape(-1, vit.channels)
-    side = round((len(table) - vit.class_rows) ** 0.5)
-    if side**2 + vit.class_rows != len(table):
+    rows = int(np.prod(found)) // vit.channels
+    side = round(max(0, rows - vit.class_rows) ** 0.5)
+    if found[-1:] != (vit.channels,) or side < 1 or side**2 + vit.class_rows != rows:
         raise InputError(f"{weights.folder}: {name} has shape {found}, which is not a square grid; use another model")
+    table = weights.get(name, found).reshape(-1, vit.channels)
     if side == vit.side:
         return table
     resize = bicubic(side, vit.side)

@@ -3,6 +3,7 @@
 Letters: n rows, C input channels, D output width (the sum of the fused layers'), r rank, A adapted layers of a product.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
@@ -10,6 +11,7 @@ from itertools import accumulate
 import mindspore.common.dtype as mstype
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import HeUniform, initializer
 
 from src.models import kernels
 
@@ -57,9 +59,8 @@ class Projection(nn.Cell):
             assert lora is not None
             self.rank = lora.rank
             count = len(self.adapted) * lora.rank
-            bound = channels**-0.5  # PEFT's: Kaiming-uniform with a = sqrt(5)
-            down = np.random.default_rng(count * channels).uniform(-bound, bound, (count, channels))
-            self.lora_down = Parameter(down.astype(np.float32), name="lora_down")
+            down = initializer(HeUniform(math.sqrt(5)), (count, channels), mstype.float32)  # as PEFT
+            self.lora_down = Parameter(down, name="lora_down")
             self.lora_up = Parameter(np.zeros((total, count), np.float32), name="lora_up")
             blocks = np.zeros((total, count), np.float32)
             for rows, columns, _ in self.adapted_parts():

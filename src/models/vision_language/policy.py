@@ -18,6 +18,7 @@ from mindspore.common.initializer import initializer
 
 from src.config.kinds import LORA_TARGETS
 from src.config.schema import Config
+from src.data.model_folder import config_digest
 from src.data.tokenizer import TokenIds
 from src.models import kernels, norms
 from src.models.captioner.decoder import shift_right
@@ -25,7 +26,7 @@ from src.models.encoders.build import build_encoder, encoder_settings
 from src.models.hugging_face import PretrainedWeights
 from src.models.layers import Linear
 from src.models.policy import Policy
-from src.models.vision_language.adapters import LoRA
+from src.models.vision_language.adapters import LoRA, Projection
 from src.models.vision_language.architecture import language_sizes, tower_sizes
 from src.models.vision_language.language_model import Keys, LanguageModel, image_positions
 from src.models.vision_language.tower import VisionTower, load_tower
@@ -92,7 +93,7 @@ class LanguagePolicy(Policy):
         self.before = Tensor([token_ids.before or (0,)], ms.int32)
         self.after = Tensor([token_ids.after or (0,)], ms.int32)
         self.counts = (len(token_ids.before), len(token_ids.after))
-        self.adapted = any(len(one.adapted) > 0 for one in self._projections())
+        self.adapted = len(self.adapted_projections()) > 0
         self.dropout_sites = (dropout,) * len(language.layers) if self.adapted and dropout > 0 else ()
         self.not_allowed = Tensor(np.where(token_ids.allowed, 0.0, kernels.MASKED), ms.float32)
         self.shift = kernels.bias_add()
@@ -100,8 +101,9 @@ class LanguagePolicy(Policy):
             for parameter in language.get_parameters():
                 parameter.requires_grad = parameter.name.endswith(_ADAPTERS)
 
-    def _projections(self):  # type: ignore[no-untyped-def]
-        return [one for layer in self.language.layers for _, one in projections(layer)]
+    def adapted_projections(self) -> list[Projection]:
+        """Return the fused layers with adapters."""
+        return [one for layer in self.language.layers for _, one in projections(layer) if len(one.adapted) > 0]
 
     def prefix(self, inputs: Tensor) -> Keys:
         """Compute keys and values of the prompt with its image, but the last token."""
@@ -170,9 +172,10 @@ class LanguagePolicy(Policy):
         shared: dict[int, Any] = {id(one): one for one in self.get_parameters() if id(one) not in trained}
         shared |= {id(layer._recompute_cell): None for layer in self.language.layers}  # has no gradient, nor a copy
         copy = deepcopy(self, shared)
-        for one in copy._projections():
-            if len(one.adapted) > 0 and not one.lora_up.asnumpy().any():
+        for one in copy.adapted_projections():
+            if not one.lora_up.asnumpy().any():
                 one.adapted = []
+                del one.lora_down, one.lora_up  # compiled graphs are told apart by their parameters
         return copy
 
     def trained_parameters(self) -> list[Parameter]:
@@ -211,6 +214,8 @@ def build_language_policy(config: Config, token_ids: TokenIds, *, cached: bool, 
         side = round(encoder.tokens**0.5)
     else:
         encoder = build_encoder(**encoder_settings(config), load=load, dtype=ms.float32 if cached else dtype)
+        if settings.pool > round(encoder.tokens**0.5):
+            raise InputError(f"policy.pool={settings.pool} exceeds the encoder's grid of {encoder.tokens} cells")
         projector = GridProjector(encoder.channels, encoder.tokens, settings.pool, sizes.width, dtype)
         side = round(projector.tokens**0.5)
     tokens = max(config.ce.tokens, config.rl.tokens, config.eval.tokens)
@@ -241,8 +246,9 @@ def build_language_policy(config: Config, token_ids: TokenIds, *, cached: bool, 
 
 
 def _base_digest(config: Config, weights: PretrainedWeights) -> str:
-    """Identify the pretrained files that a checkpoint with adapters needs."""
-    digests = [weights.digest()]
+    """Identify the pretrained files that a checkpoint with adapters needs, and what its adapters mean."""
+    lora = _lora(config)
+    digests = [weights.digest(), config_digest(weights.folder), config_digest(config.pixels_folder), repr(lora)]
     encoder = config.encoder.checkpoint
     if config.policy.kind == "prefix_lm" and encoder is not None:
         path = Path(encoder)

@@ -12,7 +12,9 @@ from mindspore import Parameter, Tensor
 from src.models.hugging_face import PretrainedWeights
 from src.models.vision_language.adapters import Projection
 from src.models.vision_language.language_model import LanguageModel
+from src.runtime.errors import InputError
 
+HEAD = "lm_head.weight"
 # Where the language model's tensors may be in a folder: alone, in transformers 5's Qwen2.5-VL, or without a head.
 _PREFIXES = ("model.", "model.language_model.", "")
 
@@ -42,7 +44,7 @@ def language_parts(model: LanguageModel, prefix: str = "model.") -> Iterator[Par
                 yield from projection_parts(f"{at}.{block}.{name}", projection, rows)
     yield Part(f"{prefix}norm.weight", model.norm.weight)
     if not model.sizes.tied:
-        yield Part("lm_head.weight", model.output)
+        yield Part(HEAD, model.output)
 
 
 def projection_parts(name: str, projection: Projection, outputs: slice = slice(None)) -> Iterator[Part]:
@@ -59,7 +61,15 @@ def projections(layer) -> tuple[tuple[str, Projection], ...]:  # type: ignore[no
 
 def load_language_model(model: LanguageModel, weights: PretrainedWeights) -> None:
     """Set every parameter but the adapters'. Errors: InputError naming the tensor that is missing or misshapen."""
-    load_parts(language_parts(model, prefix_of(weights)), weights)
+    prefix = prefix_of(weights)
+    if model.sizes.tied and HEAD in weights:
+        table = weights.get(f"{prefix}embed_tokens.weight", tuple(model.embedding.shape))
+        if not np.array_equal(weights.get(HEAD, table.shape), table):
+            raise InputError(
+                f"{weights.folder}: {HEAD} differs from the embedding though config.json has tie_word_embeddings=true; "
+                "set it to false, or remove the tensor"
+            )
+    load_parts(language_parts(model, prefix), weights)
 
 
 def prefix_of(weights: PretrainedWeights) -> str:
