@@ -360,7 +360,7 @@ def test_a_checkpoint_holds_the_adapter_and_names_its_base(folders, tmp_path):
     with (other / "model.safetensors").open("r+b") as file:
         file.seek(-4, 2)
         file.write(np.float32(0.5).tobytes())
-    with pytest.raises(InputError, match=r"its adapters were trained on other pretrained weights than policy\.path"):
+    with pytest.raises(InputError, match="was trained with other pretrained files"):
         load_checkpoint(path, build(other, "lora.rank=4"))
     for setting in ("lora.alpha=8", "lora.targets=q_proj"):  # adapters that would mean something else
         with pytest.raises(InputError, match=r"or with another lora\.alpha or lora\.targets"):
@@ -368,8 +368,13 @@ def test_a_checkpoint_holds_the_adapter_and_names_its_base(folders, tmp_path):
     changed = tiny_folder("qwen2", tmp_path / "changed")
     config = json.loads((changed / "config.json").read_text()) | {"rms_norm_eps": 0.1}
     (changed / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="its adapters were trained on other pretrained weights"):
+    with pytest.raises(InputError, match="was trained with other pretrained files"):
         load_checkpoint(path, build(changed, "lora.rank=4"))
+    whole = tmp_path / "whole"  # holds all tensors, but no constants
+    save_checkpoint(whole, build(folders["qwen2"]), {})
+    load_checkpoint(whole, build(folders["qwen2"]))
+    with pytest.raises(InputError, match="was trained with other pretrained files"):
+        load_checkpoint(whole, build(changed))
 
 
 def test_adapters_begin_unlike_each_other(folders):

@@ -30,8 +30,8 @@ def load_checkpoint(path: Path, policy: Policy, optimizer_state: dict | None = N
     state, arrays = read_checkpoint(path)
     if policy.base is not None and state.get("base") != policy.base:
         raise InputError(
-            f"{path}: its adapters were trained on other pretrained weights than policy.path and encoder.checkpoint "
-            "hold, or with another lora.alpha or lora.targets; use the files and settings that it was trained with"
+            f"{path} was trained with other pretrained files (policy.path, encoder.checkpoint), or with another "
+            "lora.alpha or lora.targets; use the files and settings that it was trained with"
         )
     targets = {f"model.{name}": value for name, value in policy.saved_parameters().items()}
     targets |= {f"optimizer.{name}": value for name, value in (optimizer_state or {}).items()}

@@ -24,7 +24,8 @@ class Policy(nn.Cell):
         unrolled: if True, the sampler is one graph of T steps, and each step may have its own shapes. If False, `step`
             is compiled once and called T times; its position is then a tensor.
         end_check: if not unrolled, steps between looks at whether all completions have ended; 0: never.
-        base: digest of the pretrained files whose weights a checkpoint leaves out; None if it holds everything.
+        base: digest of what a checkpoint leaves out: constants and, with adapters, weights of pretrained files; None if
+            it holds everything.
         chunk_rows: tokens whose logits a loss computes at once, from `head`; 0: all, from `logits`.
         dropout_sites: the drop rate at each place where CE applies dropout to [M, T, D]; empty without dropout.
     """

@@ -6,6 +6,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 
 from src.config.schema import Config
+from src.data.model_folder import config_digest
 from src.data.tokenizer import TokenIds
 from src.models.captioner.decoder import Decoder, Memory, shift_right
 from src.models.encoders.build import build_encoder, encoder_settings
@@ -74,4 +75,6 @@ def build_captioner(config: Config, token_ids: TokenIds, *, cached: bool, load: 
     encoder_dtype = ms.float32 if cached else dtype  # what is computed once for all runs is computed well
     encoder = build_encoder(**encoder_settings(config), load=load, dtype=encoder_dtype)
     decoder = Decoder(config.decoder, encoder.channels, token_ids.allowed, dtype)
-    return Captioner(encoder, decoder, token_ids, cached=cached).set_train(False)
+    captioner = Captioner(encoder, decoder, token_ids, cached=cached)
+    captioner.base = config_digest(config.pixels_folder) or None
+    return captioner.set_train(False)

@@ -233,7 +233,7 @@ def build_language_policy(config: Config, token_ids: TokenIds, *, cached: bool, 
     if settings.recompute:
         for layer in language.layers:
             layer.recompute()
-    base = None if weights is None or config.lora.rank == 0 else _base_digest(config, weights)
+    base = _base_digest(config, weights)
     keeps_encoder = config.encoder.trainable or (projector is not None and config.encoder.checkpoint is None)
     policy = LanguagePolicy(
         *(encoder, projector, language, token_ids),
@@ -245,11 +245,15 @@ def build_language_policy(config: Config, token_ids: TokenIds, *, cached: bool, 
     return policy.set_train(False)
 
 
-def _base_digest(config: Config, weights: PretrainedWeights) -> str:
-    """Identify the pretrained files that a checkpoint with adapters needs, and what its adapters mean."""
-    lora = _lora(config)
-    digests = [weights.digest(), config_digest(weights.folder), config_digest(config.pixels_folder), repr(lora)]
-    encoder = config.encoder.checkpoint
+def _base_digest(config: Config, weights: PretrainedWeights | None) -> str:
+    """Identify what a checkpoint needs besides its tensors: config.json and, with adapters, all of the pretrained
+    files, and what the adapters mean.
+    """
+    digests = [config_digest(config.language_folder), config_digest(config.pixels_folder)]
+    lora, encoder = _lora(config), config.encoder.checkpoint
+    if lora is None or weights is None:
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+    digests += [weights.digest(), repr(lora)]
     if config.policy.kind == "prefix_lm" and encoder is not None:
         path = Path(encoder)
         digests.append(PretrainedWeights(path).digest() if path.is_dir() else file_digest(path))
