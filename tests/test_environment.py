@@ -109,6 +109,25 @@ def test_signals_wait_for_the_end_of_an_import(signum, signals, tmp_path, monkey
     assert (stop.value.code, out) == (4, "imported\n") and err.startswith("error: ended by SIGTERM or Ctrl-C")
 
 
+def test_signals_wait_for_the_end_of_a_finaliser(signals, capsys):
+    """Python ignores an exception there, and the signal would be lost."""
+
+    class Finalised:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)
+            print("finalised", flush=True)
+
+    def main():
+        Finalised()
+        time.sleep(30)
+
+    with pytest.raises(SystemExit) as stop:
+        run_program(main)
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (4, "finalised\n") and err.startswith("error: ended by SIGTERM or Ctrl-C")
+
+
 def test_signals_wait_for_the_end_of_a_compilation(signals, monkeypatch, capfd):
     """MindSpore's compiler calls Python from C++, as here to parse a cell."""
     parse, parsed = ms.graph._parse.parse_cb, []

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import FrameType
@@ -157,11 +158,11 @@ def on_signals(action: Callable[[], object]) -> None:
     """Call `action` on SIGTERM or Ctrl-C; the second Ctrl-C raises KeyboardInterrupt.
 
     The call waits for the end of an import or of a graph's compilation: MindSpore calls Python from C++ in both, and an
-    exception there crashes the process.
+    exception there crashes the process. It also waits for the end of a finaliser, where Python ignores exceptions.
     """
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if _is_below_cpp(frame):
+        if _must_wait(frame):
             threading.Timer(0.1, os.kill, (os.getpid(), signum)).start()
             return
         if signum == signal.SIGINT:
@@ -173,10 +174,12 @@ def on_signals(action: Callable[[], object]) -> None:
         signal.signal(signal.SIGINT, handle)
 
 
-def _is_below_cpp(frame: FrameType | None) -> bool:
+def _must_wait(frame: FrameType | None) -> bool:
     while frame is not None:
         file, name = frame.f_code.co_filename, frame.f_code.co_name
         if file.startswith("<frozen importlib") or (name == "compile" and file.endswith("mindspore/graph/api.py")):
+            return True
+        if name == "__del__" or file == weakref.__file__:
             return True
         frame = frame.f_back
     return False
