@@ -8,16 +8,16 @@ import pytest
 from mindspore import Tensor
 from safetensors.numpy import load_file, save_file
 from test_language_policy import build, configured, features_of
+from tiny import WORLD
 from tiny_models import tiny_folder
 
-from src.data.pretrained_tokenizer import load_pretrained_tokenizer
+from src.config.load import load_config
 from src.decoding.distribution import Sampled
 from src.export.__main__ import export_pretrained
 from src.export.hugging_face import as_bytes, write_adapter, write_model
 from src.losses.grpo import LogprobCell
 from src.models.hugging_face import PretrainedWeights, write_weights
 from src.runtime.errors import InputError
-from src.training.checkpoint import save_checkpoint
 
 ADAPTERS = ("lora.rank=4", "lora.targets=q_proj,k_proj,o_proj,up_proj")
 
@@ -124,13 +124,23 @@ def test_bfloat16_is_rounded_to_the_nearest(tmp_path):
     assert PretrainedWeights(tmp_path).get("x", (4,)).tolist() == expected
 
 
-def test_a_trained_tower_is_refused_as_an_adapter(folders, tmp_path, monkeypatch):
-    """PEFT would put the adapters before the tower that they were not trained with."""
-    settings = ("policy.kind=qwen2_5_vl", "data.image_size=112", "encoder.trainable=true", *ADAPTERS)
-    config = configured(folders["qwen2_5_vl"], *settings)
-    state = {"tokenizer": load_pretrained_tokenizer(config).fingerprint}
-    save_checkpoint(tmp_path / "best", build(folders["qwen2_5_vl"], *settings, cached=False), state)
-    monkeypatch.setattr("src.runtime.device.setup_device", lambda config: None)  # it is set up
-    with pytest.raises(InputError, match="--format peft: the vision tower was trained"):
-        export_pretrained(config, tmp_path / "best", tmp_path, "peft")
-    assert not list(tmp_path.glob("adapter*"))
+@pytest.mark.parametrize(
+    ("kind", "settings", "form", "message"),
+    [
+        # PEFT would put the adapters behind the tower that they were not trained with.
+        ("qwen2_5_vl", ("encoder.trainable=true", *ADAPTERS), "peft", "the vision tower was trained and is no adapter"),
+        ("qwen2_5_vl", (), "peft", "lora.rank=0 has no adapters"),
+        ("captioner", (), "huggingface", "is for policy.kind prefix_lm or qwen2_5_vl"),
+    ],
+)
+def test_a_form_that_does_not_fit_is_refused_at_once(
+    folders, tmp_path, kind, settings, form, message
+):
+    sees = (f"policy.kind={kind}", "data.image_size=112")
+    if kind == "captioner":
+        config = load_config(WORLD / "configs/base.yaml", ())
+    else:
+        config = configured(folders[kind], *sees, *settings)
+    with pytest.raises(InputError, match=message):
+        export_pretrained(config, tmp_path / "not there", tmp_path, form)
+    assert not list(tmp_path.iterdir())

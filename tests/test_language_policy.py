@@ -298,8 +298,7 @@ def test_an_adapter_is_a_product_of_low_rank(folders):
     np.testing.assert_allclose(changed, merged, atol=1e-4)
     reference = policy.reference()  # the adapter as it is now, whatever is trained afterwards
     for one in policy.adapted_projections():
-        if one.adapted:
-            one.lora_up.set_data(Tensor(np.zeros(one.lora_up.shape, np.float32)))
+        one.lora_up.set_data(Tensor(np.zeros(one.lora_up.shape, np.float32)))
     np.testing.assert_allclose(LogprobCell(reference, Sampled())(features, ids).asnumpy(), changed, atol=1e-6)
     assert np.abs(LogprobCell(policy, Sampled())(features, ids).asnumpy() - changed).max() > 1e-3
 
@@ -311,7 +310,7 @@ def test_a_reference_shares_what_is_not_trained(policies):
     trained = {id(parameter) for parameter in adapted.trained_parameters()}
     assert not shared & trained and len(shared) == len(list(adapted.get_parameters())) - len(trained)
     assert not reference.adapted_projections()  # nothing was added yet: no product for it
-    assert not any("lora" in name for name, _ in reference.parameters_and_names())  # its graph is told apart by them
+    assert not any("lora" in name for name, _ in reference.parameters_and_names())  # the graph cache's key
     copied = {id(parameter) for parameter in whole.reference().get_parameters()}
     assert not copied & {id(parameter) for parameter in whole.trained_parameters()}
 
@@ -378,7 +377,7 @@ def test_a_checkpoint_holds_the_adapter_and_names_its_base(folders, tmp_path):
 
 
 def test_adapters_begin_unlike_each_other(folders):
-    """As PEFT's: uniform within 1 / sqrt(C), other numbers in every layer and with every seed."""
+    """As PEFT's: uniform within 1 / sqrt(C), with other numbers in every layer."""
     policy = build(folders["qwen2"], "lora.rank=4", "lora.targets=gate_proj,q_proj")
     downs = [one.lora_down.asnumpy() for one in policy.adapted_projections()]
     assert len(downs) == 2 and downs[0].shape == downs[1].shape and np.abs(downs[0] - downs[1]).max() > 0.01

@@ -92,14 +92,15 @@ def export_pretrained(config: Config, checkpoint: Path, folder: Path, form: str)
     from src.models.vision_language.policy import LanguagePolicy
     from src.runtime.device import setup_device
 
+    if not config.policy.is_pretrained:
+        raise InputError(f"--format {form} is for policy.kind prefix_lm or qwen2_5_vl; export MindIR instead")
+    if form == "peft" and config.lora.rank == 0:
+        raise InputError("--format peft: lora.rank=0 has no adapters; use --format huggingface")
+    if form == "peft" and config.policy.kind == "qwen2_5_vl" and config.encoder.trainable:
+        raise InputError("--format peft: the vision tower was trained and is no adapter; use --format huggingface")
     setup_device(config)
     policy, _ = load_policy(config, checkpoint, cached=False)
-    if not isinstance(policy, LanguagePolicy):
-        raise InputError(f"--format {form} is for policy.kind prefix_lm or qwen2_5_vl; export MindIR instead")
-    if form == "peft" and not policy.adapted:
-        raise InputError("--format peft: lora.rank=0 has no adapters; use --format huggingface")
-    if form == "peft" and policy.projector is None and config.encoder.trainable:
-        raise InputError("--format peft: the vision tower was trained and is no adapter; use --format huggingface")
+    assert isinstance(policy, LanguagePolicy)
     (write_adapter if form == "peft" else write_model)(policy, config, folder)
     elsewhere = "; the encoder is in the checkpoint alone" if policy.projector and policy.keeps_encoder else ""
     return f"the language model of {checkpoint}, for transformers{' and PEFT' if form == 'peft' else ''}{elsewhere}"

@@ -175,7 +175,7 @@ class LanguagePolicy(Policy):
         for one in copy.adapted_projections():
             if not one.lora_up.asnumpy().any():
                 one.adapted = []
-                del one.lora_down, one.lora_up  # compiled graphs are told apart by their parameters
+                del one.lora_down, one.lora_up  # the graph cache keeps a graph by its parameters
         return copy
 
     def trained_parameters(self) -> list[Parameter]:
