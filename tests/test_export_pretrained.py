@@ -133,9 +133,7 @@ def test_bfloat16_is_rounded_to_the_nearest(tmp_path):
         ("captioner", (), "huggingface", "is for policy.kind prefix_lm or qwen2_5_vl"),
     ],
 )
-def test_a_form_that_does_not_fit_is_refused_at_once(
-    folders, tmp_path, kind, settings, form, message
-):
+def test_a_form_that_does_not_fit_is_refused_at_once(folders, tmp_path, kind, settings, form, message):
     sees = (f"policy.kind={kind}", "data.image_size=112")
     if kind == "captioner":
         config = load_config(WORLD / "configs/base.yaml", ())
